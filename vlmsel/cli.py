@@ -1,0 +1,143 @@
+"""The command line: `vlmsel <command> --config file.yaml --dotted.override value --out RUN`.
+
+A command is a typed function of the same name in `vlmsel.commands.<command>`; jsonargparse turns its signature into flags
+and YAML keys. A command's module is imported only when it is chosen, so that `vlmsel --help` needs no torch. A module with
+`PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`.
+
+User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+COMMANDS = {
+    "demo": "run the whole job on the embedded world and print the table scorer x task",
+    "align": "phase one: train the projector (and LoRA) on captions",
+    "score": "score every sample of a pool by its influence on target tasks",
+    "select": "write the fraction of the pool with the lowest (most helpful) scores",
+    "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
+    "evaluate": "answer the questions of VQAv2, GQA, POPE or TextVQA and compute the metrics",
+}
+
+
+def usage() -> str:
+    """Return what `vlmsel --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vlmsel <command> [--config FILE] [--option value ...]",
+            "",
+            "Which k % of my instruction data should I fine-tune on?",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`vlmsel <command> --help` lists a command's options; `vlmsel --version` prints the version.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code (0 done, 2 wrong input, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from vlmsel import __version__
+
+        print(f"vlmsel {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"error: unknown command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return _run(arguments[0], arguments[1:])
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    try:
+        call, values = parse(command, arguments)
+        call(**values)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, KeyError, ImportError) as problem:
+        if os.environ.get("VLMSEL_DEBUG"):
+            raise
+        print(f"error: {one_line(problem)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(problem: BaseException) -> str:
+    """Return an exception's message as one line (KeyError quotes its message; that is undone)."""
+    text = problem.args[0] if isinstance(problem, KeyError) and problem.args else problem
+    return " ".join(str(text).split()) or type(problem).__name__
+
+
+def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Return the command's function and its arguments; `config` holds the resolved YAML where the function takes it."""
+    module = import_module(f"vlmsel.commands.{command}")
+    function = getattr(module, command)
+    parser = _parser(command, function)
+    if hasattr(module, "PRESETS"):
+        _preset_defaults(parser, module, arguments)
+    found = parser.parse_args(arguments)
+    found.pop("config", None)
+    text = parser.dump(found, skip_validation=True)
+    values = dict(parser.instantiate(found).__dict__)
+    values.pop("config", None)
+    return function, {**values, "config": _without_out(text)}
+
+
+def _parser(command: str, function: Any) -> Any:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"vlmsel {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_function_arguments(function, as_group=False, skip={"config"})
+    return parser
+
+
+def _without_out(text: str) -> str:
+    """Drop the run folder's own path: a moved folder still holds the same run."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("out:", "config:")))
+
+
+def _preset_defaults(parser: Any, module: ModuleType, arguments: list[str]) -> None:
+    name = _early_value(arguments, "preset") or parser.get_default("preset")
+    if name not in module.PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(module.PRESETS)}")
+    preset = module.PRESETS[name]
+    parser.set_defaults({f"settings.{field.name}": getattr(preset, field.name) for field in fields(preset)})
+
+
+def _early_value(arguments: list[str], key: str) -> str | None:
+    """Find one option before the parser exists: its value on the command line, else in the configuration file."""
+    import yaml
+
+    config = None
+    for index, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        given = value if equals else (arguments[index + 1] if index + 1 < len(arguments) else None)
+        if flag == f"--{key}":
+            return given
+        config = given if flag == "--config" else config
+    if config is None or not os.path.isfile(config):
+        return None
+    with open(config, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    return content.get(key) if isinstance(content, dict) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

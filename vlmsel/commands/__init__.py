@@ -1,0 +1,1 @@
+"""One typed function per command: glue between the rooms, nothing else."""
