@@ -191,14 +191,15 @@ def probe_clip(out: Path, scenes: int = 1500) -> dict[str, float]:
     drawn = [draw_scene(rng) for _ in range(scenes)]
     tokens = patch_tokens(load_clip(out), drawn).flatten(0, 1)
     words = [w for scene in drawn for w in patch_words(scene)]
-    things = [i for i, w in enumerate(words) if len(w) == 3]
-    letters = [i for i, w in enumerate(words) if len(w) == 2]
+    things = [i for i, w in enumerate(words) if w and w[0] in SIZES]
+    letters = [i for i, w in enumerate(words) if w and w[0] == "sign" and len(w) == 3]
     every = list(range(0, len(words), 7))
     targets = {
         "size": (things, [words[i][0] for i in things]),
         "color": (things, [words[i][1] for i in things]),
         "shape": (things, [words[i][2] for i in things]),
-        "letter": (letters, [words[i][1] for i in letters]),
+        "letter": (letters, [words[i][2] for i in letters]),
+        "word": (letters, [words[i][1] for i in letters]),
         "patch position": (every, [str(i % 36) for i in every]),
     }
     return {name: _linear_probe(tokens[rows], labels) for name, (rows, labels) in targets.items()}

@@ -68,7 +68,7 @@ def patch_words(scene: Scene, patch: int = 8) -> list[tuple[str, ...]]:
 
     Returns:
         One tuple per patch: `(size, color, shape)` where a thing covers at least an eighth of the patch,
-        `("sign",)` or `("sign", letter)` on a sign, and `()` on bare background.
+        `("sign", word)` or `("sign", word, letter)` on a sign, and `()` on bare background.
     """
     side = CANVAS // patch
     words: list[tuple[str, ...]] = [()] * side**2
@@ -90,4 +90,4 @@ def _covered(thing: Thing, box: tuple[int, int], patch: int) -> float:
 
 def _sign_words(word: str, left: int) -> tuple[str, ...]:
     index = (left - _letter_left(word, 0)) // _LETTER
-    return ("sign", word[index]) if 0 <= index < len(word) else ("sign",)
+    return ("sign", word, word[index]) if 0 <= index < len(word) else ("sign", word)

@@ -1,0 +1,76 @@
+"""The score table: `scores.parquet` with `uid, source, tokens, loss` and one column `<Scorer>/<target>` per pair.
+
+Scores are influences: lowest = most helpful, highest = most harmful. A sample that could not be scored has a null in every
+score column. The table's metadata hold the configuration, the versions and the pool's SHA-256, so that a table can only be
+used with the pool it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmsel import runs
+
+_KEY = b"vlmsel"
+FIXED = ("uid", "source", "tokens", "loss")
+
+
+def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
+    """Write the table; `columns` must begin with uid, source, tokens, loss. NaN becomes null."""
+    assert tuple(columns)[: len(FIXED)] == FIXED
+    arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+    table = pa.table(arrays).replace_schema_metadata({_KEY: json.dumps(dict(about))})
+    with runs.atomic_path(path) as part:
+        pq.write_table(table, part)
+
+
+def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Read a score table as columns (null scores as NaN) and its metadata.
+
+    Args:
+        path: the parquet file.
+        pool: the pool it is to be used with; checked when given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a score table, or made from another pool.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such score table; `vlmsel score` writes it as scores.parquet")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as problem:
+        raise ValueError(f"{path}: not a parquet file ({str(problem).splitlines()[0]})") from None
+    about = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
+    if about is None or not set(FIXED) <= set(table.column_names):
+        raise ValueError(f"{path}: not a score table (it needs the columns {', '.join(FIXED)} and vlmsel's metadata)")
+    if pool is not None and about["pool_sha256"] != runs.file_hash(pool):
+        raise ValueError(f"{path}: these scores belong to another pool ({about['pool']}) than {pool}; score this pool first")
+    return {name: _values(table[name]) for name in table.column_names}, about
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    values = column.to_pylist()
+    if pa.types.is_floating(column.type):
+        return [float("nan") if value is None else value for value in values]
+    return values
+
+
+def score_columns(columns: Mapping[str, Any], scorer: str, target: str | None = None) -> list[str]:
+    """Return the names of a scorer's columns: all its targets, or the one asked for.
+
+    Raises:
+        ValueError: the table has no such column; says what it has.
+    """
+    names = [name for name in columns if name not in FIXED]
+    wanted = [n for n in names if n.rpartition("/")[0] == scorer and target in (None, n.rpartition("/")[2])]
+    if not wanted:
+        asked = scorer if target is None else f"{scorer}/{target}"
+        raise ValueError(f"no scores named {asked!r} in the table; it has {', '.join(names)}")
+    return wanted
