@@ -1,0 +1,58 @@
+"""The named models; the 7B one by its shapes alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlmsel.models import config
+from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
+from vlmsel.models.lora import adapted_modules, lora_parameters
+from vlmsel.models.losses import sample_losses
+from vlmsel.models.presets import PRESETS, preset
+from vlmsel.models.vlm import build
+
+
+def count(parameters):
+    return sum(p.numel() for p in parameters)
+
+
+def test_llava_7b_has_the_papers_numbers_of_parameters():
+    model = build(preset("llava-7b"), device="meta")
+    assert (model.vision.patches, model.vision.width, model.vision.image_size) == (576, 1024, 336)
+    assert count(model.projector.parameters()) == 20_979_712
+    assert count(lora_parameters(model).values()) == 33_554_432
+    assert preset("llava-7b").lora.scale == 16.0
+    names = adapted_modules(model)
+    assert len(names) == 64 and all(".q_proj" in name or ".v_proj" in name for name in names)
+    base = count(model.language_model.parameters()) - 33_554_432
+    assert base == 6_738_415_616
+
+
+def test_llava_7b_with_llavas_own_lora():
+    lora = LoraSpec(r=128, alpha=256, rslora=False, targets=ALL_LINEAR, dropout=0.05)
+    model = build(replace(preset("llava-7b"), lora=lora), device="meta")
+    assert count(lora_parameters(model).values()) == 319_815_680
+    assert lora.scale == 2.0
+
+
+def test_settings_survive_json():
+    for setting in PRESETS.values():
+        assert VLMConfig.from_json(setting.as_json()) == setting
+
+
+def test_unknown_preset_lists_the_names():
+    with pytest.raises(ValueError, match="'huge'; choose one of tiny, llava-7b"):
+        preset("huge")
+
+
+@pytest.mark.skipif(not (config.ASSETS / "llama" / "config.json").is_file(), reason="the tiny backbones are not built")
+def test_tiny_stands_on_the_package_alone():
+    model = build(preset("tiny"))
+    text = model.tokenizer("In: Is it red?\nOut: yes", return_tensors="pt")
+    empty = torch.zeros(0, dtype=torch.long)
+    batch = type("Batch", (), {})()
+    batch.input_ids, batch.labels, batch.attention_mask = text.input_ids, text.input_ids, text.attention_mask
+    batch.pixel_values, batch.image_index, batch.image_samples = None, empty, empty
+    assert torch.isfinite(sample_losses(model, batch)).all()
+    assert model.vision(torch.zeros(1, 3, model.vision.image_size, model.vision.image_size)).shape[1] == 36

@@ -1,0 +1,214 @@
+"""A trained model in one folder that says all that is needed to build it again.
+
+    vlmsel_config.json        parts, prompts, LoRA, names and fingerprints of the backbones, versions
+    projector.safetensors     always, so that it cannot be lost beside its adapters
+    adapter/                  LoRA in PEFT's layout, when there is one
+    language_model/           Hugging Face layout, only when the whole language model was trained
+    tokenizer/
+
+Backbones that were not trained are named, not copied. Weights are safetensors; there is no pickle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlmsel.models.config import VLMConfig, absolute
+from vlmsel.models.fingerprints import check_fingerprint
+from vlmsel.models.language import load_language, load_tokenizer, quiet_transformers, unwrap
+from vlmsel.models.vision import load_vision
+from vlmsel.models.vlm import VLM, assemble
+from vlmsel.runs import environment, read_json, write_json
+
+CONFIG, PROJECTOR, ADAPTER, LANGUAGE, TOKENIZER = (
+    "vlmsel_config.json",
+    "projector.safetensors",
+    "adapter",
+    "language_model",
+    "tokenizer",
+)
+FORMAT = 1
+
+
+def save(model: VLM, folder: str | Path) -> None:
+    """Write the trained parts of a model and the names of the rest; an earlier model in `folder` is replaced.
+
+    Everything is written beside `folder` first, so that a killed process leaves no half model.
+
+    Raises:
+        FileExistsError: `folder` holds something else than a saved model.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise FileExistsError(f"{folder} holds other files; save the model into a folder of its own")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_parts(model, part)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+def write_parts(model: VLM, folder: Path) -> None:
+    """Write all files of a model into an empty folder."""
+    was = model.vlm_config
+    config = replace(was, vision=absolute(was.vision), language=absolute(was.language))
+    save_file(contiguous(model.projector.state_dict()), folder / PROJECTOR, metadata={"format": "pt"})
+    if config.lora is not None:
+        save_adapter(model.language_model, folder / ADAPTER, config.language)
+    if config.language_trained:
+        with quiet_transformers():
+            unwrap(model.language_model).save_pretrained(
+                folder / LANGUAGE, state_dict=own_weights(model.language_model)
+            )
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder / TOKENIZER)
+    content = {"format": FORMAT, "model": config.as_json(), "fingerprints": model.fingerprints}
+    write_json(folder / CONFIG, {**content, "environment": environment()})
+
+
+def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy what safetensors cannot store as it is."""
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def save_adapter(language_model: Any, folder: Path, base: str) -> None:
+    """Write the adapters as PEFT does, with `base` as the base model's name and keys in a fixed order."""
+    folder.mkdir(parents=True)
+    state = peft.get_peft_model_state_dict(language_model, save_embedding_layers=False)
+    save_file(contiguous(state), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        **language_model.peft_config["default"].to_dict(),
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+    }
+    write_json(
+        folder / "adapter_config.json",
+        {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()},
+    )
+
+
+def own_weights(language_model: Any) -> dict[str, Tensor]:
+    """Return the language model's weights under their own names, without the adapters inside it."""
+    state = unwrap(language_model).state_dict()
+    return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
+
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VLM:
+    """Build the model that `save` wrote, in eval mode; `dtype` is that of the backbones, trained parts keep theirs.
+
+    Raises:
+        FileNotFoundError: `folder` is no saved model, or a file or a backbone is missing.
+        ValueError: the files do not fit each other, or a backbone has changed since the model was trained.
+    """
+    folder = Path(folder)
+    content = read_config(folder)
+    config = VLMConfig.from_json(content["model"])
+    language = str(folder / LANGUAGE) if config.language_trained else config.language
+    vision, language_model = load_vision(config, dtype), load_language(language, dtype)
+    tokenizer = load_tokenizer(str(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else config.language)
+    model = assemble(config, vision, language_model, tokenizer)
+    recorded = content.get("fingerprints", {})
+    check_fingerprint("vision tower", config.vision, model.fingerprints["vision"], recorded.get("vision", ""))
+    if not config.language_trained:
+        found = model.fingerprints["language"]
+        check_fingerprint("language model", config.language, found, recorded.get("language", ""))
+    load_projector(model.projector, folder / PROJECTOR)
+    if config.lora is not None:
+        load_adapter(model.language_model, folder / ADAPTER)
+    return model.to(device)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a saved model's `vlmsel_config.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it was written by a newer version.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is not a saved model: it has no {CONFIG}")
+    content = read_json(folder / CONFIG)
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / CONFIG} has format {content.get('format')}, this version reads {FORMAT}; update vlmsel"
+        )
+    return content
+
+
+def load_trained(model: VLM, folder: str | Path) -> None:
+    """Put the trained parts of a saved model into a model of the same make, in place: how a training run goes on.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `load`.
+    """
+    folder = Path(folder)
+    config = VLMConfig.from_json(read_config(folder)["model"])
+    load_projector(model.projector, folder / PROJECTOR)
+    if config.lora is not None:
+        load_adapter(model.language_model, folder / ADAPTER)
+    if config.language_trained:
+        stored = load_language(str(folder / LANGUAGE))
+        fit_language(unwrap(model.language_model), stored.state_dict(), folder / LANGUAGE)
+    model.vlm_config = config
+
+
+def load_projector(projector: nn.Module, file: Path) -> None:
+    """Load the projector's weights.
+
+    Raises:
+        FileNotFoundError: the file is missing; nothing is made up in its place.
+        ValueError: names or shapes do not fit.
+    """
+    fit(projector, read_weights(file), file)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file that must be there."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; copy the whole model folder, the weights in it belong together")
+    return load_file(file)
+
+
+def fit(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Load `state` into `module`; names and shapes must fit."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as problem:
+        reason = " ".join(str(problem).split())
+        raise ValueError(f"{file} does not fit the model: {reason}") from None
+
+
+def fit_language(model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Load a language model's own weights, leaving adapters inside it as they are."""
+    adapters = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    names = {name.replace(".base_layer.", "."): name for name in model.state_dict()}
+    fit(model, {**{names.get(name, name): tensor for name, tensor in state.items()}, **adapters}, file)
+
+
+def load_adapter(language_model: Any, folder: Path) -> None:
+    """Load adapters written by `save_adapter` or PEFT into adapters of the same shape.
+
+    Raises:
+        FileNotFoundError: the weights are missing.
+        ValueError: names or shapes do not fit.
+    """
+    file = folder / "adapter_model.safetensors"
+    state = read_weights(file)
+    own = peft.get_peft_model_state_dict(language_model, save_embedding_layers=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    differ = [
+        name for name in sorted({*own, *state}) if name not in state or shapes.get(name) != tuple(state[name].shape)
+    ]
+    if differ:
+        raise ValueError(f"{file} does not fit the model's adapters at {len(differ)} places, the first is {differ[0]}")
+    peft.set_peft_model_state_dict(language_model, state)

@@ -1,0 +1,117 @@
+"""What a vision-language model is made of: a frozen record that can be written to JSON and built again anywhere.
+
+Backbones are named, not stored. A source is a hub or open_clip name, a folder, or `assets:<name>` for the tiny
+backbones that come with the package, so that a saved model does not depend on where the package is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).parent.parent / "assets"
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adapters on the language model: W + s·BA with s = alpha / r, or alpha / sqrt(r) when `rslora`.
+
+    `targets` are last components of module names (`q_proj`, ...); each must exist. Sources: LoRA arXiv 2106.09685,
+    rsLoRA arXiv 2312.03732.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    rslora: bool = True
+    targets: tuple[str, ...] = ALL_LINEAR
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"LoRA rank r must be at least 1, got {self.r}")
+        if not self.targets:
+            raise ValueError("LoRA needs at least one target, got none; name modules such as q_proj and v_proj")
+        object.__setattr__(self, "targets", tuple(self.targets))
+
+    @property
+    def scale(self) -> float:
+        """The factor s before BA.
+
+        >>> LoraSpec(r=64, alpha=128).scale, LoraSpec(r=128, alpha=256, rslora=False).scale
+        (16.0, 2.0)
+        """
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+
+@dataclass(frozen=True)
+class VLMConfig:
+    """The parts of one vision-language model.
+
+    Attributes:
+        vision: `assets:<name>`, `local-dir:<folder>` (open_clip's layout) or an open_clip architecture name.
+        vision_weights: pretrained tag or weight file for an architecture name; the other two bring their own.
+        quick_gelu: what the tower's activation must be; checked after loading. None makes no claim.
+        vision_layer: which block's output is used, counted from the end; -2 is the penultimate block.
+        language: `assets:<name>`, a folder or a hub name of a causal language model with its tokenizer.
+        projector: `linear` or `mlp<N>x_gelu` (N linear maps with exact GELU between them).
+        projector_seed: seed of the projector's own initialisation.
+        lora: adapters on the language model, or None.
+        template: conversation template the model is trained and asked with.
+        image_mode: how pictures are brought to a square: pad, crop, squash or letterbox.
+        projector_trained: False until the projector was trained; `VLM.require_ready` refuses such a model.
+        language_trained: True when the whole language model was trained and is stored with the projector.
+    """
+
+    vision: str
+    language: str
+    vision_weights: str | None = None
+    quick_gelu: bool | None = None
+    vision_layer: int = -2
+    projector: str = "mlp2x_gelu"
+    projector_seed: int = 0
+    lora: LoraSpec | None = None
+    template: str = "vicuna_v1"
+    image_mode: str = "pad"
+    projector_trained: bool = False
+    language_trained: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain types that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> VLMConfig:
+        """Read what `as_json` wrote.
+
+        Raises:
+            ValueError: a key is unknown or one of the two backbones is missing.
+        """
+        unknown = sorted(set(content) - {field.name for field in fields(cls)})
+        missing = sorted({"vision", "language"} - set(content))
+        if unknown or missing:
+            raise ValueError(f"not a model configuration: unknown keys {unknown}, missing keys {missing}")
+        lora = content.get("lora")
+        return cls(**{**content, "lora": LoraSpec(**lora) if lora is not None else None})
+
+
+def resolve(source: str) -> str:
+    """Turn `assets:<name>` into the folder it stands for; leave any other source as it is.
+
+    Raises:
+        FileNotFoundError: the package has no such asset.
+    """
+    if not source.startswith("assets:"):
+        return source
+    folder = ASSETS / source.removeprefix("assets:")
+    if not folder.is_dir():
+        present = sorted(path.name for path in ASSETS.iterdir() if path.is_dir()) if ASSETS.is_dir() else []
+        raise FileNotFoundError(f"{source}: no folder {folder}; the package holds {present or 'no assets'}")
+    return str(folder)
+
+
+def absolute(source: str) -> str:
+    """Make a local folder's path absolute, so that it holds from any working directory; leave names as they are."""
+    prefix, path = ("local-dir:", source[10:]) if source.startswith("local-dir:") else ("", source)
+    return f"{prefix}{Path(path).resolve()}" if Path(path).is_dir() else source

@@ -1,0 +1,117 @@
+"""The language model: loading it with its tokenizer, reaching its decoder and output head through any wrapper."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from vlmsel.models.config import resolve
+from vlmsel.models.presets import ARCHITECTURES
+
+# Settings that change the logits after the output head; the loss applies the head itself and would miss them.
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bars and reports off the screen within the block."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_language(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Load a causal language model from a folder, the hub or `assets:<name>`, on the CPU; safetensors only.
+
+    Raises:
+        ValueError: weights are missing in the files, or the model changes its logits after the output head.
+    """
+    with quiet_transformers():
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            resolve(source), dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"language model {source}: {len(missing)} weights are missing, the first is {missing[0]}")
+    check_head(model)
+    return model
+
+
+def load_tokenizer(source: str) -> Any:
+    """Load the tokenizer that lies with a language model."""
+    return transformers.AutoTokenizer.from_pretrained(resolve(source))
+
+
+def shape_language(source: str) -> nn.Module:
+    """Build a language model on the meta device: shapes without weights; the 7B preset needs no network."""
+    if source in ARCHITECTURES:
+        config = transformers.AutoConfig.for_model(**ARCHITECTURES[source])
+    else:
+        config = transformers.AutoConfig.from_pretrained(resolve(source))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    check_head(model)
+    return model
+
+
+def check_head(model: Any) -> None:
+    """Refuse a language model whose logits are not simply its head applied to the decoder's output."""
+    changes = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    if changes or model.get_output_embeddings() is None:
+        raise ValueError(
+            f"{type(model).__name__} is not supported: "
+            + (f"it rescales its logits ({', '.join(changes)})" if changes else "it has no output head")
+        )
+
+
+def unwrap(language_model: Any) -> Any:
+    """Return the language model itself, without a PEFT wrapper; adapters stay in place inside it."""
+    return language_model.get_base_model() if hasattr(language_model, "peft_config") else language_model
+
+
+def decoder_and_head(language_model: Any) -> tuple[nn.Module, nn.Module]:
+    """Return the transformer that maps embeddings to hidden states, and the map from hidden states to logits."""
+    model = unwrap(language_model)
+    return model.get_decoder(), model.get_output_embeddings()
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Count real tokens from 0 within each row, whatever side the padding is on. [n, t] -> [n, t]
+
+    >>> position_ids(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])).tolist()
+    [[0, 0, 0, 1], [0, 1, 2, 2]]
+    """
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def decode(decoder: Any, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
+    """Run the decoder on `input_ids` [n, t] or `inputs_embeds` [n, t, d]; return its hidden states [n, t, d]."""
+    if "position_ids" in inspect.signature(decoder.forward).parameters:
+        inputs["position_ids"] = position_ids(attention_mask)
+    return decoder(attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return an id to pad with. Masks are made from lengths, so that any id will do; prefer pad, then unk, then eos.
+
+    Raises:
+        ValueError: the tokenizer has none of the three.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError("the tokenizer has no pad, unk or eos token; set its pad_token")

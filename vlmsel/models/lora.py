@@ -1,0 +1,93 @@
+"""LoRA on the language model and nowhere else, through PEFT.
+
+CLIP names its projections like a language model does (`q_proj`), so adapters attached to a whole vision-language model
+land in the vision tower too. Here they are attached to the language model before it becomes part of anything.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from vlmsel.models.config import LoraSpec
+
+
+def attach_lora(language_model: Any, spec: LoraSpec, seed: int = 0) -> Any:
+    """Wrap a language model with fresh adapters (B = 0, so its outputs stay the same) and freeze everything else.
+
+    A is drawn from `seed`; the global random state is left alone. Adapters are float32 whatever the model's dtype.
+
+    Raises:
+        ValueError: the model has adapters already, or a target names no linear module of it.
+    """
+    if hasattr(language_model, "peft_config"):
+        raise ValueError("the language model has LoRA adapters already; merge them first (merge_lora)")
+    layers = target_layers(language_model, spec)
+    config = peft.LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        use_rslora=spec.rslora,
+        target_modules=list(spec.targets),
+        lora_dropout=spec.dropout,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), quiet_peft():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(language_model, config)
+
+
+def target_layers(language_model: nn.Module, spec: LoraSpec) -> dict[str, nn.Module]:
+    """Return the linear modules, by full name, whose last name component is one of the targets."""
+    layers: dict[str, nn.Module] = {}
+    found = set()
+    for name, module in language_model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if leaf in spec.targets and isinstance(module, nn.Linear | Conv1D):
+            layers[name] = module
+            found.add(leaf)
+    absent = [target for target in spec.targets if target not in found]
+    if absent:
+        linear = {n.rpartition(".")[2] for n, m in language_model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+        raise ValueError(f"no linear module is called {', '.join(absent)}; the language model has {sorted(linear)}")
+    return layers
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence PEFT's use of a name that transformers has deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Return the names of all modules that carry an adapter, in model order."""
+    return [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+
+
+def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the adapter matrices A and B by parameter name."""
+    return {name: p for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+
+
+def merge_lora(language_model: Any) -> Any:
+    """Return the language model with s·BA added to its weights and no adapters left.
+
+    The sum is formed in float32 (float64 for a float64 model) and rounded once to the model's dtype.
+
+    Raises:
+        ValueError: the model has no adapters.
+    """
+    if not hasattr(language_model, "peft_config"):
+        raise ValueError("the language model has no LoRA adapters to merge")
+    dtype = language_model.get_input_embeddings().weight.dtype
+    wide = language_model if dtype == torch.float64 else language_model.float()
+    return wide.merge_and_unload().to(dtype).requires_grad_(False)

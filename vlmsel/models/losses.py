@@ -1,0 +1,86 @@
+"""The loss of a sample: mean cross entropy over its own supervised tokens (the answers and the EOS that closes each).
+
+    l_i = -1/|S_i| sum over t in S_i of log p(label_t | tokens before t)
+
+A batch's loss is the sum of its l_i, so that each sample's gradient is what it would be alone. The output head, the
+largest map of a small batch, is applied at supervised positions only; logits and the logarithm are float32 or better.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmsel.models.language import decode, decoder_and_head
+from vlmsel.models.splice import IGNORE
+
+
+class TokenLosses(NamedTuple):
+    """Cross entropy of every supervised token of a batch, in reading order."""
+
+    losses: Tensor  # [s] float32 or float64
+    rows: Tensor  # [s] the sample row that each token belongs to
+    samples: int
+
+
+def supervised(labels: Tensor, mask: Tensor) -> Tensor:
+    """Mark the positions [n, t-1] whose next token is supervised: it has a label and real tokens on both sides."""
+    real = mask.bool()
+    return (labels[:, 1:] != IGNORE) & real[:, 1:] & real[:, :-1]
+
+
+def supervised_counts(labels: Tensor, mask: Tensor) -> Tensor:
+    """Return how many tokens of each sample enter its loss. [n, t] -> [n]"""
+    return supervised(labels, mask).sum(dim=1)
+
+
+def token_losses(language_model: nn.Module, labels: Tensor, attention_mask: Tensor, **inputs: Tensor) -> TokenLosses:
+    """Run a causal LM on `input_ids` [n, t] or `inputs_embeds` [n, t, d] and score its supervised tokens."""
+    decoder, head = decoder_and_head(language_model)
+    hidden = decode(decoder, attention_mask, **inputs)
+    chosen = supervised(labels, attention_mask)
+    logits = head(hidden[:, :-1][chosen])  # [s, vocabulary]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = F.cross_entropy(logits, labels[:, 1:][chosen], reduction="none")
+    return TokenLosses(losses, chosen.nonzero()[:, 0], len(labels))
+
+
+def sample_means(tokens: TokenLosses) -> Tensor:
+    """Average token losses within each sample, [n]; a sample without supervised tokens gets NaN and harms no other."""
+    zeros = tokens.losses.new_zeros(tokens.samples)
+    counts = zeros.index_add(0, tokens.rows, torch.ones_like(tokens.losses))
+    return zeros.index_add(0, tokens.rows, tokens.losses) / counts
+
+
+def batch_losses(model: Any, batch: Any) -> TokenLosses:
+    """Score a batch with a `VLM`, or a text-only batch with a plain (or PEFT-wrapped) Hugging Face causal LM.
+
+    Raises:
+        ValueError: the batch has images and the model is a plain language model.
+    """
+    if not hasattr(model, "get_output_embeddings"):
+        return model(batch)
+    if getattr(batch, "pixel_values", None) is not None:
+        raise ValueError(
+            f"the batch has images, and {type(model).__name__} reads text only; use a vision-language model"
+        )
+    return token_losses(model, batch.labels, batch.attention_mask, input_ids=batch.input_ids)
+
+
+def sample_losses(model: Any, batch: Any) -> Tensor:
+    """Return each sample's own loss, float32 (float64 for a float64 model). [n]"""
+    return sample_means(batch_losses(model, batch))
+
+
+def row_samples(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Say which sample each row of a module's input belongs to, by module name, where rows are not samples.
+
+    The projector sees one row per image, the output head one per supervised token; capturing gradients needs to know.
+    """
+    _, head = decoder_and_head(getattr(model, "language_model", model))
+    name = next(name for name, module in model.named_modules() if module is head)
+    maps = {name: supervised(batch.labels, batch.attention_mask).nonzero()[:, 0]}
+    return maps if not hasattr(model, "projector") else {"projector": batch.image_samples, **maps}

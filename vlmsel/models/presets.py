@@ -1,0 +1,60 @@
+"""Named models: the embedded default and the 7B model of the papers.
+
+`tiny` stands on the backbones inside the package and needs no network. `llava-7b` is CLIP ViT-L/14 at 336 px with
+Llama-2-7B; its LoRA is HyperINF's (r 64, alpha 128, rsLoRA on q and v), prompts and padding are LLaVA-1.5's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
+
+LLAMA2_7B = "meta-llama/Llama-2-7b-hf"
+
+PRESETS: dict[str, VLMConfig] = {
+    "tiny": VLMConfig(
+        vision="assets:clip",
+        language="assets:llama",
+        quick_gelu=False,
+        lora=LoraSpec(r=16, alpha=32, rslora=True, targets=ALL_LINEAR),
+        template="pure",
+        image_mode="squash",
+    ),
+    "llava-7b": VLMConfig(
+        vision="ViT-L-14-336-quickgelu",
+        vision_weights="openai",
+        quick_gelu=True,
+        language=LLAMA2_7B,
+        lora=LoraSpec(r=64, alpha=128, rslora=True, targets=("q_proj", "v_proj")),
+        template="vicuna_v1",
+        image_mode="pad",
+    ),
+}
+
+# Shapes of language models whose cost can be planned without a hub.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    LLAMA2_7B: {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+}
+
+
+def preset(name: str) -> VLMConfig:
+    """Return the named configuration.
+
+    Raises:
+        ValueError: no preset has this name; lists the names.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset is called {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

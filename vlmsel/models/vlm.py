@@ -1,0 +1,160 @@
+"""The vision-language model: frozen tower -> projector -> language model, LLaVA-style (arXiv 2304.08485).
+
+Patch features of each image are projected into the embedding space and stand where the image's placeholder stood among
+the text tokens. The tower runs once per distinct image, the projector once per (sample, image), so that a sample's
+gradient never mixes with that of another sample showing the same picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vlmsel.models.config import LoraSpec, VLMConfig
+from vlmsel.models.fingerprints import fingerprint
+from vlmsel.models.language import load_language, load_tokenizer, shape_language, unwrap
+from vlmsel.models.lora import attach_lora, merge_lora
+from vlmsel.models.losses import TokenLosses, token_losses
+from vlmsel.models.projector import build_projector
+from vlmsel.models.splice import Plan, plan_splice, splice_embeddings, splice_labels
+from vlmsel.models.vision import VisionTower, load_vision, shape_vision
+
+
+class BatchLike(Protocol):
+    """What a batch must have; `vlmsel.data.batching.Batch` is one."""
+
+    input_ids: Tensor  # [n, t], -200 where an image stands
+    labels: Tensor  # [n, t], -100 where nothing is supervised
+    attention_mask: Tensor  # [n, t]
+    pixel_values: Tensor | None  # [distinct images, 3, S, S]
+    image_index: Tensor  # [image rows] -> row of pixel_values
+    image_samples: Tensor  # [image rows] -> row of input_ids
+
+
+class VLM(nn.Module):
+    """A vision tower, a projector and a causal language model (with or without LoRA) as one module.
+
+    `tokenizer` goes with the language model; it is needed to save the model, not to run it.
+    """
+
+    def __init__(
+        self,
+        config: VLMConfig,
+        vision: VisionTower,
+        projector: nn.Sequential,
+        language_model: nn.Module,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.vlm_config = config
+        self.vision = vision
+        self.projector = projector
+        self.language_model: Any = language_model
+        self.tokenizer = tokenizer
+        self.fingerprints: dict[str, str] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the projector lies, and with it the model."""
+        return next(self.projector.parameters()).device
+
+    def project(self, pixel_values: Tensor, image_index: Tensor) -> Tensor:
+        """Map distinct images [m, 3, S, S] to the patch embeddings [image rows, patches, d] of every image row."""
+        features = self.vision(pixel_values)
+        weight = next(self.projector.parameters())
+        return self.projector(features.to(weight.dtype).index_select(0, image_index))
+
+    def embed(self, batch: BatchLike, left: bool = False) -> tuple[Plan, Tensor]:
+        """Embed a batch with its patches in place: the plan of the places and embeddings [n, length, d].
+
+        Padding goes to the right, or to the left for generation. A batch without images touches neither tower nor
+        projector.
+
+        Raises:
+            ValueError: a sample has another number of placeholders than of images.
+        """
+        plan = plan_splice(batch.input_ids, batch.attention_mask, batch.image_samples, self.vision.patches, left)
+        text = unwrap(self.language_model).get_input_embeddings()(batch.input_ids.clamp(min=0))
+        patches = None
+        if len(batch.image_samples):
+            if batch.pixel_values is None:
+                raise ValueError(f"the batch has {len(batch.image_samples)} image rows and no pixel_values")
+            patches = self.project(batch.pixel_values, batch.image_index)
+        return plan, splice_embeddings(plan, text, patches)
+
+    def forward(self, batch: BatchLike) -> TokenLosses:
+        """Return the cross entropy of every supervised token; `losses.sample_losses` averages it by sample."""
+        plan, embeddings = self.embed(batch)
+        labels = splice_labels(plan, batch.labels)
+        return token_losses(self.language_model, labels, plan.attention_mask, inputs_embeds=embeddings)
+
+    def attach_lora(self, spec: LoraSpec, seed: int = 0) -> None:
+        """Add fresh adapters to a language model that has none.
+
+        Raises:
+            ValueError: it has adapters already, or a target names no linear module.
+        """
+        self.language_model = attach_lora(self.language_model, spec, seed)
+        self.vlm_config = replace(self.vlm_config, lora=spec)
+
+    def merge_lora(self) -> None:
+        """Add the adapters to the language model's own weights, which from now on are saved with the model."""
+        self.language_model = merge_lora(self.language_model)
+        self.vlm_config = replace(self.vlm_config, lora=None, language_trained=True)
+
+    def mark_trained(self, projector: bool = False, language: bool = False) -> None:
+        """Record in the configuration that the projector or the whole language model was trained."""
+        was = self.vlm_config
+        self.vlm_config = replace(
+            was,
+            projector_trained=was.projector_trained or projector,
+            language_trained=was.language_trained or language,
+        )
+
+    def require_ready(self, allow_untrained: bool = False) -> None:
+        """Refuse to go on with a projector that was never trained: its output would be noise.
+
+        Raises:
+            ValueError: the projector is untrained and `allow_untrained` is False.
+        """
+        if not (self.vlm_config.projector_trained or allow_untrained):
+            raise ValueError(
+                "the projector of this model was never trained, so that it cannot see; align it first (vlmsel align), "
+                "load a checkpoint that holds one, or pass allow_untrained=True"
+            )
+
+
+def build(
+    config: VLMConfig, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
+) -> VLM:
+    """Build a model from pretrained backbones with a fresh projector and fresh adapters.
+
+    `dtype` is that of the frozen backbones; projector and adapters are float32, which training needs. On device `meta`
+    the model has shapes and no weights (nothing is loaded): for counting. `seed` draws the adapters.
+
+    Raises:
+        FileNotFoundError, ValueError: a backbone cannot be found or used; the message names it.
+    """
+    if str(device) == "meta":
+        vision, language, tokenizer = shape_vision(config), shape_language(config.language), None
+    else:
+        vision, language = load_vision(config, dtype), load_language(config.language, dtype)
+        tokenizer = load_tokenizer(config.language)
+    return assemble(config, vision, language, tokenizer, seed).to(device)
+
+
+def assemble(config: VLMConfig, vision: VisionTower, language_model: Any, tokenizer: Any, seed: int = 0) -> VLM:
+    """Put loaded backbones together: freeze them, attach adapters to the language model, add a fresh projector."""
+    language_model.requires_grad_(False).eval()
+    embedding = language_model.get_input_embeddings().weight
+    source = "meta" if embedding.is_meta else "cpu"
+    projector = build_projector(config.projector, vision.width, embedding.shape[1], config.projector_seed, source)
+    prints = {} if embedding.is_meta else {"vision": fingerprint(vision), "language": fingerprint(language_model)}
+    if config.lora is not None:
+        language_model = attach_lora(language_model, config.lora, seed)
+    model = VLM(config, vision, projector, language_model, tokenizer)
+    model.fingerprints = prints
+    return model.eval()
