@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vlmsel.models.config import LoraSpec, VLMConfig
+from vlmsel.models.language import quiet_transformers
 from vlmsel.models.vision import VisionTower
 from vlmsel.models.vlm import VLM, assemble, build
 
@@ -85,7 +86,8 @@ def save_backbones(folder: Path, seed: int = 0, quick_gelu: bool = False) -> tup
     (clip / "open_clip_config.json").write_text(json.dumps(config))
     state = {k: v.contiguous() for k, v in tiny_clip(seed, quick_gelu).state_dict().items()}
     save_file(state, clip / "open_clip_model.safetensors")
-    tiny_language(seed).save_pretrained(llama)
+    with quiet_transformers():
+        tiny_language(seed).save_pretrained(llama)
     tiny_tokenizer().save_pretrained(llama)
     return clip, llama
 

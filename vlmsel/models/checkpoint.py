@@ -51,7 +51,6 @@ def save(model: VLM, folder: str | Path) -> None:
         raise FileExistsError(f"{folder} holds other files; save the model into a folder of its own")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     write_parts(model, part)
     if folder.is_dir():
         shutil.rmtree(folder)
@@ -59,7 +58,8 @@ def save(model: VLM, folder: str | Path) -> None:
 
 
 def write_parts(model: VLM, folder: Path) -> None:
-    """Write all files of a model into an empty folder."""
+    """Write all files of a model into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     was = model.vlm_config
     config = replace(was, vision=absolute(was.vision), language=absolute(was.language))
     save_file(contiguous(model.projector.state_dict()), folder / PROJECTOR, metadata={"format": "pt"})

@@ -125,7 +125,8 @@ def load_vision(config: VLMConfig, dtype: torch.dtype = torch.float32) -> Vision
     check_source(source, weights)
     if not source.startswith("local-dir:"):
         check_activation(bool(open_clip.get_model_config(source).get("quick_gelu")), config)  # before any download
-    visual = open_clip.create_model(source, pretrained=weights, require_pretrained=True).visual
+    with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads them
+        visual = open_clip.create_model(source, pretrained=weights, require_pretrained=True).visual
     check_activation(uses_quick_gelu(visual), config)
     return VisionTower(visual.to(dtype), config.vision_layer)
 

@@ -1,0 +1,321 @@
+"""A phase end to end on a tiny model: what it computes, repeats bit by bit, goes on from after a stop, and refuses."""
+
+import gc
+import json
+import warnings
+
+import pytest
+import torch
+from tiny_models import TinyBatch, pad, random_batch, tiny_vlm
+
+from vlmsel.models import checkpoint
+from vlmsel.models.losses import batch_losses, sample_losses
+from vlmsel.training.phases import PhaseSettings
+from vlmsel.training.trainer import newest_state, train_phase
+
+SETTINGS = PhaseSettings(learning_rate=1e-2, batch_size=4, warmup_ratio=0.1, save_every=2)
+
+
+class Pool(torch.utils.data.Dataset):
+    """Samples of one batch, one by one: (ids, labels, images)."""
+
+    def __init__(self, images, seed=0):
+        whole = random_batch(images_per_sample=images, seed=seed)
+        self.items = []
+        for row in range(len(images)):
+            real = whole.attention_mask[row].bool()
+            used = whole.image_index[whole.image_samples == row]
+            pixels = [whole.pixel_values[i].clone() for i in used]
+            self.items.append((row, whole.input_ids[row, real].tolist(), whole.labels[row, real].tolist(), pixels))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def collate(items):
+    images = [image for *_, pixels in items for image in pixels]
+    counts = torch.tensor([len(pixels) for *_, pixels in items])
+    return TinyBatch(
+        input_ids=pad([ids for _, ids, _, _ in items], 258, False),
+        labels=pad([labels for _, _, labels, _ in items], -100, False),
+        attention_mask=pad([[1] * len(ids) for _, ids, _, _ in items], 0, False),
+        pixel_values=torch.stack(images) if images else None,
+        image_index=torch.arange(len(images)),
+        image_samples=torch.repeat_interleave(torch.arange(len(items)), counts),
+        uids=torch.tensor([100 + row for row, *_ in items]),
+    )
+
+
+class Interrupting:
+    """A collator that stops the run as Ctrl-C would, at its `last` batch."""
+
+    def __init__(self, last):
+        self.left = last
+
+    def __call__(self, items):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return collate(items)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap():
+    """Keep the objects of the imported libraries out of the collections that every run starts with."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+POOL = Pool([1, 0, 2, 1, 1, 0, 1, 1, 1, 2])
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def trained(tmp_path, settings=SETTINGS, name="run", pool=POOL, collator=collate, **options):
+    model = tiny_vlm(tmp_path / "backbones", lora="lora" in settings.train or settings.train == "projector")
+    result = train_phase(model, pool, collator, settings, tmp_path / name, **options)
+    return model, result
+
+
+def test_learns_and_leaves_a_loadable_model_without_pickle(tmp_path):
+    before = tiny_vlm(tmp_path / "backbones")
+    model, result = trained(tmp_path, PhaseSettings(learning_rate=2e-2, batch_size=5, epochs=15))
+    assert result.steps == len(result.losses) == 30
+    assert sum(result.losses[-2:]) < 0.7 * sum(result.losses[:2])
+    changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, weights(before)[name])}
+    assert changed and all(name.startswith("projector.") or ".lora_" in name for name in changed)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"phase.json", "model"}
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".pt", ".bin", ".pth", ".pkl")]
+    loaded = checkpoint.load(result.model)
+    assert equal(weights(loaded), weights(model)) and loaded.vlm_config.projector_trained and not model.training
+
+
+def adam_by_hand(model, batches, settings, factors):
+    """The same phase as a plain loop: mean token loss, clipping, two rates, decay of matrices only."""
+    groups = [
+        [p for n, p in model.named_parameters() if p.requires_grad and (n.startswith("proj")) == first]
+        for first in (True, False)
+    ]
+    rates = (settings.projector_learning_rate, settings.learning_rate)
+    parts = [
+        {"params": [p for p in group if (p.dim() > 1) == matrix], "lr": rate, "weight_decay": decay}
+        for group, rate in zip(groups, rates, strict=True)
+        for matrix, decay in ((True, settings.weight_decay), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW([p for p in parts if p["params"]], betas=(0.9, 0.999), eps=1e-8)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    losses = []
+    for batch, factor in zip(batches, factors, strict=True):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        loss = batch_losses(model, batch).losses.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for g in groups for p in g], settings.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_are_those_of_a_plain_loop(tmp_path, accumulation):
+    settings = PhaseSettings(
+        learning_rate=1e-2,
+        projector_learning_rate=3e-3,
+        weight_decay=0.3,
+        batch_size=4,
+        gradient_accumulation=accumulation,
+        epochs=2,
+        warmup_ratio=0.4,
+    )
+    model, result = trained(tmp_path, settings, order=lambda epoch: range(10))
+    twin = tiny_vlm(tmp_path / "backbones")
+    batches = [collate([POOL[i] for i in range(start, min(start + 4, 10))]) for start in (0, 4, 8)] * 2
+    # 6 steps, 3 of them warm-up
+    factors = [0, 1 / 3, 2 / 3, 1, 0.75, 0.25]
+    losses = adam_by_hand(twin, batches, settings, factors)
+    assert result.losses == pytest.approx(losses, rel=1e-5)
+    for name, tensor in weights(twin).items():
+        torch.testing.assert_close(weights(model)[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_two_runs_are_equal_bit_by_bit_and_seeds_differ(tmp_path):
+    first, a = trained(tmp_path, name="a")
+    second, b = trained(tmp_path, name="b")
+    assert a.losses == b.losses and equal(weights(first), weights(second))
+    _, other = trained(tmp_path, PhaseSettings(**{**SETTINGS.__dict__, "seed": 1}), name="c")
+    assert other.losses != a.losses
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 8])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, stop, dropout):
+    settings = PhaseSettings(**{**SETTINGS.__dict__, "epochs": 3.0})
+
+    def model():
+        made = tiny_vlm(tmp_path / "backbones")
+        for module in made.language_model.modules():
+            if isinstance(module, torch.nn.ModuleDict) and "default" in module and dropout:
+                if isinstance(module["default"], torch.nn.Identity):
+                    module["default"] = torch.nn.Dropout(dropout)
+        return made
+
+    whole = model()
+    expected = train_phase(whole, POOL, collate, settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_phase(model(), POOL, Interrupting(stop), settings, tmp_path / "cut")
+    assert (newest_state(tmp_path / "cut" / "checkpoints") is None) == (stop < 3)
+    again = model()
+    result = train_phase(again, POOL, collate, settings, tmp_path / "cut")
+    assert result.losses == expected.losses and len(result.losses) == 9
+    assert equal(weights(again), weights(whole))
+
+
+def test_whole_language_model_trains_and_resumes(tmp_path):
+    settings = PhaseSettings(train="projector+lm", learning_rate=1e-3, batch_size=4, save_every=1)
+    whole, expected = trained(tmp_path, settings, "whole")
+    assert whole.vlm_config.language_trained and (expected.model / "language_model").is_dir()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, settings, "cut", collator=Interrupting(2))
+    again, result = trained(tmp_path, settings, "cut")
+    assert result.losses == expected.losses and equal(weights(again), weights(whole))
+    assert equal(weights(checkpoint.load(result.model)), weights(whole))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    model, result = trained(tmp_path)
+    again, second = trained(tmp_path, collator=Interrupting(0))
+    assert second.losses == result.losses and second.seconds == 0 and equal(weights(again), weights(model))
+    anew, third = trained(tmp_path, resume=False)
+    assert third.losses == result.losses and third.seconds > 0
+
+
+def test_a_run_with_other_settings_or_data_is_refused(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ValueError, match="other settings: learning_rate was 0.01 and is 0.02; choose another folder"):
+        trained(tmp_path, PhaseSettings(**{**SETTINGS.__dict__, "learning_rate": 0.02}))
+    with pytest.raises(ValueError, match="samples was 10 and is 2"):
+        trained(tmp_path, pool=Pool([1, 1]))
+    trained(tmp_path, PhaseSettings(**{**SETTINGS.__dict__, "save_every": 7}))
+
+
+def test_half_written_states_are_not_resumed_from(tmp_path):
+    for name, complete in (("checkpoint-5", True), ("checkpoint-10", True), ("checkpoint-15", False)):
+        (tmp_path / name).mkdir()
+        if complete:
+            (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert newest_state(tmp_path).name == "checkpoint-10"
+    assert newest_state(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("train", ["projector", "projector+lora", "lora", "projector+lm"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradient_checkpointing_changes_nothing(tmp_path, train, precision):
+    settings = PhaseSettings(train=train, learning_rate=1e-3, batch_size=5, precision=precision)
+    plain, a = trained(tmp_path, settings, "plain")
+    thrifty = PhaseSettings(**{**settings.__dict__, "gradient_checkpointing": True})
+    model, b = trained(tmp_path, thrifty, "thrifty")
+    assert a.losses == b.losses and equal(weights(plain), weights(model))
+    assert not model.language_model.is_activation_checkpointing
+    assert not model.language_model.get_input_embeddings()._forward_hooks
+
+
+def test_half_precision_keeps_float32_weights_and_comes_close(tmp_path):
+    _, a = trained(tmp_path, SETTINGS, "a")
+    model, b = trained(tmp_path, PhaseSettings(**{**SETTINGS.__dict__, "precision": "bfloat16"}), "b")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert a.losses != b.losses and b.losses == pytest.approx(a.losses, rel=0.02)
+
+
+@pytest.mark.parametrize("part", ["projector", "lora"])
+def test_a_part_without_gradient_is_named(tmp_path, part):
+    model = tiny_vlm(tmp_path / "backbones")
+    if part == "projector":
+        model.projector.register_forward_hook(lambda m, args, out: out.detach())
+    else:
+        for name, module in model.named_modules():
+            if name.endswith("lora_B.default"):
+                module.register_forward_hook(lambda m, args, out: out.detach())
+    before = weights(model)
+    with pytest.raises(ValueError, match=f"no gradient reaches the {part} in its first step"):
+        train_phase(model, POOL, collate, SETTINGS, tmp_path / "run")
+    assert equal(before, weights(model))
+
+
+def test_text_only_samples_leave_the_projector_alone(tmp_path):
+    settings = PhaseSettings(train="projector", learning_rate=1e-2, batch_size=2, warmup_ratio=0)
+    model, result = trained(tmp_path, settings, pool=Pool([0, 0]))
+    assert result.steps == 1 and equal(weights(model), weights(tiny_vlm(tmp_path / "backbones")))
+    assert model.vlm_config.projector_trained  # as it was before
+    mixed, _ = trained(tmp_path, settings, "mixed", pool=Pool([0, 0, 1, 1]), order=lambda epoch: range(4))
+    assert not equal(weights(mixed), weights(model))
+
+
+def test_broken_samples_are_named(tmp_path):
+    pool = Pool([1, 1, 0, 1])
+    pool.items[3][3][0].fill_(float("nan"))
+    pool.items[1][3][0].fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"sample uid 101, 103: the loss is not finite at step 1"):
+        trained(tmp_path, pool=pool, order=lambda epoch: range(4))
+    pool = Pool([1, 1, 0, 1])
+    pool.items[2][2][:] = [-100] * len(pool.items[2][2])
+    with pytest.raises(ValueError, match="sample uid 102: no supervised token"):
+        trained(tmp_path, name="other", pool=pool)
+
+
+def test_order_must_be_a_permutation_and_is_asked_every_epoch(tmp_path):
+    asked = []
+
+    def order(epoch):
+        asked.append(epoch)
+        return range(10)
+
+    trained(tmp_path, PhaseSettings(batch_size=5, epochs=3), order=order)
+    assert sorted(set(asked)) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"order\(0\) must hold each of the 10 sample positions once"):
+        trained(tmp_path, name="bad", order=lambda epoch: [0] * 10)
+
+
+def test_an_unfit_batch_size_and_an_untrained_projector_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 4 cannot be cut into 3 micro-batches"):
+        trained(tmp_path, PhaseSettings(batch_size=4, gradient_accumulation=3))
+    model = tiny_vlm(tmp_path / "backbones")
+    model.vlm_config = type(model.vlm_config)(**{**model.vlm_config.__dict__, "projector_trained": False})
+    with pytest.raises(ValueError, match="projector of this model was never trained"):
+        train_phase(model, POOL, collate, PhaseSettings(train="lora"), tmp_path / "lora")
+
+
+def test_global_random_state_and_screen_are_left_alone(tmp_path, capsys):
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    trained(tmp_path)
+    assert torch.equal(state, torch.random.get_rng_state())
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert all("projector+lora:" in line for line in captured.err.replace("\r", "\n").split("\n") if line)
+
+
+def test_record_names_settings_and_losses(tmp_path):
+    _, result = trained(tmp_path)
+    record = json.loads((tmp_path / "run" / "phase.json").read_text())
+    assert record["finished"] and record["samples"] == 10 and record["losses"] == list(result.losses)
+    assert record["settings"]["learning_rate"] == 1e-2
+
+
+def test_a_trained_model_scores_as_in_training(tmp_path):
+    model, result = trained(tmp_path)
+    batch = collate(POOL.items)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(sample_losses(model, batch), sample_losses(checkpoint.load(result.model), batch))

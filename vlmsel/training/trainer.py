@@ -1,0 +1,183 @@
+"""Run one training phase, so that it can be stopped at any time and repeated bit by bit.
+
+A run folder holds
+
+    phase.json      settings, steps and losses; `finished` when the phase is done
+    model/          the result (`vlmsel.models.checkpoint.load` reads it)
+    checkpoints/    states to go on from, the newest only; removed at the end
+
+An interrupted run that goes on ends with the same weights as an uninterrupted one on the same machine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, ProgressCallback
+
+from vlmsel.models import checkpoint
+from vlmsel.models.language import quiet_transformers, unwrap
+from vlmsel.models.vlm import VLM
+from vlmsel.runs import read_json, write_json
+from vlmsel.training.loop import Order, PhaseTrainer, arguments
+from vlmsel.training.phases import PhaseSettings, optimizer_groups, set_trainable
+from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
+from vlmsel.training.watch import GradientWatch, Progress
+
+RECORD, MODEL, STATES = "phase.json", "model", "checkpoints"
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """A finished phase: where the model lies, and the mean loss over supervised tokens of every step."""
+
+    model: Path
+    steps: int
+    losses: tuple[float, ...]
+    seconds: float  # of the last call; 0 when there was nothing left to do
+
+
+def train_phase(
+    model: VLM,
+    dataset: Dataset[Any],
+    collator: Callable[[list[Any]], Any],
+    settings: PhaseSettings,
+    out: str | Path,
+    resume: bool = True,
+    order: Order | None = None,
+) -> PhaseResult:
+    """Train a model in place and write it to `out/model`; goes on where an earlier call with the same `out` stopped.
+
+    `collator` makes a batch (with `to(device)`) of a list of the data set's items. `order(epoch)` gives the order in
+    which samples are taken, such as one that groups like lengths; without it a permutation is drawn from the seed.
+    `resume=False` starts anew.
+
+    Raises:
+        ValueError: settings, model and data do not fit; `out` holds a run with other settings; a part gets no
+            gradient; a loss is not finite (names the samples).
+    """
+    out, main = Path(out), int(os.environ.get("RANK", "0")) == 0
+    record = {"settings": settings.identity(), "samples": len(dataset)}  # type: ignore[arg-type]
+    if main and not resume:
+        forget(out)
+    finished = earlier_result(out, record)
+    if finished is not None:
+        checkpoint.load_trained(model, finished.model)
+        return finished
+    if "projector" not in settings.train:
+        model.require_ready()
+    if main:
+        write_json(out / RECORD, {**record, "finished": False})
+    start = time.perf_counter()
+    losses = run(model, dataset, collator, settings, out / STATES, order)
+    result = PhaseResult(out / MODEL, len(losses), tuple(losses), time.perf_counter() - start)
+    if main:
+        checkpoint.save(model, result.model)
+        write_json(out / RECORD, {**record, "finished": True, "steps": result.steps, "losses": losses})
+        shutil.rmtree(out / STATES, ignore_errors=True)
+    return result
+
+
+def forget(out: Path) -> None:
+    """Remove an earlier run's record and states; its model stays until a new one takes its place."""
+    (out / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(out / STATES, ignore_errors=True)
+
+
+def earlier_result(out: Path, record: dict[str, Any]) -> PhaseResult | None:
+    """Return the result of a finished run in `out`, None when there is work left.
+
+    Raises:
+        ValueError: `out` holds a run of another kind; names what differs.
+    """
+    if not (out / RECORD).is_file():
+        return None
+    earlier = read_json(out / RECORD)
+    was, now = ({**content["settings"], "samples": content["samples"]} for content in (earlier, record))
+    keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    if keys:
+        differ = "; ".join(f"{key} was {was.get(key)} and is {now.get(key)}" for key in keys)
+        raise ValueError(f"{out} holds a run with other settings: {differ}; choose another folder or resume=False")
+    if not earlier["finished"]:
+        return None
+    return PhaseResult(out / MODEL, earlier["steps"], tuple(earlier["losses"]), 0.0)
+
+
+def run(
+    model: VLM, dataset: Any, collator: Any, settings: PhaseSettings, states: Path, order: Order | None
+) -> list[float]:
+    """Train from the newest complete state in `states`, or from the start, and return the loss of every step."""
+    groups = set_trainable(model, settings.train)
+    steps = total_steps(len(dataset), settings.batch_size, settings.epochs, settings.max_steps)
+    warmup = warmup_steps(steps, settings.warmup_ratio, settings.warmup_rounding)
+    watch = GradientWatch(model, {name: list(group.values()) for name, group in groups.items()})
+    progress = Progress(settings.train)
+    with kept_random_state(), quiet_transformers(), checkpointed(model, settings.gradient_checkpointing):
+        optimizer = torch.optim.AdamW(optimizer_groups(groups, settings), betas=(0.9, 0.999), eps=1e-8)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup))
+        trainer = PhaseTrainer(
+            settings,
+            order,
+            watch,
+            model=model,
+            args=arguments(settings, model.device, states),
+            train_dataset=dataset,
+            data_collator=collator,
+            optimizers=(optimizer, schedule),
+            callbacks=[watch, progress],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        newest = newest_state(states)
+        try:
+            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        finally:
+            progress.close()
+            model.eval()
+    assert trainer.state.global_step == steps, (trainer.state.global_step, steps)
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def newest_state(states: Path) -> Path | None:
+    """Return the newest state that was written to its end; the Trainer writes trainer_state.json last."""
+    complete = [path.parent for path in states.glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Give the global random states, which the Trainer seeds, back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def checkpointed(model: VLM, on: bool) -> Iterator[None]:
+    """Recompute activations of the language model within the block, not reentrantly: frozen inputs stop nothing."""
+    base = unwrap(model.language_model)
+    if not on:
+        yield
+        return
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        getattr(base, f"{name}_checkpointing_disable")()
+        base.disable_input_require_grads()

@@ -1,0 +1,69 @@
+"""What is watched while a phase trains: its progress, and that a gradient reaches every part that should learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from vlmsel.models.vlm import VLM
+
+
+class Progress(TrainerCallback):
+    """A bar with steps, rate, time left and the last loss."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.description, unit="step")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it is; also after an error."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class GradientWatch(TrainerCallback):
+    """Refuses a run in which a part never gets a gradient; otherwise it would end normally with that part unchanged.
+
+    Each group is checked at its first optimiser step; the projector at the first step that has an image.
+    """
+
+    def __init__(self, model: VLM, groups: dict[str, list[nn.Parameter]]) -> None:
+        self.model = model
+        self.trained = tuple(groups)
+        self.pending = dict(groups)
+        self.images = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for name, parameters in list(self.pending.items()):
+            if name == "projector" and not self.images:
+                continue
+            if not any(has_gradient(parameter.grad) for parameter in parameters):
+                raise ValueError(
+                    f"no gradient reaches the {name} in its first step, so that it would stay as it is; check that "
+                    f"nothing between it and the loss is cut off, and that supervised tokens follow the images"
+                )
+            del self.pending[name]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = [name for name in self.trained if name not in self.pending]
+        self.model.mark_trained(projector="projector" in done, language="language model" in done)
+
+
+def has_gradient(gradient: Tensor | None) -> bool:
+    """Tell whether a gradient is there and not zero everywhere."""
+    return gradient is not None and bool(gradient.any())
