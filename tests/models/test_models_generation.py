@@ -86,13 +86,15 @@ def test_next_token_logits_are_those_of_the_full_model(model):
         torch.testing.assert_close(logits[row], model.language_model(inputs_embeds=embeddings).logits[0, -1])
 
 
-def test_sampling_defaults_of_the_model_are_ignored_and_its_mode_is_restored():
+def test_the_models_own_settings_are_ignored_and_it_is_left_as_it_was(capfd):
     model = tiny_vlm().train()
     settings = model.language_model.get_base_model().generation_config
-    settings.do_sample, settings.temperature, settings.top_p = True, 5.0, 0.5
+    settings.do_sample, settings.temperature, settings.top_p, settings.repetition_penalty = True, 5.0, 0.5, 9.0
     batch = random_batch(model)
     assert generate(model, batch, tiny_tokenizer(), 8) == generate(tiny_vlm(), batch, tiny_tokenizer(), 8)
     assert model.training and not model.vision.training
+    assert model.language_model.get_base_model().generation_config is settings
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_tokenizer_without_eos_is_refused(model):

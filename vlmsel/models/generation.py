@@ -29,6 +29,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+@contextmanager
+def replaced_settings(language_model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Put a model's own generation settings aside: its sampling or repetition penalty would be mixed into ours."""
+    own = language_model.generation_config
+    language_model.generation_config = settings
+    try:
+        yield
+    finally:
+        language_model.generation_config = own
+
+
 @torch.no_grad()
 def generate(model: VLM, batch: BatchLike, tokenizer: Any, max_new_tokens: int) -> list[str]:
     """Answer the prompts of a batch (`input_ids` without answers, padded on either side) greedily.
@@ -45,11 +56,10 @@ def generate(model: VLM, batch: BatchLike, tokenizer: Any, max_new_tokens: int) 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad_id(tokenizer),
     )
-    with evaluating(model):
+    base = unwrap(model.language_model)
+    with evaluating(model), replaced_settings(base, settings):
         plan, embeddings = model.embed(batch, left=True)
-        ids = unwrap(model.language_model).generate(
-            inputs_embeds=embeddings, attention_mask=plan.attention_mask, generation_config=settings
-        )
+        ids = base.generate(inputs_embeds=embeddings, attention_mask=plan.attention_mask)
     return [answer_text(row, tokenizer) for row in ids.tolist()]
 
 
