@@ -54,6 +54,12 @@ def test_a_second_attachment_is_refused():
         model.attach_lora(LoraSpec())
 
 
+def test_adapters_join_in_the_models_mode():
+    model = tiny_vlm(lora=False)
+    model.attach_lora(LoraSpec(r=2, alpha=4, dropout=0.5))
+    assert not any(module.training for module in model.modules()) and model.vlm_config.lora.dropout == 0.5
+
+
 def test_merging_keeps_the_losses():
     model = tiny_vlm(dtype=torch.float64)
     wake_lora(model)

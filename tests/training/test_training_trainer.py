@@ -290,6 +290,7 @@ def test_order_must_be_a_permutation_and_is_asked_every_epoch(tmp_path):
 def test_an_unfit_batch_size_and_an_untrained_projector_are_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size 4 cannot be cut into 3 micro-batches"):
         trained(tmp_path, PhaseSettings(batch_size=4, gradient_accumulation=3))
+    trained(tmp_path, PhaseSettings(batch_size=4, gradient_accumulation=2))  # the folder is not spoilt
     model = tiny_vlm(tmp_path / "backbones")
     model.vlm_config = type(model.vlm_config)(**{**model.vlm_config.__dict__, "projector_trained": False})
     with pytest.raises(ValueError, match="projector of this model was never trained"):

@@ -97,7 +97,7 @@ class VLM(nn.Module):
         Raises:
             ValueError: it has adapters already, or a target names no linear module.
         """
-        self.language_model = attach_lora(self.language_model, spec, seed)
+        self.language_model = attach_lora(self.language_model, spec, seed).train(self.training)
         self.vlm_config = replace(self.vlm_config, lora=spec)
 
     def merge_lora(self) -> None:

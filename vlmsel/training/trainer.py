@@ -104,6 +104,8 @@ def earlier_result(out: Path, record: dict[str, Any]) -> PhaseResult | None:
     if not (out / RECORD).is_file():
         return None
     earlier = read_json(out / RECORD)
+    if not earlier["finished"] and newest_state(out / STATES) is None:
+        return None  # it failed before there was anything to go on from
     was, now = ({**content["settings"], "samples": content["samples"]} for content in (earlier, record))
     keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
     if keys:
@@ -123,7 +125,7 @@ def run(
     warmup = warmup_steps(steps, settings.warmup_ratio, settings.warmup_rounding)
     watch = GradientWatch(model, {name: list(group.values()) for name, group in groups.items()})
     progress = Progress(settings.train)
-    with kept_random_state(), quiet_transformers(), checkpointed(model, settings.gradient_checkpointing):
+    with kept_random_state(model.device), quiet_transformers(), checkpointed(model, settings.gradient_checkpointing):
         optimizer = torch.optim.AdamW(optimizer_groups(groups, settings), betas=(0.9, 0.999), eps=1e-8)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup))
         trainer = PhaseTrainer(
@@ -156,11 +158,11 @@ def newest_state(states: Path) -> Path | None:
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
+def kept_random_state(device: torch.device) -> Iterator[None]:
     """Give the global random states, which the Trainer seeds, back as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         random.setstate(python)
