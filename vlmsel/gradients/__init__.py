@@ -1,0 +1,1 @@
+"""Per-sample gradients of any model, as factors that are never formed unless asked for."""

@@ -1,0 +1,248 @@
+"""Per-sample gradients of one block, unmaterialised.
+
+For a linear map y = x Wᵀ the gradient of sample i is a sum of outer products over its tokens, g_i = Σ_t δ_it x_itᵀ, and
+a batched backward has both factors. Inner products ⟨h, g_i⟩, norms and second moments follow from them exactly, either
+from the tokens or from the formed g_i ("dense"); each operation takes the route with fewer multiply-adds. The norm
+‖g_i‖² = Σ_ts (δ_it·δ_is)(x_it·x_is) is that of ghost clipping (arXiv:2110.05679); the other operations follow suit.
+
+Everything is computed in float32 or better, whatever the model's dtype. Matrix products on CUDA obey
+`torch.set_float32_matmul_precision`, whose default is full float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlmsel.gradients.routes import gram_route, inner_route, norm_route, sum_route
+
+Side = Literal["cols", "rows"]
+LIMIT = 2**26  # elements an intermediate tensor may have, unless a single sample needs more
+
+
+def wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def spans(samples: int, each: int) -> Iterator[slice]:
+    """Cut the samples so that `each` elements per sample stay below LIMIT."""
+    step = max(1, LIMIT // max(1, each))
+    for start in range(0, samples, step):
+        yield slice(start, start + step)
+
+
+class Factor(ABC):
+    """The gradients g_i [rows, cols] of `samples` samples on one block, on any device."""
+
+    samples: int
+    rows: int
+    cols: int
+    values: Tensor  # a tensor of it that has its dtype and device
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Form the gradients. [n, rows, cols]"""
+
+    @abstractmethod
+    def select(self, keep: Any) -> Factor:
+        """Return the factor of some samples: a boolean mask [n], indices or a slice."""
+
+    @abstractmethod
+    def sq_bound(self) -> Tensor:
+        """Bound ‖g_i‖² from above, cheaply. [n]"""
+
+    @abstractmethod
+    def _inner(self, targets: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _gram(self, side: Side) -> Tensor: ...
+
+    @abstractmethod
+    def _weighted_sum(self, weights: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def sq_norm(self) -> Tensor:
+        """Return ‖g_i‖² (Frobenius). [n]"""
+
+    def inner(self, targets: Tensor) -> Tensor:
+        """Return ⟨targets_k, g_i⟩. [k, rows, cols] -> [k, n]
+
+        Raises:
+            ValueError: the targets have another shape.
+        """
+        if targets.ndim != 3 or tuple(targets.shape[1:]) != (self.rows, self.cols):
+            raise ValueError(f"targets have shape {list(targets.shape)}; expected [k, {self.rows}, {self.cols}]")
+        return self._inner(targets.to(self.values.dtype))
+
+    def gram(self, side: Side) -> Tensor:
+        """Return Σ_i g_iᵀ g_i [cols, cols] for side "cols", Σ_i g_i g_iᵀ [rows, rows] for side "rows".
+
+        Raises:
+            ValueError: another side.
+        """
+        if side not in ("cols", "rows"):
+            raise ValueError(f"side is {side!r}; expected 'cols' or 'rows'")
+        return self._gram(side)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Return Σ_i weights_ki g_i. [k, n] -> [k, rows, cols]
+
+        Raises:
+            ValueError: the weights have another shape.
+        """
+        if weights.ndim != 2 or weights.shape[1] != self.samples:
+            raise ValueError(f"weights have shape {list(weights.shape)}; expected [k, {self.samples}]")
+        return self._weighted_sum(weights.to(self.values.dtype))
+
+    def finite(self) -> Tensor:
+        """Mark the samples whose gradient is finite, squared norm included. [n] bool"""
+        surely = torch.isfinite(self.sq_bound())
+        return surely if bool(surely.all()) else torch.isfinite(self.sq_norm())
+
+    @classmethod
+    def from_dense(cls, grads: Tensor) -> Factor:
+        """Hold gradients that are formed already, float32 or better. [n, rows, cols]
+
+        Raises:
+            ValueError: not three dimensions.
+        """
+        if grads.ndim != 3:
+            raise ValueError(f"gradients have shape {list(grads.shape)}; expected [samples, rows, cols]")
+        return DenseFactor(wide(grads))
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Form the gradients a few samples at a time. [some, rows, cols] each"""
+        for span in spans(self.samples, self.rows * self.cols):
+            yield self.select(span).dense()
+
+    def _new(self, *shape: int) -> Tensor:
+        return self.values.new_zeros(shape)
+
+    def _dense_inner(self, targets: Tensor) -> Tensor:
+        flat = targets.flatten(1)
+        return torch.cat([flat.new_zeros(len(flat), 0), *(flat @ piece.flatten(1).T for piece in self.pieces())], dim=1)
+
+    def dense_norm(self) -> Tensor:
+        return torch.cat([self._new(0), *(piece.flatten(1).square().sum(1) for piece in self.pieces())])
+
+    def dense_gram(self, side: Side) -> Tensor:
+        size = self.cols if side == "cols" else self.rows
+        total = self._new(size, size)
+        for piece in self.pieces():
+            tall = (piece if side == "cols" else piece.mT).reshape(-1, size)
+            total.addmm_(tall.T, tall)
+        return total
+
+    def _dense_sum(self, weights: Tensor) -> Tensor:
+        total = self._new(len(weights), self.rows * self.cols)
+        for span in spans(self.samples, self.rows * self.cols):
+            total.addmm_(weights[:, span], self.select(span).dense().flatten(1))
+        return total.unflatten(1, (self.rows, self.cols))
+
+
+class DenseFactor(Factor):
+    """Gradients that are formed already: `grads` [n, rows, cols]."""
+
+    def __init__(self, grads: Tensor) -> None:
+        self.grads = self.values = wide(grads)
+        self.samples, self.rows, self.cols = grads.shape
+
+    def dense(self) -> Tensor:
+        return self.grads
+
+    def select(self, keep: Any) -> Factor:
+        return DenseFactor(self.grads[keep])
+
+    def sq_norm(self) -> Tensor:
+        return self.dense_norm()
+
+    def sq_bound(self) -> Tensor:
+        return self.dense_norm()
+
+    def _inner(self, targets: Tensor) -> Tensor:
+        return targets.flatten(1) @ self.grads.flatten(1).T
+
+    def _gram(self, side: Side) -> Tensor:
+        return self.dense_gram(side)
+
+    def _weighted_sum(self, weights: Tensor) -> Tensor:
+        return torch.tensordot(weights, self.grads, dims=1)
+
+
+class OuterFactor(Factor):
+    """g_i = Σ_t left_it ⊗ right_it, with `left` [n, t, rows] and `right` [n, t, cols]; half precision is cast up."""
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        if left.ndim != 3 or right.ndim != 3 or left.shape[:2] != right.shape[:2]:
+            raise ValueError(
+                f"factors have shapes {list(left.shape)} and {list(right.shape)}; "
+                "expected [n, t, rows] and [n, t, cols]"
+            )
+        dtype = torch.promote_types(wide(left).dtype, wide(right).dtype)
+        self.left, self.right = left.to(dtype), right.to(dtype)
+        self.values = self.left
+        self.samples, self.tokens, self.rows = left.shape
+        self.cols = right.shape[2]
+
+    def dense(self) -> Tensor:
+        return self.left.mT @ self.right
+
+    def select(self, keep: Any) -> Factor:
+        return OuterFactor(self.left[keep], self.right[keep])
+
+    def sq_bound(self) -> Tensor:
+        lengths = torch.linalg.vector_norm(self.left, dim=2) * torch.linalg.vector_norm(self.right, dim=2)
+        return lengths.sum(1).square()
+
+    def sq_norm(self) -> Tensor:
+        if norm_route(self.tokens, self.rows, self.cols) == "dense":
+            return self.dense_norm()
+        norms = [self._new(0)]
+        for span in spans(self.samples, 2 * self.tokens**2):
+            left, right = self.left[span], self.right[span]
+            norms.append(((left @ left.mT) * (right @ right.mT)).sum((1, 2)).clamp_min(0))  # rounding may go below 0
+        return torch.cat(norms)
+
+    def _inner(self, targets: Tensor) -> Tensor:
+        if inner_route(self.tokens, self.rows, self.cols, len(targets)) == "dense":
+            return self._dense_inner(targets)
+        small, large = self.left, self.right
+        if self.rows > self.cols:
+            small, large, targets = self.right, self.left, targets.mT
+        step = max(1, LIMIT // max(1, self.tokens * small.shape[2]))  # targets at a time, for one sample
+        parts = [_token_inner(small, large, some) for some in targets.split(step)]
+        return torch.cat([self._new(0, self.samples), *parts])
+
+    def _gram(self, side: Side) -> Tensor:
+        kept, other = (self.right, self.left) if side == "cols" else (self.left, self.right)
+        if gram_route(self.tokens, other.shape[2], kept.shape[2]) == "dense":
+            return self.dense_gram(side)
+        total = self._new(kept.shape[2], kept.shape[2])
+        for span in spans(self.samples, self.tokens * max(self.tokens, kept.shape[2])):
+            mixed = (other[span] @ other[span].mT) @ kept[span]  # [n, t, kept]
+            total.addmm_(kept[span].flatten(0, 1).T, mixed.flatten(0, 1))
+        return total
+
+    def _weighted_sum(self, weights: Tensor) -> Tensor:
+        if sum_route(self.tokens, self.rows, self.cols, len(weights)) == "dense":
+            return self._dense_sum(weights)
+        sums = [self._new(0, self.rows, self.cols)]
+        for row in weights[:, :, None, None].unbind():  # [n, 1, 1]
+            left, right = (self.left * row, self.right) if self.rows <= self.cols else (self.left, self.right * row)
+            sums.append((left.flatten(0, 1).T @ right.flatten(0, 1))[None])
+        return torch.cat(sums)
+
+
+def _token_inner(small: Tensor, large: Tensor, targets: Tensor) -> Tensor:
+    """Return Σ_t small_itᵀ targets_k large_it. [n, t, s], [n, t, l], [k, s, l] -> [k, n]"""
+    k, s, size = targets.shape
+    flat = targets.reshape(k * s, size).T
+    parts = [small.new_zeros(k, 0)]
+    for span in spans(len(small), small.shape[1] * k * s):
+        mapped = (large[span] @ flat).unflatten(2, (k, s))  # [n, t, k, s]
+        parts.append(torch.einsum("ntks,nts->kn", mapped, small[span]))
+    return torch.cat(parts, dim=1)
