@@ -1,0 +1,1 @@
+"""Data: samples, conversation templates, token ids with exact labels, images, batches and the embedded world."""
