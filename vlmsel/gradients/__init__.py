@@ -1,1 +1,21 @@
 """Per-sample gradients of any model, as factors that are never formed unless asked for."""
+
+from vlmsel.gradients.blocks import Block, select_blocks
+from vlmsel.gradients.capture import Capture, capture
+from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor
+from vlmsel.gradients.lookup import LookupFactor
+from vlmsel.gradients.merged import SumFactor
+from vlmsel.gradients.persample import per_sample_gradients
+
+__all__ = [
+    "Block",
+    "Capture",
+    "DenseFactor",
+    "Factor",
+    "LookupFactor",
+    "OuterFactor",
+    "SumFactor",
+    "capture",
+    "per_sample_gradients",
+    "select_blocks",
+]

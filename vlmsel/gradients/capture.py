@@ -1,0 +1,267 @@
+"""Catch the two factors of every selected parameter's per-sample gradient during one batched backward.
+
+A forward hook ends each selected layer with an identity, the tap, that keeps what the layer read; when the gradient δ of
+what the layer gave arrives at the tap, the two make a factor. Nothing is accumulated in any parameter: parameters need
+no gradient meanwhile, so that the backward goes no deeper than the lowest selected layer. The tap is a node of the graph
+like any other, so that activation checkpointing, which runs layers again during the backward, drops and rebuilds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_leaves, tree_map
+
+from vlmsel.gradients.blocks import SUPPORTED, Block, layer_kind
+from vlmsel.gradients.factors import Factor, OuterFactor
+from vlmsel.gradients.merged import merge
+from vlmsel.gradients.rules import Rows, contribution
+
+Uses = dict[str, list[tuple[str, str]]]  # module name -> (parameter's name in the module, block's name)
+
+
+class _Tap(torch.autograd.Function):
+    """The identity, which reports its input's gradient along with a tensor that was kept.
+
+    `anchor` requires a gradient and never gets one: it makes the output part of the graph where nothing below is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, kept: Tensor, anchor: Tensor, report: Callable) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.report = report
+        return output.detach()  # returned as it is, it would be a view that later layers may not change in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (kept,) = ctx.saved_tensors
+        ctx.report(kept, delta)
+        return (delta if ctx.needs_input_grad[0] else None), None, None, None
+
+
+class Capture:
+    """What a batched backward left behind: one factor per block.
+
+    `samples` may be set after the forward, when the number of losses is known, and before the backward.
+    """
+
+    def __init__(
+        self, model: nn.Module, blocks: Sequence[Block], samples: int | None, row_samples: Mapping[str, Tensor]
+    ) -> None:
+        self.samples = samples
+        self._blocks = list(blocks)
+        self._parameters = {block.name: _parameter(model, block) for block in blocks}
+        self._uses = _find_uses(model, self._parameters)
+        self._modules = dict(model.named_modules())
+        self._row_samples = row_samples
+        self._anchor = torch.zeros((), requires_grad=True)
+        self._parts: dict[str, list[Factor]] = {block.name: [] for block in blocks}
+        self._blind: set[str] = set()  # modules that ran without autograd
+        self._seen: set[str] = set()  # modules that a backward reached
+        self._ran = False
+        self._check_maps()
+
+    def backward(self, losses: Tensor) -> None:
+        """Run the backward of the summed losses [n], or nothing where no selected layer took part in them."""
+        self._ran = True
+        if losses.requires_grad:
+            losses.sum().backward()
+
+    def factors(self) -> dict[str, Factor]:
+        """Return each block's factor, in the order of the blocks; zero for a block that the losses do not touch.
+
+        Raises:
+            ValueError: the number of samples was never given, or gradients were cut off before they reached a block.
+        """
+        self._check_cut_off()
+        return {name: merge(parts) if parts else self._zero(name) for name, parts in self._parts.items()}
+
+    def _zero(self, name: str) -> Factor:
+        block = next(block for block in self._blocks if block.name == name)
+        values = self._parameters[name].detach()
+        return OuterFactor(*(values.new_zeros(self._count(), 0, size) for size in (block.rows, block.cols)))
+
+    def _count(self) -> int:
+        if self.samples is None:
+            raise ValueError(
+                "the number of samples is not known; pass `samples` to capture or set it on what it yields"
+            )
+        return self.samples
+
+    def _check_cut_off(self) -> None:
+        cut = sorted(self._blind - self._seen) if self._ran else []
+        if cut:
+            raise ValueError(
+                f"module {cut[0]} ran without autograd, so that its gradient is lost; with re-entrant activation "
+                "checkpointing let the checkpointed inputs require gradients (model.enable_input_require_grads()) or "
+                "pass use_reentrant=False, and do not select modules that run under torch.no_grad()"
+            )
+
+    def _check_maps(self) -> None:
+        for prefix, owners in self._row_samples.items():
+            if len(owners) and prefix not in self._modules:
+                raise ValueError(f"row_samples names module {prefix!r}, which {_kind(self._modules[''])} does not have")
+
+    def _rows(self, module: str, x: Tensor) -> Rows:
+        """Say which samples the rows of this input are.
+
+        Raises:
+            ValueError: the input has another number of rows than it should.
+        """
+        samples, owners = self._count(), self._owners(module)
+        expected = samples if owners is None else len(owners)
+        if x.ndim == 0 or len(x) != expected:
+            raise ValueError(
+                f"module {module} read a tensor of shape {list(x.shape)}; expected {expected} rows, "
+                + (f"one for each of {samples} samples" if owners is None else "one for each entry of its row_samples")
+                + "; give row_samples, the sample of each row, for modules whose rows are not samples"
+            )
+        if owners is not None and len(owners) and not 0 <= int(owners.min()) <= int(owners.max()) < samples:
+            raise ValueError(f"row_samples of module {module} hold {owners.tolist()}; expected 0 .. {samples - 1}")
+        return Rows(samples, None if owners is None else owners.to(x.device))
+
+    def _owners(self, module: str) -> Tensor | None:
+        """Return the map of the nearest module above (or at) this one that has one."""
+        above = [name for name in self._row_samples if name == module or module.startswith(name + ".")]
+        return self._row_samples[max(above, key=len)] if above else None
+
+    def _report(self, name: str, x: Tensor, delta: Tensor) -> None:
+        self._ran = True
+        self._seen.add(name)
+        rows = self._rows(name, x)
+        for leaf, block in self._uses[name]:
+            self._parts[block].append(contribution(self._modules[name], leaf, x, delta.detach(), rows))
+
+    def _tap(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        """Forward hook of a selected layer."""
+        if not torch.is_grad_enabled():
+            self._blind.add(name)
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        return _Tap.apply(output, x.detach(), self._anchor, partial(self._report, name))
+
+    def _join(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Forward hook that makes an output part of the graph, if nothing in it is, so that a backward can start there."""
+        if not torch.is_grad_enabled() or any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(output)):
+            return None
+        return tree_map(self._joined, output)
+
+    def _joined(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return _Tap.apply(x, self._anchor.detach(), self._anchor, self._note)
+
+    def _note(self, kept: Tensor, delta: Tensor) -> None:
+        self._ran = True
+
+    def install(self) -> list[Any]:
+        """Add the hooks and return their handles."""
+        handles = [
+            self._modules[name].register_forward_hook(partial(self._tap, name), with_kwargs=True) for name in self._uses
+        ]
+        root = self._modules[""]
+        joined = [root] if not any(map(_reentrant, self._modules.values())) else [root, *_embeddings(root)]
+        return handles + [module.register_forward_hook(self._join) for module in joined]
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _parameter(model: nn.Module, block: Block) -> nn.Parameter:
+    """Return the parameter of a block.
+
+    Raises:
+        ValueError: the model has none of that name.
+    """
+    try:
+        return model.get_parameter(block.name)
+    except AttributeError:
+        raise ValueError(
+            f"{_kind(model)} has no parameter {block.name}; select the blocks on the model that is run"
+        ) from None
+
+
+def _find_uses(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Uses:
+    """List the layers that hold each parameter; a tied one has several.
+
+    Raises:
+        ValueError: one of them is not supported.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    uses: Uses = {}
+    for module_name, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is None or id(parameter) not in names:
+                continue
+            if layer_kind(module) is None or leaf not in ("weight", "bias"):
+                raise ValueError(
+                    f"parameter {names[id(parameter)]} is used by module {module_name} of class {_kind(module)}, "
+                    f"which is not supported; choose parameters of {SUPPORTED}"
+                )
+            uses.setdefault(module_name, []).append((leaf, names[id(parameter)]))
+    return uses
+
+
+def _reentrant(module: nn.Module) -> bool:
+    """Say whether a transformers layer checkpoints re-entrantly, which loses gradients unless its input needs them."""
+    if not (module.training and getattr(module, "gradient_checkpointing", False)):
+        return False
+    keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+    return keywords.get("use_reentrant", True) is not False
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient within the block."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    samples: int | None = None,
+    row_samples: Mapping[str, Tensor] | None = None,
+) -> Iterator[Capture]:
+    """Capture the per-sample gradients of one forward and backward run inside; `factors()` of what it yields has them.
+
+    The loss must be a sum of per-sample losses, `losses.sum().backward()`. A layer called several times counts every
+    call, a tied weight every layer that uses it. Padding needs no care: its gradients are zero.
+
+    Args:
+        model: any module; its parameters' `requires_grad` is False inside and restored afterwards.
+        blocks: what `select_blocks` returned for this model.
+        samples: the number of samples; if None, set it on the yielded `Capture` before the backward.
+        row_samples: for modules whose input rows are not samples, by module name (covering what lies below it): the
+            sample of each row, [rows] of 0 .. samples - 1. A sample may have no row or several.
+
+    Raises:
+        ValueError: a block is not of this model, a layer read another number of rows than expected, or a map is wrong.
+    """
+    captured = Capture(model, blocks, samples, row_samples or {})
+    handles = captured.install()
+    try:
+        with frozen(model):
+            yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
