@@ -1,4 +1,5 @@
-"""Train the tiny backbones in vlmsel/assets: a byte-level BPE tokenizer, a CLIP and a Llama of about a million parameters each.
+"""Train the tiny backbones in vlmsel/assets: a byte-level BPE tokenizer, a CLIP and a Llama of about a million
+parameters each.
 
     python tools/build_tiny_backbones.py tokenizer --out build
     python tools/build_tiny_backbones.py clip      --out build --steps 3000
@@ -6,8 +7,8 @@
     python tools/build_tiny_backbones.py probe     --out build
     python tools/build_tiny_backbones.py install   --out build      copies the result into vlmsel/assets
 
-Scenes are drawn on the fly from seeds that the demo's files never use, so neither backbone has seen a picture or question
-of the demo.
+Scenes are drawn on the fly from seeds that the demo's files never use, so neither backbone has seen a picture or
+question of the demo.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vlmsel.data.world import COLORS, COLUMNS, GRID, ROWS, SHAPES, SIZES, WORDS, Scene, describe, draw_scene
-from vlmsel.data.world_questions import FAMILIES, ask
+from vlmsel.data.world_questions import FAMILIES, ask, color_at, color_of, relation, shape_at, side_of, where
 from vlmsel.data.world_render import patch_words, render
 from vlmsel.data.world_text import text_task
 
@@ -41,7 +42,14 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 CLIP_CONFIG = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 48, "patch_size": PATCH, "width": 128, "layers": 5, "head_width": 32, "pool_type": "avg"},
+    "vision_cfg": {
+        "image_size": 48,
+        "patch_size": PATCH,
+        "width": 128,
+        "layers": 5,
+        "head_width": 32,
+        "pool_type": "avg",
+    },
     "text_cfg": {"context_length": 64, "vocab_size": 0, "width": 128, "heads": 4, "layers": 2},
 }
 
@@ -68,7 +76,10 @@ def build_tokenizer(out: Path, vocabulary: int = 640) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(corpus(random.Random(SEED)), trainer)
     # the end token must have the largest id: open_clip pools the text tower at the largest id
@@ -130,19 +141,25 @@ def new_clip(tokenizer: PreTrainedTokenizerFast) -> tuple[CLIP, dict]:
     return CLIP(**config), config
 
 
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def cosine(step: int, steps: int, warmup: int = 100) -> float:
     return min(step / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3)
 
 
-def train_clip(out: Path, steps: int, batch: int = 192, rate: float = 1e-3) -> None:
+def train_clip(out: Path, steps: int, batch: int = 192, rate: float = 1e-3, resume: bool = False) -> None:
     torch.manual_seed(SEED)
-    rng, tokenizer = random.Random(SEED + 1), load_tokenizer(out)
+    rng, tokenizer = random.Random(SEED + 1 + 10 * resume), load_tokenizer(out)
     model, config = new_clip(tokenizer)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vision {sum(p.numel() for p in model.visual.parameters()):,}")
+    if resume:
+        model.load_state_dict(load_file(out / "clip/open_clip_model.safetensors"))
+    print(f"{count_parameters(model):,} parameters, vision {count_parameters(model.visual):,}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
     started, hits, losses = time.time(), [], []
     for step in range(1, steps + 1):
-        count = 1 + min(3, step * 6 // steps) if step < steps // 2 else None
+        count = 1 + min(3, step * 6 // steps) if step < steps // 2 and not resume else None
         scenes = [draw_scene(rng, count if count is None else rng.randint(1, count)) for _ in range(batch // 2)]
         scenes += [edited(scene, rng) for scene in scenes]
         image, text, scale = model(pixels(scenes), captions(tokenizer, scenes))[:3]
@@ -160,14 +177,20 @@ def train_clip(out: Path, steps: int, batch: int = 192, rate: float = 1e-3) -> N
         hits.append((logits.argmax(1) == labels).float().mean().item())
         losses.append(loss.item())
         if step % 100 == 0:
-            print(f"step {step} loss {sum(losses[-100:]) / 100:.3f} right matches {sum(hits[-100:]) / 100:.3f} {time.time() - started:.0f}s", flush=True)
+            print(
+                f"step {step} loss {sum(losses[-100:]) / 100:.3f} right matches {sum(hits[-100:]) / 100:.3f} "
+                f"{time.time() - started:.0f}s",
+                flush=True,
+            )
         if step % 250 == 0 or step == steps:
             save_clip(model, config, out / "clip")
 
 
 def save_clip(model: CLIP, config: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {k: v.contiguous().clone() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}, indent=2))
 
 
@@ -181,7 +204,9 @@ def load_clip(out: Path) -> CLIP:
 @torch.no_grad()
 def patch_tokens(model: CLIP, scenes: list[Scene]) -> Tensor:
     """[n, 36, width]: the penultimate block's patch tokens, as the VLM sees them."""
-    out = model.visual.forward_intermediates(pixels(scenes), indices=[-2], output_fmt="NLC", intermediates_only=True, stop_early=True)
+    out = model.visual.forward_intermediates(
+        pixels(scenes), indices=[-2], output_fmt="NLC", intermediates_only=True, stop_early=True
+    )
     return out["image_intermediates"][0]
 
 
@@ -220,9 +245,9 @@ def _linear_probe(features: Tensor, labels: list[str]) -> float:
 class Slots:
     """Grid descriptions for the language model: one slot per patch, the sum of the embeddings of the words it holds.
 
-    A patch shows several attributes at once and the projector is linear at heart, so the text form that comes closest to
-    what patches give is a bag of words per patch: size, colour and shape (or sign and letter), and the patch's row and
-    column. Words are dropped and noise is added so that the model learns to combine patches.
+    A patch shows several attributes at once and the projector is linear at heart, so the text form that comes closest
+    to what patches give is a bag of words per patch: size, colour and shape (or sign and letter), and the patch's row
+    and     column. Words are dropped and noise is added so that the model learns to combine patches.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -252,16 +277,23 @@ def slot_embeddings(table: Tensor, bags: Tensor, drop: float, noise: float) -> T
     return summed + noise * table.std().detach() * torch.randn_like(summed)
 
 
-def conversation(scene: Scene, rng: random.Random, turns: int, styles: list[str]) -> list[tuple[str, str]]:
+def conversation(
+    scene: Scene, rng: random.Random, turns: int, styles: list[str], focus: float
+) -> list[tuple[str, str]]:
     if rng.random() < 0.12:
         return [("Describe the image.", describe(scene))]
     if rng.random() < 0.06:
         return [text_task(rng) for _ in range(2)]
-    asked = [ask(rng.choice(styles), scene, rng) for _ in range(turns)]
+    asked = [
+        rng.choice(LOOKUPS)(scene, rng) if rng.random() < focus else ask(rng.choice(styles), scene, rng)
+        for _ in range(turns)
+    ]
     return [(a.question, a.answer) for a in asked if a] or [("Describe the image.", describe(scene))]
 
 
-def encode_turns(tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]], cache: dict) -> tuple[list[int], list[int]]:
+def encode_turns(
+    tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]], cache: dict
+) -> tuple[list[int], list[int]]:
     """Token ids and labels (-100 on questions) in the `pure` form: In: question / Out: answer and the end token."""
     ids, labels = [], []
     for question, answer in turns:
@@ -283,9 +315,11 @@ def new_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def llama_batch(tokenizer, slots: Slots, rng: random.Random, batch: int, count: int | None, turns: int, cache: dict):
+def llama_batch(
+    tokenizer, slots: Slots, rng: random.Random, batch: int, count: int | None, turns: int, cache: dict, focus: float
+):
     scenes = [draw_scene(rng, None if count is None else rng.randint(1, count)) for _ in range(batch)]
-    encoded = [encode_turns(tokenizer, conversation(s, rng, turns, STYLES), cache) for s in scenes]
+    encoded = [encode_turns(tokenizer, conversation(s, rng, turns, STYLES, focus), cache) for s in scenes]
     width = max(len(ids) for ids, _ in encoded)
     ids, labels = torch.full((batch, width), tokenizer.pad_token_id), torch.full((batch, width), -100)
     for row, (one, label) in enumerate(encoded):
@@ -293,7 +327,8 @@ def llama_batch(tokenizer, slots: Slots, rng: random.Random, batch: int, count: 
     return slots.bags(scenes), ids, labels
 
 
-STYLES = ["vqav2", "vqav2", "gqa", "gqa", "gqa", "pope", "pope", "textvqa", "region"]
+LOOKUPS = (color_of, color_at, shape_at, relation, side_of, where)
+STYLES = ["vqav2", "vqav2", "vqav2", "gqa", "gqa", "gqa", "gqa", "pope", "textvqa", "region", "region"]
 
 
 def forward_llama(model: LlamaForCausalLM, bags: Tensor, ids: Tensor, drop: float, noise: float) -> Tensor:
@@ -305,17 +340,19 @@ def forward_llama(model: LlamaForCausalLM, bags: Tensor, ids: Tensor, drop: floa
     return model.lm_head(hidden[:, SIDE**2 : -1])
 
 
-def train_llama(out: Path, steps: int, batch: int = 48, rate: float = 2e-3, turns: int = 5, resume: bool = False) -> None:
+def train_llama(
+    out: Path, steps: int, batch: int = 48, rate: float = 2e-3, turns: int = 5, resume: bool = False, focus: float = 0.0
+) -> None:
     torch.manual_seed(SEED + 2)
     rng, tokenizer = random.Random(SEED + 3 + resume), load_tokenizer(out)
     slots, cache = Slots(tokenizer), {}
     model = LlamaForCausalLM.from_pretrained(out / "llama") if resume else new_llama(tokenizer)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    print(f"{count_parameters(model):,} parameters")
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     started, losses = time.time(), []
     for step in range(1, steps + 1):
-        count = None if resume else {0: 1, 1: 2, 2: 3}.get(step * 12 // steps)
-        bags, ids, labels = llama_batch(tokenizer, slots, rng, batch, count, turns, cache)
+        count = rng.choice([None, 2, 3]) if resume else {0: 1, 1: 2, 2: 3}.get(step * 12 // steps)
+        bags, ids, labels = llama_batch(tokenizer, slots, rng, batch, count, turns, cache, focus)
         logits = forward_llama(model, bags, ids, drop=0.15, noise=0.3)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
         optimizer.zero_grad()
@@ -365,7 +402,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build"))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="llama: go on from --out instead of starting anew")
+    parser.add_argument("--resume", action="store_true", help="go on from --out instead of starting anew")
+    parser.add_argument("--focus", type=float, default=0.0, help="llama: share of questions that need a look-up")
     parser.add_argument("--rate", type=float, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -373,9 +411,9 @@ def main() -> None:
     if args.part == "tokenizer":
         build_tokenizer(args.out)
     elif args.part == "clip":
-        train_clip(args.out, args.steps, **rate)
+        train_clip(args.out, args.steps, resume=args.resume, **rate)
     elif args.part == "llama":
-        train_llama(args.out, args.steps, resume=args.resume, **rate)
+        train_llama(args.out, args.steps, resume=args.resume, focus=args.focus, **rate)
     elif args.part == "probe":
         print(json.dumps({"clip": probe_clip(args.out), "llama": probe_llama(args.out)}, indent=2))
     else:

@@ -3,8 +3,9 @@
     python tools/convert_easy_vqa.py easy_vqa.tar.gz --out easy_vqa --seed 0
 
 writes, under --out: `images/`, `captions.json` (alignment: "a blue rectangle.", put together from the answers),
-`pool.json` (LLaVA format; a seeded share of answers is replaced by a wrong one of the same type, see `pool_truth.json`),
-`target.json` (clean, from images that are not in the pool) and the test questions and annotations in VQAv2's format.
+`pool.json` (LLaVA format; a seeded share of answers is replaced by a wrong one of the same type, see
+`pool_truth.json`), `target.json` (clean, from images that are not in the pool) and the test questions
+and annotations in VQAv2's format.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def captions(questions: list) -> list[dict]:
         if source(answer) != "yes_no":
             facts.setdefault(image, {})[source(answer)] = answer
     return [
-        record(f"caption_{image}", f"train/{image}.png", "Describe the image.", f"a {f['color']} {f['shape']}.", "caption")
+        record(
+            f"caption_{image}", f"train/{image}.png", "Describe the image.", f"a {f['color']} {f['shape']}.", "caption"
+        )
         for image, f in sorted(facts.items())
         if len(f) == 2
     ]
@@ -93,7 +96,15 @@ def vqav2(questions: list) -> tuple[dict, dict]:
         kind = "yes/no" if source(answer) == "yes_no" else "other"
         answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
         asked.append({**key, "question": as_sentence(question)})
-        noted.append({**key, "question_type": source(answer), "answer_type": kind, "multiple_choice_answer": answer, "answers": answers})
+        noted.append(
+            {
+                **key,
+                "question_type": source(answer),
+                "answer_type": kind,
+                "multiple_choice_answer": answer,
+                "answers": answers,
+            }
+        )
     return {**head, "task_type": "Open-Ended", "questions": asked}, {**head, "annotations": noted}
 
 
@@ -129,7 +140,9 @@ def main() -> None:
     asked, noted = vqav2(random.Random(0).sample(questions["test"], args.test))
     write(args.out / "questions.json", asked)
     write(args.out / "annotations.json", noted)
-    print(f"{len(records)} pool samples, {sum(t['flaw'] != 'none' for t in truth)} with wrong answers, under {args.out}")
+    print(
+        f"{len(records)} pool samples, {sum(t['flaw'] != 'none' for t in truth)} with wrong answers, under {args.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Run folders: what was asked for, with which versions, and results written so that a killed process leaves no half file.
+"""Run folders: what was asked for, with which versions, and results written so that a killed process leaves no half
+file.
 
 A run folder holds `config.yaml` (the resolved command), `environment.json` and the command's results. Running the same
 command again with the same folder goes on; another configuration is refused.
@@ -66,8 +67,6 @@ def file_hash(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
 
 
 def environment() -> dict[str, str]:

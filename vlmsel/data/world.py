@@ -1,8 +1,9 @@
 """The embedded world: small scenes of coloured shapes and a sign, drawn by a seeded generator.
 
-A scene is a 3 x 3 grid of cells of 16 pixels on a 48-pixel canvas. One to four things (size, colour, shape) lie in different
-cells; in three scenes of five the top or the bottom row holds a sign with a word instead. Colours and shapes are not
-equally frequent and colours prefer some shapes, so that "popular" and "adversarial" absent objects mean something.
+A scene is a 3 x 3 grid of cells of 16 pixels on a 48-pixel canvas. One to four things (size, colour, shape) lie in
+different cells; in three scenes of five the top or the bottom row holds a sign with a word instead. Colours and shapes
+are not equally frequent and colours prefer some shapes, so that "popular" and "adversarial" absent objects mean
+something.
 
 Everything here is a pure function of the `random.Random` that is handed in.
 """
@@ -39,7 +40,14 @@ SIGN_SHARE = 0.6
 COUNT_WEIGHTS = {1: 2, 2: 3, 3: 3, 4: 2}
 COLOR_WEIGHTS = {"red": 6, "green": 4, "blue": 5, "yellow": 3, "purple": 2, "white": 3}
 SHAPE_WEIGHTS = {"circle": 5, "square": 5, "triangle": 4, "cross": 3, "ring": 3}
-PREFERRED = {"red": "circle", "green": "triangle", "blue": "square", "yellow": "ring", "purple": "cross", "white": "square"}
+PREFERRED = {
+    "red": "circle",
+    "green": "triangle",
+    "blue": "square",
+    "yellow": "ring",
+    "purple": "cross",
+    "white": "square",
+}
 PREFERENCE = 2.0  # how much likelier a colour's preferred shape is
 
 

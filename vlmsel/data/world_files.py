@@ -1,4 +1,5 @@
-"""The embedded world as ordinary files: captions, an instruction pool, target sets, and four benchmarks in official formats.
+"""The embedded world as ordinary files: captions, an instruction pool, target sets, and four benchmarks in official
+formats.
 
 The pool is made like a real one, with shares fixed before any scorer was compared (and never tuned to one):
 
@@ -11,9 +12,9 @@ The pool is made like a real one, with shares fixed before any scorer was compar
     caption    10 %  describe the image                     what alignment has already taught
     text       20 %  sums, spelling, small talk, no image   none
 
-Flaws, drawn independently of the source: 15 % of the image samples carry a wrong answer of the right type, 5 % the image of
-another scene; 10 % of all samples nearly repeat an earlier one (same scene drawn anew, same question). What is wrong with
-each sample stands in `pool_truth.json`, which no scorer reads.
+Flaws, drawn independently of the source: 15 % of the image samples carry a wrong answer of the right type, 5 % the
+image of another scene; 10 % of all samples nearly repeat an earlier one (same scene drawn anew, same question). What is
+wrong with each sample stands in `pool_truth.json`, which no scorer reads.
 
 Target sets and benchmark questions come from scenes of their own.
 """
@@ -96,6 +97,20 @@ def write_captions(folder: Path, count: int, rng: random.Random) -> None:
         image = _save_image(folder, f"captions/{index:06d}.png", scene)
         records.append(_record(f"caption_{index:06d}", image, CAPTION_PROMPT, describe(scene), "captions"))
     _dump(folder / "captions.json", records)
+
+
+def benchmark_files(folder: Path) -> dict[str, dict]:
+    """Return, per task, where `write_world` puts its questions (a list, POPE has three files) and annotations."""
+    test = folder / "test"
+    return {
+        "vqav2": {
+            "questions": [str(test / "v2_OpenEnded_mscoco_world_questions.json")],
+            "annotations": str(test / "v2_mscoco_world_annotations.json"),
+        },
+        "gqa": {"questions": [str(test / "gqa_world_questions.json")]},
+        "pope": {"questions": [str(test / f"coco_pope_{split}.json") for split in POPE_SPLITS]},
+        "textvqa": {"questions": [str(test / "TextVQA_0.5.1_world.json")]},
+    }
 
 
 # The instruction pool

@@ -1,7 +1,8 @@
 """Pictures of the embedded world: a scene as a 48 x 48 RGB image, and what each patch of it shows.
 
-Shapes are drawn at four times the size and reduced, so that edges are smooth; letters come from Pillow's built-in bitmap
-font, one per 8 pixels. `patch_words` states in words what lies in each patch: the text that corresponds to a patch token.
+Shapes are drawn at four times the size and reduced, so that edges are smooth; letters come from Pillow's built-in
+bitmap font, one per 8 pixels. `patch_words` states in words what lies in each patch: the text that corresponds to a
+patch token.
 """
 
 from __future__ import annotations

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import random
 
-_OPPOSITES = {"hot": "cold", "big": "small", "left": "right", "top": "bottom", "push": "pull", "north": "south", "day": "night"}
+_OPPOSITES = {
+    "hot": "cold",
+    "big": "small",
+    "left": "right",
+    "top": "bottom",
+    "push": "pull",
+    "north": "south",
+    "day": "night",
+}
 _TALK = (
     ("How are you today?", "I am fine, thank you."),
     ("Tell me a short story.", "A cat sat on a mat and slept all day."),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlmsel import runs
 from vlmsel.gradients import Block
 from vlmsel.scorers import Scorer
-from vlmsel.scoring.passes import Bad, Loss, curvature_pass, gradient_scorers, mean_squares, target_gradients
+from vlmsel.scoring.passes import Bad, Objective, curvature_pass, gradient_scorers, mean_squares, target_gradients
 
 Batches = Callable[[], Iterable[Any]]  # a fresh stream each time it is called
 KEPT_GIGABYTES = 4.0  # per-sample gradients that scorers may keep in memory during the curvature pass
@@ -49,7 +49,8 @@ class Directions:
 
 @dataclass(frozen=True)
 class Streams:
-    """What the passes read: batches of the fit samples, of the samples that damping is measured on, and of each target."""
+    """What the passes read: batches of the fit samples, of the samples that damping is measured on, and of each
+    target."""
 
     fit: Batches
     scale: Batches
@@ -67,13 +68,18 @@ def check_memory(scorers: Sequence[Scorer], blocks: Sequence[Block], samples: in
     needed = 4 * samples * sum(block.rows * block.cols for block in blocks) * len(keepers) / 1e9
     if needed > KEPT_GIGABYTES:
         raise ValueError(
-            f"{', '.join(keepers)} would keep {needed:.1f} GB of per-sample gradients ({samples} fit samples; the limit is "
-            f"{KEPT_GIGABYTES:g} GB): lower fit_samples, choose fewer blocks, or use a streaming scorer such as LiSSA(batch='stream')"
+            f"{', '.join(keepers)} would keep {needed:.1f} GB of per-sample gradients ({samples} fit samples, limit "
+            f"{KEPT_GIGABYTES:g} GB): lower fit_samples, take fewer blocks or a streaming scorer: LiSSA(batch='stream')"
         )
 
 
 def find_directions(
-    model: nn.Module, streams: Streams, scorers: Sequence[Scorer], blocks: Sequence[Block], loss: Loss, bad: Bad
+    model: nn.Module,
+    streams: Streams,
+    scorers: Sequence[Scorer],
+    blocks: Sequence[Block],
+    objective: Objective,
+    bad: Bad,
 ) -> Directions:
     """Run the target passes and the curvature pass and solve every accumulator.
 
@@ -82,23 +88,25 @@ def find_directions(
     """
     scorers = gradient_scorers(scorers)
     check_memory(scorers, blocks, streams.fit_count)
-    targets = _stack_targets(model, streams, blocks, loss)
+    targets = _stack_targets(model, streams, blocks, objective)
     measured = any(scorer.needs_mean_square for scorer in scorers)
-    squares = mean_squares(model, streams.scale(), loss, blocks, bad) if measured else {}
+    squares = mean_squares(model, streams.scale(), objective, blocks, bad) if measured else {}
     accumulators = {
         (scorer.name, block.name): scorer.accumulator(targets[block.name], squares.get(block.name))
         for scorer in scorers
         for block in blocks
     }
-    curvature_pass(model, streams.fit(), loss, accumulators, blocks, bad)
+    curvature_pass(model, streams.fit(), objective, accumulators, blocks, bad)
     return _solve(accumulators, scorers, blocks, list(streams.targets))
 
 
-def _stack_targets(model: nn.Module, streams: Streams, blocks: Sequence[Block], loss: Loss) -> dict[str, Tensor]:
+def _stack_targets(
+    model: nn.Module, streams: Streams, blocks: Sequence[Block], objective: Objective
+) -> dict[str, Tensor]:
     means = {}
     for name, batches in streams.targets.items():
         try:
-            means[name] = target_gradients(model, batches(), loss, blocks)[0]
+            means[name] = target_gradients(model, batches(), objective, blocks)[0]
         except ValueError as problem:
             raise ValueError(f"target {name}: {problem}") from None
     return {block.name: torch.stack([mean[block.name] for mean in means.values()]) for block in blocks}

@@ -1,19 +1,19 @@
 """Two streamed passes over a pool serve every scorer and every target.
 
 1. `target_gradients`: one plain batched backward per target gives v_t, the mean gradient of its samples.
-2. `curvature_pass`: one pass over the fit samples feeds the accumulators of all scorers from the same factors; solving them
-   gives the preconditioned targets h = P v_t.
+2. `curvature_pass`: one pass over the fit samples feeds the accumulators of all scorers from the same factors; solving
+them    gives the preconditioned targets h = P v_t.
 3. `score_batch`: I(i, t) = -sum over blocks of <h_t, g_i>, for all scorers and targets from one backward.
 
-Nothing per-sample is kept but scores. Lowest = most helpful. A sample whose loss or gradient is not finite is left out of
-every sum and reported; the other samples' numbers do not change.
+Nothing per-sample is kept but scores. Lowest = most helpful. A sample whose loss or gradient is not finite is left out
+of every sum and reported; the other samples' numbers do not change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from vlmsel.gradients import Block, Factor, capture
 from vlmsel.scorers import Scorer
 
-Loss = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> [n]
 Factors = dict[str, Factor]
+
+
+class Objective(NamedTuple):
+    """What is differentiated: each sample's own loss, and which sample the rows of a module belong to where they
+    differ."""
+
+    losses: Callable[[nn.Module, Any], Tensor]  # (model, batch) -> [n]
+    rows: Callable[[nn.Module, Any], Mapping[str, Tensor]]  # (model, batch) -> module name -> sample of each row
 
 
 @dataclass
@@ -35,13 +42,15 @@ class Bad:
         self.reasons.update({int(uid): reason for uid in uids})
 
 
-def batch_factors(model: nn.Module, batch: Any, loss: Loss, blocks: Sequence[Block]) -> tuple[Tensor, Factors]:
+def batch_factors(
+    model: nn.Module, batch: Any, objective: Objective, blocks: Sequence[Block]
+) -> tuple[Tensor, Factors]:
     """Run one backward and return each sample's loss [n] and the factors of its gradient at every block.
 
     Losses that are not finite take no part in the backward.
     """
-    with capture(model, blocks, len(batch.uids), batch.row_samples) as captured:
-        losses = loss(model, batch)
+    with capture(model, blocks, len(batch.uids), objective.rows(model, batch)) as captured:
+        losses = objective.losses(model, batch)
         finite = torch.isfinite(losses)
         if finite.any():
             torch.where(finite, losses, torch.zeros_like(losses)).sum().backward()
@@ -62,9 +71,9 @@ def _report(bad: Bad, uids: Tensor, losses: Tensor, keep: Tensor) -> None:
     bad.add(uids[lost.cpu()], "the gradient is not finite")
 
 
-def clean_factors(model: nn.Module, batch: Any, loss: Loss, blocks: Sequence[Block], bad: Bad) -> Factors:
+def clean_factors(model: nn.Module, batch: Any, objective: Objective, blocks: Sequence[Block], bad: Bad) -> Factors:
     """Return the batch's factors without the samples that are not finite, which are reported in `bad`."""
-    losses, factors = batch_factors(model, batch, loss, blocks)
+    losses, factors = batch_factors(model, batch, objective, blocks)
     keep = finite_samples(losses, factors)
     if bool(keep.all()):
         return factors
@@ -73,9 +82,10 @@ def clean_factors(model: nn.Module, batch: Any, loss: Loss, blocks: Sequence[Blo
 
 
 def target_gradients(
-    model: nn.Module, batches: Iterable[Any], loss: Loss, blocks: Sequence[Block]
+    model: nn.Module, batches: Iterable[Any], objective: Objective, blocks: Sequence[Block]
 ) -> tuple[dict[str, Tensor], int]:
-    """Return the mean gradient over a target's samples, `[rows, cols]` per block in float32 or better, and their number.
+    """Return the mean gradient over a target's samples, `[rows, cols]` per block in float32 or better, and their
+    number.
 
     Raises:
         ValueError: a sample's loss is not finite (a target must be clean), or there are no samples.
@@ -83,7 +93,7 @@ def target_gradients(
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
-        losses, factors = batch_factors(model, batch, loss, blocks)
+        losses, factors = batch_factors(model, batch, objective, blocks)
         if not bool(torch.isfinite(losses).all()):
             uid = int(batch.uids[(~torch.isfinite(losses)).cpu()][0])
             raise ValueError(f"the loss of target sample {uid} is not finite; remove it from the target file")
@@ -97,13 +107,13 @@ def target_gradients(
 
 
 def mean_squares(
-    model: nn.Module, batches: Iterable[Any], loss: Loss, blocks: Sequence[Block], bad: Bad
+    model: nn.Module, batches: Iterable[Any], objective: Objective, blocks: Sequence[Block], bad: Bad
 ) -> dict[str, float]:
     """Return, per block, the mean of the squared gradient entries over samples: what damping is relative to."""
     sums = {block.name: 0.0 for block in blocks}
     count = 0
     for batch in batches:
-        factors = clean_factors(model, batch, loss, blocks, bad)
+        factors = clean_factors(model, batch, objective, blocks, bad)
         for name, factor in factors.items():
             sums[name] += float(factor.sq_norm().double().sum())
         count += next(iter(factors.values())).samples
@@ -115,20 +125,20 @@ def mean_squares(
 def curvature_pass(
     model: nn.Module,
     batches: Iterable[Any],
-    loss: Loss,
+    objective: Objective,
     accumulators: Mapping[tuple[str, str], Any],
     blocks: Sequence[Block],
     bad: Bad,
 ) -> None:
     """Feed the accumulators, keyed by (scorer name, block name), with the factors of the fit samples."""
     for batch in batches:
-        factors = clean_factors(model, batch, loss, blocks, bad)
+        factors = clean_factors(model, batch, objective, blocks, bad)
         for (_, block), accumulator in accumulators.items():
             accumulator.update(factors[block])
 
 
 def score_batch(
-    model: nn.Module, batch: Any, loss: Loss, blocks: Sequence[Block], directions: Mapping[str, Tensor]
+    model: nn.Module, batch: Any, objective: Objective, blocks: Sequence[Block], directions: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Score one batch against all preconditioned targets at once.
 
@@ -138,7 +148,7 @@ def score_batch(
     Returns:
         Influence `[columns, n]` (lowest = most helpful) and loss `[n]`; both NaN where the sample is not finite.
     """
-    losses, factors = batch_factors(model, batch, loss, blocks)
+    losses, factors = batch_factors(model, batch, objective, blocks)
     inner = sum(factor.inner(directions[name]) for name, factor in factors.items())
     scores = -torch.as_tensor(inner)
     keep = torch.isfinite(losses) & torch.isfinite(scores).all(0)

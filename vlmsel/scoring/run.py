@@ -1,8 +1,8 @@
 """Score a whole pool into a run folder, resumable.
 
-The folder gets `directions.safetensors` after the curvature pass and one file per chunk of the score pass; each is written
-under a temporary name and renamed, and a run that is started again goes on behind the last finished one. The batch plan is
-a function of the configuration alone, so a resumed run repeats the same arithmetic.
+The folder gets `directions.safetensors` after the curvature pass and one file per chunk of the score pass; each is
+written under a temporary name and renamed, and a run that is started again goes on behind the last finished one. The
+batch plan is a function of the configuration alone, so a resumed run repeats the same arithmetic.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlmsel import runs
 from vlmsel.gradients import Block
 from vlmsel.scorers import Scorer
 from vlmsel.scoring.directions import Directions, Streams, find_directions
-from vlmsel.scoring.passes import Bad, Loss, gradient_scorers, score_batch
+from vlmsel.scoring.passes import Bad, Objective, gradient_scorers, score_batch
 
 CHUNK = 64  # batches per file of the score pass
 
@@ -36,7 +36,8 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of the samples that could be read: `[columns, n]` for `names`, lowest = most helpful; NaN where not finite."""
+    """Scores of the samples that could be read: `[columns, n]` for `names`, lowest = most helpful; NaN where not
+    finite."""
 
     uids: Tensor
     losses: Tensor
@@ -46,7 +47,13 @@ class Scored:
 
 
 def score_pool(
-    model: nn.Module, plan: Plan, streams: Streams, scorers: Sequence[Scorer], blocks: Sequence[Block], loss: Loss, out: Path
+    model: nn.Module,
+    plan: Plan,
+    streams: Streams,
+    scorers: Sequence[Scorer],
+    blocks: Sequence[Block],
+    objective: Objective,
+    out: Path,
 ) -> tuple[Scored, Bad]:
     """Run both passes, or what of them is not yet done in `out`.
 
@@ -55,28 +62,36 @@ def score_pool(
     """
     bad = Bad()
     model.eval()
-    directions = _directions(model, streams, scorers, blocks, loss, out, bad)
+    directions = _directions(model, streams, scorers, blocks, objective, out, bad)
     device = next(model.parameters()).device
     stacks = {name: stack.to(device) for name, stack in directions.stacks.items()}
-    parts = list(_score_chunks(model, plan, blocks, loss, stacks, out))
+    parts = list(_score_chunks(model, plan, blocks, objective, stacks, out))
     uids, losses = torch.cat([p["uids"] for p in parts]), torch.cat([p["losses"] for p in parts])
     scores = torch.cat([p["scores"] for p in parts], 1)
     bad.add(uids[~torch.isfinite(losses)], "the loss is not finite")
     bad.add(uids[torch.isfinite(losses) & ~torch.isfinite(scores).all(0)], "the gradient is not finite")
-    return _with_random(Scored(uids, losses, scores, directions.names, directions.details), scorers, list(streams.targets)), bad
+    return _with_random(
+        Scored(uids, losses, scores, directions.names, directions.details), scorers, list(streams.targets)
+    ), bad
 
 
 def _directions(
-    model: nn.Module, streams: Streams, scorers: Sequence[Scorer], blocks: Sequence[Block], loss: Loss, out: Path, bad: Bad
+    model: nn.Module,
+    streams: Streams,
+    scorers: Sequence[Scorer],
+    blocks: Sequence[Block],
+    objective: Objective,
+    out: Path,
+    bad: Bad,
 ) -> Directions:
     path = out / "directions.safetensors"
     if not path.is_file():
-        find_directions(model, streams, scorers, blocks, loss, bad).save(path)
+        find_directions(model, streams, scorers, blocks, objective, bad).save(path)
     return Directions.load(path)
 
 
 def _score_chunks(
-    model: nn.Module, plan: Plan, blocks: Sequence[Block], loss: Loss, stacks: dict[str, Tensor], out: Path
+    model: nn.Module, plan: Plan, blocks: Sequence[Block], objective: Objective, stacks: dict[str, Tensor], out: Path
 ) -> Iterable[dict[str, Tensor]]:
     total = sum(plan.sizes)
     with tqdm(total=total, desc="score pass", unit="sample", dynamic_ncols=True) as bar:
@@ -86,18 +101,23 @@ def _score_chunks(
                 part = load_file(path)
                 bar.update(len(part["uids"]))
             else:
-                part = _score_chunk(model, plan.batches(start, start + CHUNK), blocks, loss, stacks, bar)
+                part = _score_chunk(model, plan.batches(start, start + CHUNK), blocks, objective, stacks, bar)
                 with runs.atomic_path(path) as temporary:
                     save_file(part, temporary)
             yield part
 
 
 def _score_chunk(
-    model: nn.Module, batches: Iterable[Any], blocks: Sequence[Block], loss: Loss, stacks: dict[str, Tensor], bar: tqdm
+    model: nn.Module,
+    batches: Iterable[Any],
+    blocks: Sequence[Block],
+    objective: Objective,
+    stacks: dict[str, Tensor],
+    bar: tqdm,
 ) -> dict[str, Tensor]:
     uids, losses, scores = [], [], []
     for batch in batches:
-        one_scores, one_losses = score_batch(model, batch, loss, blocks, stacks)
+        one_scores, one_losses = score_batch(model, batch, objective, blocks, stacks)
         uids.append(batch.uids.cpu())
         losses.append(one_losses.cpu())
         scores.append(one_scores.cpu())

@@ -1,8 +1,8 @@
 """The score table: `scores.parquet` with `uid, source, tokens, loss` and one column `<Scorer>/<target>` per pair.
 
-Scores are influences: lowest = most helpful, highest = most harmful. A sample that could not be scored has a null in every
-score column. The table's metadata hold the configuration, the versions and the pool's SHA-256, so that a table can only be
-used with the pool it was made from.
+Scores are influences: lowest = most helpful, highest = most harmful. A sample that could not be scored has a null in
+every score column. The table's metadata hold the configuration, the versions and the pool's SHA-256, so that a table
+can only be used with the pool it was made from.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[s
     if about is None or not set(FIXED) <= set(table.column_names):
         raise ValueError(f"{path}: not a score table (it needs the columns {', '.join(FIXED)} and vlmsel's metadata)")
     if pool is not None and about["pool_sha256"] != runs.file_hash(pool):
-        raise ValueError(f"{path}: these scores belong to another pool ({about['pool']}) than {pool}; score this pool first")
+        raise ValueError(
+            f"{path}: these scores belong to another pool ({about['pool']}) than {pool}; score this pool first"
+        )
     return {name: _values(table[name]) for name in table.column_names}, about
 
 

@@ -64,7 +64,9 @@ def choose(
     >>> choose([0, 1, 2], [-3.0, -2.0, -1.0], k=2, sources=["a", "a", "b"], quota={"a": 0.5})
     [0, 2]
     """
-    ranked = sorted((score, uid, row) for row, (uid, score) in enumerate(zip(uids, scores, strict=True)) if math.isfinite(score))
+    ranked = sorted(
+        (score, uid, row) for row, (uid, score) in enumerate(zip(uids, scores, strict=True)) if math.isfinite(score)
+    )
     room = _room(quota or {}, sources, k)
     chosen: list[int] = []
     for _, uid, row in ranked:

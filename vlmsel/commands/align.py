@@ -1,0 +1,37 @@
+"""Phase one: teach the projector (and LoRA) to say what pictures show, on captions."""
+
+from __future__ import annotations
+
+from vlmsel.commands.phase import run_phase
+from vlmsel.training.phases import PRESETS, PhaseSettings
+
+__all__ = ["PRESETS", "align"]
+
+
+def align(
+    data: str,
+    images: str,
+    out: str,
+    model: str = "tiny",
+    preset: str = "tiny-align",
+    settings: PhaseSettings = PRESETS["tiny-align"],
+    group_by_modality_length: bool = False,
+    max_length: int = 2048,
+    device: str = "auto",
+    config: str = "",
+) -> None:
+    """Train on captions and leave the model in `out/model`; the same command goes on where it stopped.
+
+    Args:
+        data: captions, a JSON file in LLaVA format.
+        images: the folder that image paths are relative to.
+        out: the run folder.
+        model: preset (tiny, llava-7b) or the folder of a model.
+        preset: the published settings that `settings` starts from.
+        settings: hyper-parameters of the phase.
+        group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
+        max_length: longest sequence in tokens, patches included; what is longer is cut.
+        device: auto, cpu, cuda or cuda:<number>.
+        config: the resolved configuration as text.
+    """
+    run_phase(model, data, images, out, settings, device, group_by_modality_length, max_length, config)

@@ -1,0 +1,90 @@
+"""What several commands read: a model by name or folder, LLaVA data for it, and the samples that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmsel import runs
+from vlmsel.data.dataset import SampleDataset
+from vlmsel.data.llava_json import Problem, read_samples
+from vlmsel.models import checkpoint
+from vlmsel.models.presets import PRESETS, preset
+from vlmsel.models.vlm import VLM, build
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is the first GPU, or else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device is called {name!r}; give auto, cpu, cuda or cuda:<number>") from None
+
+
+def open_model(source: str, device: str = "auto", dtype: str = "float32") -> VLM:
+    """Build the preset `source`, or load the model that lies in the folder or run folder `source`.
+
+    Raises:
+        FileNotFoundError: neither a preset nor a folder with a model.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    place, folder = pick_device(device), Path(source)
+    for candidate in (folder, folder / "model"):
+        if (candidate / checkpoint.CONFIG).is_file():
+            return checkpoint.load(candidate, DTYPES[dtype], place)
+    if source in PRESETS:
+        return build(preset(source), DTYPES[dtype], place)
+    raise FileNotFoundError(
+        f"{source}: no model; give a preset ({', '.join(PRESETS)}), or a folder that align or tune wrote"
+    )
+
+
+def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int) -> tuple[SampleDataset, list[Problem]]:
+    """Read a LLaVA file for a model: the data set, and which samples cannot be used (listed after a check of all).
+
+    Raises:
+        FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, or no sample can.
+    """
+    pool = read_samples(path)
+    tower, config = model.vision, model.vlm_config
+    data = SampleDataset(
+        pool.samples,
+        images,
+        model.tokenizer,
+        config.template,
+        size=tower.image_size,
+        mode=config.image_mode,
+        mean=tower.image_mean,
+        std=tower.image_std,
+        image_tokens=tower.patches,
+        max_length=max_length,
+    )
+    problems = sorted([*pool.problems, *data.check()], key=lambda problem: problem.uid)
+    if not data.usable():
+        reason = f"; sample {problems[0].uid}: {problems[0].reason}" if problems else ""
+        raise ValueError(f"{path}: no usable sample{reason}")
+    return data, problems
+
+
+def report_problems(path: str | Path, problems: Sequence[Problem], total: int, out: Path) -> None:
+    """Write `out` (uid and reason of each sample left out) and print one line about it; nothing when all are well."""
+    if not problems:
+        return
+    runs.write_json(out, [{"uid": problem.uid, "reason": problem.reason} for problem in problems])
+    first = problems[0]
+    print(f"{path}: {len(problems)} of {total} samples left out, listed in {out} "
+          f"(the first: sample {first.uid}: {first.reason})")  # fmt: skip
+
+
+def pad_id(model: VLM) -> int:
+    """Return the id that fills up short rows; masked, so that any will do where a tokenizer has none."""
+    tokenizer: Any = model.tokenizer
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0

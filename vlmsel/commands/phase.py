@@ -1,0 +1,45 @@
+"""What align and tune share: data for the model, then one phase of training in a run folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch.utils.data import Subset
+
+from vlmsel import runs
+from vlmsel.commands.inputs import open_data, open_model, pad_id, report_problems
+from vlmsel.data.batching import Collator, modality_length_order
+from vlmsel.training.loop import Order
+from vlmsel.training.phases import PhaseSettings
+from vlmsel.training.trainer import train_phase
+
+
+def run_phase(
+    model: str, data: str, images: str, out: str, settings: PhaseSettings, device: str, group: bool, max_length: int,
+    config: str,
+) -> None:  # fmt: skip
+    """Train `model` on the usable samples of `data` and leave the result in `out/model`."""
+    if os.environ.get("RANK", "0") == "0":
+        runs.open_run(out, config)
+    vlm = open_model(model, device)
+    samples, problems = open_data(vlm, data, images, max_length)
+    report_problems(data, problems, len(samples) + len(problems), Path(out) / "skipped.json")
+    usable = samples.usable()
+    order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
+    result = train_phase(vlm, Subset(samples, usable), Collator(pad_id(vlm)), settings, out, order=order)
+    tail = result.losses[-max(1, len(result.losses) // 10) :]
+    print(
+        f"{result.steps} steps on {len(usable)} samples, final loss {sum(tail) / len(tail):.3f}; model: {result.model}"
+    )
+
+
+def _grouped(signed_lengths: list[int], settings: PhaseSettings) -> Order:
+    """Give the order that puts samples of like kind and length into one batch, anew in every epoch."""
+
+    def order(epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+        return modality_length_order(signed_lengths, settings.batch_size, 1, generator)
+
+    return order

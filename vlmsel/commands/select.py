@@ -1,0 +1,58 @@
+"""Write the part of a pool with the lowest (most helpful) scores, in the format it came in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from vlmsel import runs
+from vlmsel.data.llava_json import read_records, write_records
+from vlmsel.scoring.table import read_table, score_columns
+from vlmsel.selection.choose import choose, combine, wanted
+
+
+def select(
+    scores: str,
+    pool: str,
+    out: str,
+    scorer: str = "HyperINF",
+    target: str | None = None,
+    fraction: float | None = None,
+    count: int | None = None,
+    quota: dict[str, float] | None = None,
+    config: str = "",
+) -> None:
+    """Choose samples, lowest influence first, and write them as LLaVA JSON with a manifest beside them.
+
+    Args:
+        scores: the table `scores.parquet` of `vlmsel score`.
+        pool: the pool that was scored; refused when it is another.
+        out: the JSON file to write; `<out>.manifest.json` says which samples it holds and why.
+        scorer: whose scores decide.
+        target: the target that counts; all targets, equally weighted, when left out.
+        fraction: part of the pool to choose, in (0, 1].
+        count: how many samples to choose, instead of `fraction`.
+        quota: greatest share of the choice per source, such as `--quota.text 0.1`.
+        config: the resolved configuration as text.
+    """
+    table, about = read_table(scores, pool)
+    records = read_records(pool)
+    columns = score_columns(table, scorer, target)
+    combined = combine([table[name] for name in columns])
+    k = wanted(len(records), fraction, count)
+    uids = choose(table["uid"], combined, k, table["source"], quota)
+    write_records(out, [records[uid] for uid in sorted(uids)])
+    sources = Counter(source for uid, source in zip(table["uid"], table["source"], strict=True) if uid in set(uids))
+    manifest = {
+        "config": config,
+        "pool": about["pool"],
+        "pool_sha256": about["pool_sha256"],
+        "scores_sha256": runs.file_hash(scores),
+        "columns": columns,
+        "of": len(records),
+        "sources": dict(sources.most_common()),
+        "uids": uids,
+    }
+    runs.write_json(Path(f"{out}.manifest.json"), manifest)
+    shares = ", ".join(f"{source} {number}" for source, number in sources.most_common())
+    print(f"{len(uids)} of {len(records)} samples by {', '.join(columns)} (lowest = most helpful): {shares}; {out}")
