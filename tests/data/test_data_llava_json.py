@@ -1,0 +1,158 @@
+"""LLaVA files: what is read, what is reported instead, and that nothing shifts another sample's uid."""
+
+import json
+
+import pytest
+
+from vlmsel.data.llava_json import parse_record, path_problem, read_records, read_samples, source_of, write_records
+from vlmsel.data.sample import Turn
+from vlmsel.data.world_files import WorldSizes, write_world
+
+ASK = {"from": "human", "value": "<image>\nWhat?"}
+SAY = {"from": "gpt", "value": "A cat"}
+GOOD = {"id": "a", "image": "coco/1.jpg", "conversations": [ASK, SAY]}
+
+
+def talk(*pairs):
+    return [{"from": role, "value": text} for role, text in pairs]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(content, name="pool.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write_file
+
+
+def test_a_record_becomes_a_sample(write):
+    pool = read_samples(write([GOOD]))
+    (sample,) = pool.samples
+    assert (sample.uid, sample.source, sample.images, sample.id) == (0, "coco", ("coco/1.jpg",), "a")
+    assert sample.turns == (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat"))
+    assert pool.problems == [] and pool.records == [GOOD]
+
+
+def test_bad_records_are_reported_and_shift_no_uid(write):
+    pool = read_samples(write([GOOD, {"id": 1}, GOOD, "no", GOOD]))
+    assert [sample.uid for sample in pool.samples] == [0, 2, 4]
+    assert [problem.uid for problem in pool.problems] == [1, 3]
+
+
+BAD = {
+    "no conversations": {"id": 1},
+    "non-empty list": {"conversations": []},
+    "got a list": [],
+    "unknown role 'system'": {"conversations": talk(("system", "Be kind."), ("human", "a"), ("gpt", "b"))},
+    "unknown role None": {"conversations": [{"value": "x"}]},
+    "got null": {"conversations": [{"from": "human", "value": None}]},
+    "got a number": {"conversations": [7]},
+    "nothing to learn": {"conversations": talk(("gpt", "Welcome."), ("human", "a"))},
+    "must alternate": {"conversations": talk(("human", "a"), ("human", "b"), ("gpt", "c"))},
+    "turn 2 is from 'gpt'": {"conversations": talk(("human", "a"), ("gpt", "b"), ("gpt", "c"))},
+    "2 <image> markers for 1 images": {
+        "image": "a.png",
+        "conversations": talk(("human", "<image><image>"), ("gpt", "b")),
+    },
+    "0 <image> markers for 1 images": {"image": "a.png", "conversations": talk(("human", "a"), ("gpt", "b"))},
+    "leaves the image folder": {"image": "../a.png", "conversations": [ASK, SAY]},
+    "'/etc/a.png' leaves": {"image": "/etc/a.png", "conversations": [ASK, SAY]},
+    "under 'image', got a number": {"image": 3, "conversations": [ASK, SAY]},
+    "'image' and 'images' differ": {"image": "a.png", "images": ["b.png"], "conversations": [ASK, SAY]},
+    "surrogate": {"conversations": talk(("human", "a\ud800"), ("gpt", "b"))},
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_reasons_say_what_is_wrong(reason, write):
+    (problem,) = read_samples(write([BAD[reason]])).problems
+    assert reason in problem.reason and "\n" not in problem.reason
+
+
+def test_an_opening_turn_of_the_assistant_is_dropped():
+    sample = parse_record(0, {"conversations": talk(("gpt", "Hello!"), ("human", "a"), ("gpt", "b"))})
+    assert sample.turns == (Turn("human", "a"), Turn("gpt", "b"))
+
+
+def test_a_marker_without_an_image_is_ordinary_text():
+    sample = parse_record(0, {"conversations": talk(("human", "What does <image> mean in HTML?"), ("gpt", "b"))})
+    assert sample.images == () and sample.image is None and sample.source == "text"
+
+
+@pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
+def test_ways_to_have_no_image(absent):
+    assert parse_record(0, {**absent, "conversations": talk(("human", "a"), ("gpt", "b"))}).images == ()
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_several_images(key):
+    turns = talk(("human", "<image>\n<image>\nWhich?"), ("gpt", "b"))
+    assert parse_record(0, {key: ["x/1.png", "x/2.png"], "conversations": turns}).images == ("x/1.png", "x/2.png")
+
+
+@pytest.mark.parametrize(("given", "kept"), [("a", "a"), (7, 7), (1.5, None), ([1], None), (None, None)])
+def test_ids_of_any_type_are_no_obstacle(given, kept):
+    assert parse_record(0, {**GOOD, "id": given}).id == kept
+
+
+def test_sources():
+    expected = {
+        "gqa/images/1.jpg": "gqa",
+        "ocr_vqa/images/2.jpg": "ocr_vqa",
+        "textvqa/train_images/3.jpg": "textvqa",
+        "COCO_train2014_01.jpg": "coco",
+        "vg/VG_100K_2/1.jpg": "vg",
+        "vgg/1.jpg": "vgg",
+        "./a.jpg": "images",
+    }
+    assert {path: source_of("", [path]) for path in expected} == expected
+
+
+@pytest.mark.parametrize("path", ["..", "a/../b", "/a", "\\a", "C:\\a", "c:/a", "a\\..\\..\\b", "", " ", "a\0b"])
+def test_paths_that_leave_the_folder(path):
+    assert path_problem(path)
+
+
+@pytest.mark.parametrize("path", ["a.png", "a/b.png", "a..b/..c.png", "a b.png", "ü.png"])
+def test_paths_that_stay(path):
+    assert path_problem(path) is None
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.jsonl"])
+def test_records_are_written_back_with_all_their_keys(name, tmp_path):
+    records = [{**GOOD, "meta": {"score": 0.5, "é": [1, None]}}, {"id": 2, "half": "\ud800"}]
+    write_records(tmp_path / name, records)
+    assert read_records(tmp_path / name) == records
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_line_separators_inside_texts_do_not_end_a_line(write):
+    path = write(json.dumps({"a": "x\u2028y"}, ensure_ascii=False) + "\n\n" + json.dumps({"b": 1}), "pool.jsonl")
+    assert read_records(path) == [{"a": "x\u2028y"}, {"b": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [("a.json", '{"a": 1}', "got an object"), ("a.json", "[1,", "not a JSON file"), ("a.jsonl", "{}\n[1,", "line 2"),
+     ("a.json", "[" * 100_000, "nested too deeply")],
+)  # fmt: skip
+def test_files_that_are_no_conversation_files(name, content, words, write):
+    with pytest.raises(ValueError, match=words) as error:
+        read_samples(write(content, name))
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["none.json", "none.jsonl"])
+def test_a_missing_file_is_named(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=name):
+        read_samples(tmp_path / name)
+
+
+def test_the_worlds_own_files_are_read_without_problems(tmp_path):
+    write_world(tmp_path, WorldSizes(captions=3, pool=40, target=2, questions=3))
+    for name in ("captions.json", "pool.json", "targets/gqa.json"):
+        pool = read_samples(tmp_path / name)
+        assert pool.problems == [] and len(pool.samples) == len(pool.records)
+        assert [s.source for s in pool.samples] == [record["source"] for record in pool.records]
