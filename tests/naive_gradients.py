@@ -13,7 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from vlmsel.gradients.blocks import Block
 from vlmsel.models.lora import quiet_peft
 
-BERT = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 12}
+SIZE = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24}
+BERT = {**SIZE, "num_hidden_layers": 3, "num_attention_heads": 2, "initializer_range": 0.3}
 
 
 def loop_gradients(
@@ -56,12 +57,15 @@ def randomize(model: nn.Module, scale: float = 0.3, seed: int = 0) -> nn.Module:
 
 def tiny_bert(**lora: Any) -> nn.Module:
     """A sentence classifier, with adapters on query and value if options for them are given."""
-    model: Any = BertForSequenceClassification(BertConfig(**BERT, max_position_embeddings=20))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = BertForSequenceClassification(BertConfig(**BERT, max_position_embeddings=20))
     if lora:
         config = peft.LoraConfig(**{"r": 2, "target_modules": ["query", "value"], "task_type": "SEQ_CLS", **lora})
         with quiet_peft():
             model = peft.get_peft_model(model, config)
-    return randomize(model)
+        randomize(nn.ParameterList(p for name, p in model.named_parameters() if ".lora_" in name))
+    return model.eval()
 
 
 def tiny_gpt2() -> nn.Module:

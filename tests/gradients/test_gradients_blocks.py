@@ -1,4 +1,4 @@
-"""Selecting blocks: by name, by union, by expression; whose copies count; what cannot be selected and how that is said."""
+"""Selecting blocks: by name, union and expression; which copies count; what cannot be selected and how that is said."""
 
 import pytest
 import torch

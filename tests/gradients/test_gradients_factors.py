@@ -1,4 +1,4 @@
-"""Factors against formed gradients: every operation, both routes, small memory; the counts that choose between routes."""
+"""Factors against formed gradients: every operation, both routes, small memory; the counts that choose a route."""
 
 import pytest
 import torch

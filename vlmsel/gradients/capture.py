@@ -1,9 +1,9 @@
 """Catch the two factors of every selected parameter's per-sample gradient during one batched backward.
 
-A forward hook ends each selected layer with an identity, the tap, that keeps what the layer read; when the gradient δ of
-what the layer gave arrives at the tap, the two make a factor. Nothing is accumulated in any parameter: parameters need
-no gradient meanwhile, so that the backward goes no deeper than the lowest selected layer. The tap is a node of the graph
-like any other, so that activation checkpointing, which runs layers again during the backward, drops and rebuilds it.
+A forward hook ends each selected layer with an identity, the tap, that keeps what the layer read; when the gradient δ
+of what the layer gave arrives at the tap, the two make a factor. Nothing is accumulated in any parameter: parameters
+need no gradient meanwhile, so that the backward goes no deeper than the lowest selected layer. The tap is a node of the
+graph like any other, so that activation checkpointing, which runs layers again in the backward, drops and rebuilds it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Capture:
         return _Tap.apply(output, x.detach(), self._anchor, partial(self._report, name))
 
     def _join(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        """Forward hook that makes an output part of the graph, if nothing in it is, so that a backward can start there."""
+        """Forward hook: make an output part of the graph if nothing in it is, so that a backward can start there."""
         if not torch.is_grad_enabled() or any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(output)):
             return None
         return tree_map(self._joined, output)

@@ -5,8 +5,8 @@
     embedding  y = W[id]           W: row id_t gathers δ_t
     norms      y = x̂ · w + b       w: Σ_t δ_t · x̂_t
 
-Rows of a layer's input are samples unless a map says otherwise: then a sample's rows (none, one or several) are laid one
-after another along its token axis, padded with zeros to the longest.
+Rows of a layer's input are samples unless a map says otherwise: then a sample's rows (none, one or several) are laid
+one after another along its token axis, padded with zeros to the longest.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _with_weight(module: nn.Module, value: float, x: Tensor) -> Tensor:
     """Run a norm with a constant weight, without its hooks and without touching it."""
     twin = copy.copy(module)
     twin._parameters = {"weight": nn.Parameter(torch.full_like(module.get_parameter("weight"), value))}
-    return twin.forward(x)
+    return type(module).forward(twin, x)
 
 
 class Rows:
@@ -79,7 +79,7 @@ class Rows:
         self.samples, self.owners = samples, owners
 
     def fold(self, x: Tensor) -> Tensor:
-        """Lay the rows of each sample along the token axis. [rows, t, ...] -> [samples, most rows of a sample * t, ...]"""
+        """Lay the rows of each sample along the token axis. [rows, t, ...] -> [samples, most rows * t, ...]"""
         if self.owners is None:
             return x
         counts = torch.bincount(self.owners, minlength=self.samples)
