@@ -1,0 +1,220 @@
+"""Images: the worked padding cases, the same numbers as CLIP's own processor, and files that must not be trusted."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlmsel.data.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    MODES,
+    expand2square,
+    find_image,
+    letterbox,
+    load_image,
+    preprocess,
+    require_folder,
+    size_problem,
+)
+
+FILL = (122, 116, 104)
+# (width, height): size after padding, rows and columns of the content, size after Prismatic's letterbox
+PADDING = {
+    (2, 5): ((5, 5), range(5), [1, 2], (4, 5)),
+    (5, 2): ((5, 5), [1, 2], range(5), (5, 4)),
+    (7, 2): ((7, 7), [2, 3], range(7), (7, 6)),
+    (3, 2): ((3, 3), [0, 1], range(3), (3, 2)),
+    (4, 4): ((4, 4), range(4), range(4), (4, 4)),
+}
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    (root / "sub").mkdir(parents=True)
+    noise(6, 4).save(root / "sub/a.png")
+    return root
+
+
+@pytest.mark.parametrize("size", PADDING)
+def test_worked_padding_cases(size):
+    squared, rows, columns, boxed = PADDING[size]
+    white = Image.new("RGB", size, "white")
+    padded = expand2square(white, FILL)
+    assert padded.size == squared
+    expected = np.full((squared[1], squared[0], 3), FILL, dtype=np.uint8)
+    expected[np.ix_(list(rows), list(columns))] = 255
+    np.testing.assert_array_equal(np.array(padded), expected)
+    assert letterbox(white, FILL).size == boxed
+
+
+def test_the_fill_is_the_mean_colour():
+    black = Image.new("RGB", (8, 2))
+    corner = preprocess(black, 8, "pad")[:, 0, 0]
+    expected = (torch.tensor(FILL) / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    torch.testing.assert_close(corner, expected)
+
+
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (40, 40), (9, 100), (100, 9), (37, 36), (1, 1)])
+def test_crop_equals_the_processor_of_clip(size):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    image = noise(*size)
+    for mode, given in (("crop", image), ("pad", expand2square(image, FILL)), ("letterbox", letterbox(image, FILL))):
+        expected = torch.from_numpy(np.array(processor(given)["pixel_values"][0]))
+        torch.testing.assert_close(preprocess(image, 24, mode), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(24, 24), (7, 5), (5, 70)])
+def test_every_mode_gives_the_same_shape(mode, size):
+    out = preprocess(noise(*size), 24, mode)
+    assert out.shape == (3, 24, 24) and out.dtype == torch.float32 and out.is_contiguous()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_square_of_the_right_size_is_only_normalised(mode):
+    image = noise(12, 12)
+    out = preprocess(image, 12, mode, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    expected = (np.array(image) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+    np.testing.assert_allclose(out.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+
+
+def test_squash_keeps_everything_and_crop_does_not():
+    image = Image.new("RGB", (30, 10))
+    image.paste((255, 255, 255), (0, 0, 10, 10))
+    assert preprocess(image, 10, "squash")[0, :, 0].min() > 1 > preprocess(image, 10, "crop")[0].max()
+
+
+def test_an_unknown_mode_lists_the_modes():
+    with pytest.raises(ValueError, match="pad, crop, squash, letterbox; got 'stretch'"):
+        preprocess(noise(2, 2), 2, "stretch")
+
+
+# files
+
+
+def test_an_image_is_loaded_as_it_was_saved(folder):
+    np.testing.assert_array_equal(np.array(load_image(folder, "sub/a.png")), np.array(noise(6, 4)))
+
+
+def test_another_extension_of_the_same_name_will_do(folder):
+    assert find_image(folder, "sub/a.jpg").name == "a.png"
+    noise(3, 3).save(folder / "sub/a.jpg")
+    assert find_image(folder, "sub/a.jpg").name == "a.jpg"
+
+
+def test_an_animation_is_its_first_frame(folder):
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    red.save(folder / "b.gif", save_all=True, append_images=[blue])
+    assert load_image(folder, "b.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_orientation_tags_are_ignored_and_transparency_is_dropped(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(8, 4).save(folder / "turned.jpg", exif=exif)
+    assert load_image(folder, "turned.jpg").size == (8, 4)
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(folder / "clear.png")
+    assert load_image(folder, "clear.png").getpixel((0, 0)) == (10, 20, 30)
+    palette = noise(4, 4).convert("P")
+    palette.save(folder / "palette.png", transparency=bytes([0, 128, 255]))
+    np.testing.assert_array_equal(np.array(load_image(folder, "palette.png")), np.array(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16", "LA"])
+def test_other_colour_modes_become_rgb(mode, folder):
+    name = "grey.tif" if mode in ("CMYK", "I;16") else "grey.png"
+    Image.new(mode, (3, 2)).save(folder / name)
+    image = load_image(folder, name)
+    assert image.mode == "RGB" and image.size == (3, 2)
+
+
+def test_a_missing_folder_and_a_missing_image_are_named(folder):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such image folder"):
+        require_folder(folder / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"image 'sub/none\.png' is missing in .*images"):
+        load_image(folder, "sub/none.png")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_image(folder, "sub")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_image(folder, "x" * 5000)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "sub/../../secret.png", "/etc/hostname"])
+def test_paths_do_not_leave_the_folder(path, folder):
+    noise(2, 2).save(folder.parent / "secret.png")
+    with pytest.raises(ValueError, match="leaves the image folder"):
+        load_image(folder, path)
+
+
+def test_links_do_not_leave_the_folder(folder):
+    noise(2, 2).save(folder.parent / "secret.png")
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    (folder / "up").symlink_to(folder.parent, target_is_directory=True)
+    (folder / "inside.png").symlink_to(folder / "sub/a.png")
+    for path in ("link.png", "link.jpg", "up/secret.png"):
+        with pytest.raises(ValueError, match="link that leads out of"):
+            load_image(folder, path)
+    assert load_image(folder, "inside.png").size == (6, 4)
+
+
+def test_a_folder_that_is_itself_a_link_will_do(folder):
+    alias = folder.parent / "alias"
+    alias.symlink_to(folder, target_is_directory=True)
+    assert load_image(alias, "sub/a.png").size == (6, 4)
+
+
+def _broken(folder):
+    noise(64, 64).save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    png = (folder / "sub/a.png").read_bytes()
+    return {"empty": b"", "text": b"<html>404</html>", "half": whole[: len(whole) // 2], "header": whole[:30],
+            "flipped": png[:45] + bytes([png[45] ^ 255]) + png[46:], "cut": png[:-60],
+            "program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "half", "header", "flipped", "cut", "program"])
+def test_broken_images_are_refused_in_one_line(kind, folder):
+    (folder / "broken.jpg").write_bytes(_broken(folder)[kind])
+    with pytest.raises(ValueError, match=r"image 'broken\.jpg' cannot be read: .") as error:
+        load_image(folder, "broken.jpg")
+    assert "\n" not in str(error.value) and str(folder) not in str(error.value)
+
+
+def _png(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000), (80_000, 1_000), (9_000, 40)])
+def test_pictures_that_would_fill_the_memory_are_refused(size, folder):
+    (folder / "bomb.png").write_bytes(_png(*size))
+    with pytest.raises(ValueError, match=r"image 'bomb\.png' .* more than is safe to load; shrink it"):
+        load_image(folder, "bomb.png")
+
+
+@pytest.mark.parametrize("size", [(9_000, 9_000), (1, 1), (1, 200), (16_384, 5_000)])
+def test_large_photographs_are_allowed(size):
+    assert size_problem(*size) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_does_not_block(folder):
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(FileNotFoundError):
+        load_image(folder, "pipe.png")

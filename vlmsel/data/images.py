@@ -1,0 +1,176 @@
+"""Images: opened from an untrusted list of paths, brought to a square, normalised as CLIP expects.
+
+    x = (pixel / 255 - mean) / std,    resized bicubically by Pillow
+
+Ways to a square of `size` pixels:
+
+    pad        expand to a square filled with the mean colour, then resize (LLaVA-1.5: tuning and evaluation)
+    crop       resize the shorter edge, cut out the centre (CLIP; LLaVA-1.5: alignment)
+    squash     resize both edges, proportions lost (Prismatic's resize-naive)
+    letterbox  pad both sides equally, one pixel short of a square when the difference is odd, then crop (Prismatic)
+
+As in LLaVA, EXIF orientation is ignored, transparency is dropped and an animation is its first frame. Unlike there, no
+path leads out of the image folder, and a picture that would fill the memory is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmsel.data.llava_json import path_problem
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MODES = ("pad", "crop", "squash", "letterbox")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM", "TIFF")  # no format whose reader runs a program
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
+MAX_SIDE = 16_384  # padding makes a square of the longer side
+MAX_RATIO = 200  # cropping enlarges the longer side by the same factor as the shorter one
+
+
+def require_folder(folder: str | Path) -> Path:
+    """Return the image folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such image folder; give the one that image paths are relative to")
+    return Path(folder)
+
+
+def find_image(folder: str | Path, relative: str) -> Path:
+    """Return the file that `relative` names in `folder`, or the one that differs in its extension only.
+
+    Public mixes list OCR-VQA pictures as .jpg that come as .gif or .png.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the path, or a link on it, leads out of the folder.
+    """
+    if problem := path_problem(relative):
+        raise ValueError(problem)
+    stem = str(PurePosixPath(relative).with_suffix("")) if PurePosixPath(relative).name else relative
+    names = [relative, *(stem + extension for extension in EXTENSIONS)]
+    found = next((name for name in names if os.path.isfile(os.path.join(folder, name))), None)
+    if found is None:
+        raise FileNotFoundError(f"image {relative!r} is missing in {folder}")
+    real, root = os.path.realpath(os.path.join(folder, found)), os.path.realpath(folder)
+    if os.path.commonpath([real, root]) != root:
+        raise ValueError(f"image {relative!r} is a link that leads out of {folder}; put the file itself there")
+    return Path(real)
+
+
+def load_image(folder: str | Path, relative: str) -> Image.Image:
+    """Open an image of `folder` as RGB, decoded to its last pixel.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the path leads out of the folder, or the file is broken, too large or of a format not read.
+    """
+    path = find_image(folder, relative)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            problem = size_problem(*image.size)
+            if problem is None:
+                image.load()
+                image.info.pop("transparency", None)
+                return image.convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        problem = f"has more than {MAX_PIXELS} pixels"
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise errors of many kinds on broken files
+        raise ValueError(f"image {relative!r} cannot be read: {_first_line(error, path, relative)}") from None
+    raise ValueError(f"image {relative!r} {problem}, more than is safe to load; shrink it")
+
+
+def size_problem(width: int, height: int) -> str | None:
+    """Say why an image of this size would fill the memory on its way to a square, None when it would not."""
+    longer, shorter = max(width, height), min(width, height)
+    if width * height > MAX_PIXELS:
+        return f"has {width} x {height} pixels (at most {MAX_PIXELS})"
+    if longer > MAX_SIDE:
+        return f"is {longer} pixels long (at most {MAX_SIDE})"
+    if longer > MAX_RATIO * shorter:
+        return f"is {width} x {height} pixels, a ratio above {MAX_RATIO}"
+    return None
+
+
+def preprocess(
+    image: Image.Image, size: int, mode: str, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> Tensor:
+    """Bring an RGB image to a normalised square. -> float32 [3, size, size]
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    require_mode(mode)
+    fill = tuple(int(channel * 255) for channel in mean)
+    if mode == "pad":
+        image = expand2square(image, fill)
+    elif mode == "letterbox":
+        image = letterbox(image, fill)
+    square = _resize(image, size, size) if mode == "squash" else _crop(image, size)
+    pixels = torch.from_numpy(np.array(square, dtype=np.float32)).permute(2, 0, 1) / 255
+    return ((pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]).contiguous()
+
+
+def require_mode(mode: str) -> str:
+    """Return `mode`.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"image mode must be one of {', '.join(MODES)}; got {mode!r}")
+    return mode
+
+
+def expand2square(image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
+    """Centre an image on a square of its longer side; an odd difference leaves one more line at the bottom or right."""
+    width, height = image.size
+    side = max(width, height)
+    return _paste(image, (side, side), ((side - width) // 2, (side - height) // 2), fill)
+
+
+def letterbox(image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
+    """Pad by half the difference, rounded down, on both sides of the shorter edge."""
+    width, height = image.size
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    return _paste(image, (width + 2 * left, height + 2 * top), (left, top), fill)
+
+
+def _paste(image: Image.Image, size: tuple[int, int], corner: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+    if size == image.size:
+        return image
+    canvas = Image.new("RGB", size, fill)
+    canvas.paste(image, corner)
+    return canvas
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter edge to `size` and cut out the centre."""
+    shorter, (width, height) = min(image.size), image.size
+    image = _resize(image, int(size * width / shorter), int(size * height / shorter))
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _first_line(error: Exception, path: Path, relative: str) -> str:
+    """Tell an error without the path, which has been named, and on one line."""
+    text = str(error).replace(repr(str(path)), repr(relative)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
