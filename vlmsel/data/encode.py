@@ -1,0 +1,201 @@
+"""Token ids and labels of a conversation, exact by construction.
+
+A conversation is built piece by piece: BOS, then for each turn the ids of its own text, then EOS where the template
+closes an answer. Labels copy the ids of answers and of the EOS after them and are -100 everywhere else, so no counting
+of tokens decides what is supervised. Labels are not shifted; causal language models of transformers shift on their own.
+
+What differs from LLaVA and Prismatic, which tokenise a whole string or every turn on its own:
+
+* A prompt of evaluation is the prefix of the ids trained on, whatever the tokenizer merges.
+* Text that follows text is read in its place: the ids of " Red" after "Out:" are those it adds to the ids of ":". A
+  tokenizer of SentencePiece kind that puts a blank before every text it is given thus adds none in the middle.
+* Special tokens spelled in the data, `</s>` for one, stay letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlmsel.data.sample import Turn
+from vlmsel.data.templates import IMAGE, Segment, Template, find_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+IMAGE_ID = -200
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of one conversation, with one placeholder per image; labels of equal length, -100 where not supervised."""
+
+    input_ids: list[int]
+    labels: list[int]
+    images: int
+
+    def positions(self, image_tokens: int = 1) -> int:
+        """Count the positions the model sees when every image takes `image_tokens` of them."""
+        return len(self.input_ids) + self.images * (image_tokens - 1)
+
+
+def encode(
+    turns: Sequence[Turn],
+    images: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | str,
+    image_id: int = IMAGE_ID,
+    max_length: int | None = None,
+    image_tokens: int = 1,
+) -> Encoded:
+    """Turn a conversation about `images` images into ids and labels.
+
+    `max_length` counts positions, an image as `image_tokens` of them; what is longer is cut at the end.
+
+    Raises:
+        ValueError: unknown template, turns that do not alternate, as many `<image>` markers as images expected, an
+            image that would be cut, or nothing supervised left. The message is the reason to leave the sample out.
+    """
+    template = _resolve(template)
+    segments = template.training_segments(turns, has_images=images > 0)
+    ids, labels = _lay(segments, turns, images, tokenizer, template, image_id)
+    if max_length is not None:
+        kept = _fitting(ids, image_id, image_tokens, max_length)
+        if image_id in ids[kept:]:
+            raise ValueError(f"an image of {image_tokens} positions does not fit into max_length {max_length}")
+        ids, labels = ids[:kept], labels[:kept]
+    if all(label == IGNORED for label in labels):
+        raise ValueError(f"no supervised token is left within max_length {max_length}")
+    return Encoded(ids, labels, images)
+
+
+def generation_ids(
+    turns: Sequence[Turn],
+    images: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | str,
+    image_id: int = IMAGE_ID,
+) -> list[int]:
+    """Give the ids of turns that end in a question: exactly those that come before the answer in training.
+
+    Raises:
+        ValueError: as `encode`, or the last turn is an answer.
+    """
+    template = _resolve(template)
+    segments = template.prompt_segments(turns, has_images=images > 0)
+    return _lay(segments, turns, images, tokenizer, template, image_id)[0]
+
+
+def tokenize_with_images(
+    prompt: str, tokenize: Callable[[str], list[int]], bos: int | None, image_id: int = IMAGE_ID
+) -> list[int]:
+    """Tokenise text with `<image>` markers: each piece on its own, joined by `image_id`, one leading `bos` at most.
+
+    `tokenize` may put `bos` before every piece, as tokenizers do by default. This is the rule of LLaVA's
+    `tokenizer_image_token`.
+
+    >>> tokenize_with_images("ab<image>c", lambda text: [1] + [ord(letter) for letter in text], bos=1)
+    [1, 97, 98, -200, 99]
+    """
+    pieces = [tokenize(piece) for piece in prompt.split(IMAGE)]
+    has_bos = bos is not None and pieces[0][:1] == [bos]
+    ids = pieces[0]
+    for piece in pieces[1:]:
+        ids = [*ids, image_id, *piece[has_bos:]]
+    return ids
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> list[int]:
+    """Give the ids of literal text that stands behind the text `after`, or behind a special token or image if empty.
+
+    Raises:
+        ValueError: no id boundary lies between `after` and `text`, or the text makes a special token.
+    """
+    if not text:
+        return []
+    if not after:
+        return _literal(tokenizer, text)
+    # the last letter decides how text goes on; the others serve tokenizers that merge it with what follows
+    for anchor in (after[-1], "\n", "."):
+        before, joint = _literal(tokenizer, anchor), _literal(tokenizer, anchor + text)
+        if joint[: len(before)] == before:
+            return joint[len(before) :]
+    raise ValueError(f"the tokenizer merges {text[:20]!r} with whatever stands before it, so no label can start there")
+
+
+def _literal(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    # an unknown letter is no special token of the text, even where <unk> is the padding or the end token as well
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for token in ids:
+        if token in special:
+            raise ValueError(
+                f"the tokenizer reads {tokenizer.convert_ids_to_tokens(token)!r} in the text as a special token"
+            )
+    return ids
+
+
+def _resolve(template: Template | str) -> Template:
+    return find_template(template) if isinstance(template, str) else template
+
+
+def _lay(
+    segments: Sequence[Segment],
+    turns: Sequence[Turn],
+    images: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    image_id: int,
+) -> tuple[list[int], list[int]]:
+    """Lay segments out as ids and labels, after a check that every image has its marker."""
+    _check_images(turns, images)
+    spliced = images > 0 and template.image_position == "text"
+    ids: list[int] = []
+    labels: list[int] = []
+    after = ""
+    for position, segment in enumerate(segments):
+        opening = [tokenizer.bos_token_id] if segment.begins and tokenizer.bos_token_id is not None else []
+        if position == 0 and template.image_position == "after_bos":
+            opening += [image_id] * images
+        own = _segment_ids(tokenizer, segment, "" if opening else after, spliced, image_id)
+        ids += opening + own
+        labels += [IGNORED] * len(opening)
+        labels += [i if segment.supervised and i != image_id else IGNORED for i in own]
+        after = "" if segment.ends or (spliced and segment.text.endswith(IMAGE)) else segment.text
+    return ids, labels
+
+
+def _segment_ids(
+    tokenizer: PreTrainedTokenizerBase, segment: Segment, after: str, spliced: bool, image_id: int
+) -> list[int]:
+    head, marker, tail = segment.text.partition(IMAGE) if spliced else (segment.text, "", "")
+    ids = text_ids(tokenizer, head, after)
+    if marker:
+        rest = tokenize_with_images(tail, lambda piece: text_ids(tokenizer, piece), None, image_id)
+        ids = [*ids, image_id, *rest]
+    return [*ids, _eos_id(tokenizer)] if segment.ends else ids
+
+
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    eos = tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        raise ValueError("the tokenizer has no eos_token, so that no answer would end; set it")
+    return eos
+
+
+def _check_images(turns: Sequence[Turn], images: int) -> None:
+    markers = sum(turn.text.count(IMAGE) for turn in turns)
+    if images and markers != images:
+        raise ValueError(f"the turns hold {markers} {IMAGE} markers for {images} images; the two must be equal")
+
+
+def _fitting(ids: Sequence[int], image_id: int, image_tokens: int, max_length: int) -> int:
+    """Count the leading ids that fit into `max_length` positions."""
+    used = 0
+    for count, token in enumerate(ids):
+        used += image_tokens if token == image_id else 1
+        if used > max_length:
+            return count
+    return len(ids)

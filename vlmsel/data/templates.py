@@ -1,0 +1,167 @@
+"""Conversation templates: turns in, pieces of text out, each marked as supervised or not.
+
+Two families. `image_position="text"` follows LLaVA (Liu et al. 2023): the `<image>` marker of a turn moves to the front
+of that turn and stands where the patches go. `image_position="after_bos"` follows Prismatic VLMs (Karamcheti et al.
+2024): markers are removed from the text, whose surrounding whitespace goes too, and the patches follow the BOS token.
+
+What differs from both: one renderer gives the training text and the prompts of evaluation, so a prompt is a prefix of
+the text trained on; the blank that joins an answer to its role tag belongs to the answer, so no prompt ends in a blank;
+an answer without text is the joining blank alone, in every template.
+
+The end and begin tokens are flags of a segment, not text, because text may hold `</s>` as letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlmsel.data.sample import Turn
+
+IMAGE = "<image>"
+CURIOUS = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a conversation; `begins` puts the BOS token before it, `ends` the EOS token after it.
+
+    The text of a supervised segment and the EOS token after it are what a model learns to say.
+    """
+
+    text: str
+    supervised: bool = False
+    begins: bool = False
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns become text: before + question + after, then lead + answer + trail, for every round.
+
+    `opening` takes the place of `before` in the first round. `closes`: EOS after every answer. `reopens`: BOS before
+    every later round. `questions=False` leaves nothing of the questions but their image markers.
+    """
+
+    name: str
+    image_position: Literal["text", "after_bos"]
+    opening: str = ""
+    before: str = ""
+    after: str = ""
+    lead: str = " "
+    trail: str = ""
+    closes: bool = True
+    reopens: bool = False
+    questions: bool = True
+
+    def training_segments(self, turns: Sequence[Turn], has_images: bool = True) -> list[Segment]:
+        """Render alternating turns, from a question on; without images `<image>` is literal text.
+
+        Raises:
+            ValueError: the turns do not alternate, or none is an answer.
+        """
+        self._check_roles(turns)
+        if len(turns) < 2:
+            raise ValueError("a conversation to train on needs an answer, got a question alone")
+        return [self._segment(position, turn, has_images) for position, turn in enumerate(turns)]
+
+    def prompt_segments(self, turns: Sequence[Turn], has_images: bool = True) -> list[Segment]:
+        """Render turns that end in a question, up to where the answer starts.
+
+        Raises:
+            ValueError: the turns do not alternate, or the last is an answer.
+        """
+        self._check_roles(turns)
+        if turns[-1].role != "human":
+            raise ValueError("a prompt must end in a human turn, got one that ends in an answer; leave that out")
+        return [self._segment(position, turn, has_images) for position, turn in enumerate(turns)]
+
+    def generation_prompt(self, turns: Sequence[Turn], has_images: bool = True) -> str:
+        """Give the prompt as one string, BOS left out; it never ends in a blank."""
+        return join(self.prompt_segments(turns, has_images))
+
+    def _check_roles(self, turns: Sequence[Turn]) -> None:
+        roles = [turn.role for turn in turns]
+        if not roles or any(role != ("human", "gpt")[i % 2] for i, role in enumerate(roles)):
+            got = ", ".join(roles) or "none"
+            raise ValueError(f"turns must alternate human, gpt, human, ... from a human one on; got {got}")
+        if not self.questions and len(roles) > 2:
+            raise ValueError(f"template {self.name} takes one human and one gpt turn, got {len(roles)} turns")
+
+    def _segment(self, position: int, turn: Turn, has_images: bool) -> Segment:
+        text = self._message(turn.text, has_images)
+        if turn.role == "gpt":
+            return Segment(self.lead + text + self.trail, supervised=True, ends=self.closes)
+        if not self.questions:
+            text = IMAGE * turn.text.count(IMAGE) if has_images else ""
+        before = self.before if position else self.opening
+        return Segment(before + text + self.after, begins=position == 0 or self.reopens)
+
+    def _message(self, text: str, has_images: bool) -> str:
+        if self.image_position == "after_bos":
+            return (text.replace(IMAGE, "") if has_images else text).strip()
+        images = text.count(IMAGE) if has_images else 0
+        return (f"{IMAGE}\n" * images + text.replace(IMAGE, "").strip()).strip() if images else text
+
+
+def join(segments: Sequence[Segment], bos: str = "<s>", eos: str = "</s>") -> str:
+    """Write segments as one string with `bos` and `eos` spelled out, but for the BOS that opens every conversation."""
+    parts = [
+        (bos if segment.begins and position else "") + segment.text + (eos if segment.ends else "")
+        for position, segment in enumerate(segments)
+    ]
+    return "".join(parts)
+
+
+def training_text(template: Template, turns: Sequence[Turn], eos: str = "</s>") -> str:
+    """Give the whole conversation as the model is trained on it, as one string, the first BOS left out.
+
+    >>> training_text(TEMPLATES["pure"], [Turn("human", "<image>\\nWhat color is it?"), Turn("gpt", "Red")])
+    'In: What color is it?\\nOut: Red</s>'
+    """
+    return join(template.training_segments(turns), eos=eos)
+
+
+def per_turn_text(template: Template, turns: Sequence[Turn], eos: str = "</s>") -> list[str]:
+    """Give the text of each turn on its own, answers without the blank that joins them to their prompts."""
+    segments = template.training_segments(turns)
+    return [s.text.removeprefix(template.lead if s.supervised else "") + (eos if s.ends else "") for s in segments]
+
+
+def find_template(name: str) -> Template:
+    """Return the template called `name`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"no template is called {name!r}; there are {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        Template("vicuna_v1", "text", opening=f"{CURIOUS}USER: ", before="USER: ", after=" ASSISTANT:"),
+        Template(
+            "llava_llama_2", "text", opening=f"[INST] <<SYS>>\n{HELPFUL}\n<</SYS>>\n\n", before="[INST] ",
+            after=" [/INST]", trail=" ", reopens=True,
+        ),
+        Template("plain", "text", lead="", trail="\n", closes=False, questions=False),
+        Template("vicuna_v15", "after_bos", opening=f"{CURIOUS}USER: ", before="USER: ", after=" ASSISTANT:"),
+        Template("pure", "after_bos", opening="In: ", before="In: ", after="\nOut:"),
+        # the missing > in the system mark is Prismatic's own spelling; its checkpoints were trained with it
+        Template(
+            "llama2_chat", "after_bos", opening=f"[INST] <<SYS>\n{HELPFUL}\n<</SYS>>\n\n", before="[INST] ",
+            after=" [/INST]",
+        ),
+    )
+}  # fmt: skip
