@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-IGNORE = -100
+from vlmsel.data.encode import IGNORED
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Collator:
         names, pixels, rows = _distinct_images(items)
         return Batch(
             input_ids=self._pad([item.input_ids for item in items], self.pad_id),
-            labels=self._pad([item.labels for item in items], IGNORE),
+            labels=self._pad([item.labels for item in items], IGNORED),
             attention_mask=self._pad([[1] * len(item.input_ids) for item in items], 0),
             pixel_values=torch.stack(pixels) if pixels else None,
             image_index=torch.tensor(names, dtype=torch.long),

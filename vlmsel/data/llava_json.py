@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlmsel.data.sample import Sample, Turn
+from vlmsel.data.templates import IMAGE
 from vlmsel.runs import read_json, write_text
 
-IMAGE_MARKER = "<image>"
 ROLES = ("human", "gpt")
 _KNOWN_SOURCE = re.compile(r"(ocr_vqa|textvqa|coco|gqa|vg)(?![a-z])")
 
@@ -111,9 +111,9 @@ def parse_record(uid: int, record: Any) -> Sample:
         raise ValueError(f"expected an object with 'conversations', got {_kind(record)}")
     turns = _parse_turns(record.get("conversations"))
     images = _parse_images(record)
-    markers = sum(turn.text.count(IMAGE_MARKER) for turn in turns)
+    markers = sum(turn.text.count(IMAGE) for turn in turns)
     if images and markers != len(images):
-        raise ValueError(f"{markers} {IMAGE_MARKER} markers for {len(images)} images; the two numbers must be equal")
+        raise ValueError(f"{markers} {IMAGE} markers for {len(images)} images; the two numbers must be equal")
     identity = record.get("id")
     return Sample(
         uid=uid,

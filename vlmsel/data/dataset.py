@@ -1,0 +1,208 @@
+"""Samples as a model reads them: encoded turns with their pictures, by position, ready for a `Collator`.
+
+    item(position) = token ids with -200 where a picture stands, labels, and the pictures [3, S, S]
+
+Nothing is kept in memory but the samples and their lengths. `check` looks at every sample and every picture before
+work begins, and says which samples cannot be used and why; the others keep their positions and uids.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from vlmsel.data.batching import Item
+from vlmsel.data.encode import IGNORED, Encoded, encode, generation_ids
+from vlmsel.data.images import CLIP_MEAN, CLIP_STD, load_image, preprocess, require_folder, require_mode
+from vlmsel.data.llava_json import Problem
+from vlmsel.data.sample import Sample, Turn
+from vlmsel.data.templates import find_template
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Reads pictures of one folder as a vision tower wants them."""
+
+    folder: Path
+    size: int
+    mode: str
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __call__(self, relative: str) -> Tensor:
+        """Return a picture as float32 [3, size, size].
+
+        Raises:
+            FileNotFoundError, ValueError: it is missing or cannot be used.
+        """
+        return preprocess(load_image(self.folder, relative), self.size, self.mode, self.mean, self.std)
+
+    def problem(self, relative: str) -> str | None:
+        """Say why a picture cannot be used, None when it can."""
+        try:
+            load_image(self.folder, relative)
+        except (ValueError, OSError) as reason:
+            return str(reason)
+        return None
+
+
+class SampleDataset(Dataset[Item]):
+    """The samples of a file by position; `uids[position]` is the uid.
+
+    Args:
+        samples: what `read_samples` gave, or a part of it.
+        image_folder: what image paths are relative to; needed when a sample has an image.
+        tokenizer: a Hugging Face tokenizer.
+        template: name of the conversation template.
+        size: side of the square a picture is brought to, in pixels.
+        mode: how it gets there, one of `images.MODES`.
+        image_tokens: places a picture takes in the sequence.
+        max_length: longest sequence, pictures' places included; what is longer is cut.
+        mean: channel means that pictures are normalised with.
+        std: channel standard deviations.
+
+    Raises:
+        FileNotFoundError: samples have images and there is no image folder.
+        ValueError: there is no such template or mode.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        image_folder: str | Path,
+        tokenizer: Any,
+        template: str,
+        *,
+        size: int,
+        mode: str,
+        image_tokens: int,
+        max_length: int = 2048,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        if any(sample.images for sample in samples):
+            require_folder(image_folder)
+        self.samples = samples
+        self.pictures = Pictures(Path(image_folder), size, require_mode(mode), tuple(mean), tuple(std))
+        self.tokenizer, self.template = tokenizer, find_template(template)
+        self.image_tokens, self.max_length = image_tokens, max_length
+        self._lengths: list[int] | None = None
+        self._usable: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: int) -> Item:
+        """Encode one sample.
+
+        Raises:
+            ValueError: it cannot be used; names its uid and the reason.
+        """
+        sample = self.samples[position]
+        try:
+            encoded = self.encode(sample)
+            pixels = tuple(self.pictures(image) for image in sample.images)
+        except (ValueError, OSError) as reason:
+            raise ValueError(f"sample {sample.uid}: {reason}") from None
+        return Item(sample.uid, encoded.input_ids, encoded.labels, sample.images, pixels)
+
+    @property
+    def uids(self) -> list[int]:
+        """The uid at each position."""
+        return [sample.uid for sample in self.samples]
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Encode a sample's turns.
+
+        Raises:
+            ValueError: nothing supervised is left, or markers and images differ in number.
+        """
+        return encode(
+            sample.turns,
+            len(sample.images),
+            self.tokenizer,
+            self.template,
+            max_length=self.max_length,
+            image_tokens=self.image_tokens,
+        )
+
+    def check(self) -> list[Problem]:
+        """Encode every sample and decode every picture once; return one problem per unusable sample, by position."""
+        broken = self._broken_images()
+        problems, lengths, usable = [], [], []
+        for position, sample in enumerate(_shown(self.samples, "checking samples", "sample")):
+            reason = next((broken[image] for image in sample.images if image in broken), None)
+            try:
+                lengths.append(self.encode(sample).positions(self.image_tokens))
+            except ValueError as error:
+                lengths.append(0)
+                reason = reason or str(error)
+            if reason:
+                problems.append(Problem(sample.uid, reason))
+            else:
+                usable.append(position)
+        self._lengths, self._usable = lengths, usable
+        return problems
+
+    def usable(self) -> list[int]:
+        """Return the positions of samples without a problem, checking them if that was not done."""
+        if self._usable is None:
+            self.check()
+        assert self._usable is not None
+        return self._usable
+
+    def lengths(self) -> list[int]:
+        """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
+        if self._lengths is None:
+            self._lengths = [self._try_length(s) for s in _shown(self.samples, "measuring samples", "sample")]
+        return self._lengths
+
+    def signed_lengths(self) -> list[int]:
+        """Return `lengths`, negative for samples without an image, as `modality_length_order` wants them."""
+        pairs = zip(self.samples, self.lengths(), strict=True)
+        return [length if sample.images else -length for sample, length in pairs]
+
+    def _try_length(self, sample: Sample) -> int:
+        try:
+            return self.encode(sample).positions(self.image_tokens)
+        except ValueError:
+            return 0
+
+    def _broken_images(self) -> dict[str, str]:
+        """Decode every distinct picture, in threads (Pillow works outside Python's lock); return reasons by path."""
+        names = list(dict.fromkeys(image for sample in self.samples for image in sample.images))
+        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+            reasons = pool.imap(self.pictures.problem, names, chunksize=16)
+            found = list(_shown(reasons, "checking images", "image", len(names)))
+        return {name: reason for name, reason in zip(names, found, strict=True) if reason}
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Encodes questions for generation with the template that training used; nothing is supervised."""
+
+    tokenizer: Any
+    template: str
+    pictures: Pictures
+
+    def __call__(self, uid: int, turns: Sequence[Turn], images: Sequence[str] = ()) -> Item:
+        """Encode turns that end in a question, up to where the answer begins.
+
+        Raises:
+            FileNotFoundError, ValueError: a picture is missing or broken, or the turns are no prompt.
+        """
+        ids = generation_ids(turns, len(images), self.tokenizer, self.template)
+        return Item(uid, ids, [IGNORED] * len(ids), tuple(images), tuple(self.pictures(image) for image in images))
+
+
+def _shown(values: Iterable[Any], what: str, unit: str, total: int | None = None) -> Iterable[Any]:
+    """Show a progress bar when it takes more than two seconds."""
+    return tqdm(values, desc=what, unit=unit, total=total, delay=2, dynamic_ncols=True)
