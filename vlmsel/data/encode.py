@@ -67,7 +67,8 @@ def encode(
             raise ValueError(f"an image of {image_tokens} positions does not fit into max_length {max_length}")
         ids, labels = ids[:kept], labels[:kept]
     if all(label == IGNORED for label in labels):
-        raise ValueError(f"no supervised token is left within max_length {max_length}")
+        limit = "" if max_length is None else f" within max_length {max_length}"
+        raise ValueError(f"no supervised token is left{limit}")
     return Encoded(ids, labels, images)
 
 

@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from vlmsel.data.sample import Sample, Turn
+from vlmsel.data.templates import TEMPLATES, find_template, join, per_turn_text, training_text
+
+CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())["templates"]
+ROUNDS = [Turn("human", "q1"), Turn("gpt", "a1"), Turn("human", "q2"), Turn("gpt", "a2")]
+
+
+def turns_of(case):
+    return [Turn(role, text) for role, text in case["turns"]]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case["template"])
+def case(request):
+    return request.param
+
+
+@pytest.fixture(params=TEMPLATES.values(), ids=TEMPLATES)
+def template(request):
+    return request.param
+
+
+def test_every_template_has_a_worked_case():
+    assert {case["template"] for case in CASES} == set(TEMPLATES)
+
+
+def test_training_text(case):
+    assert training_text(find_template(case["template"]), turns_of(case)) == case["training_text"]
+
+
+def test_per_turn_text(case):
+    got = per_turn_text(find_template(case["template"]), turns_of(case))
+    assert got == case.get("per_turn_text", got)
+    assert len(got) == len(case["turns"])
+
+
+def test_supervised_text(case):
+    template = find_template(case["template"])
+    segments = template.training_segments(turns_of(case))
+    expected = case.get("supervised", [t.text for t in turns_of(case) if t.role == "gpt"])
+    strip = "" if "supervised" in case else " "
+    assert [s.text.strip(strip) if strip else s.text for s in segments if s.supervised] == expected
+    assert [s.supervised for s in segments] == [t.role == "gpt" for t in turns_of(case)]
+    assert all(s.ends == (s.supervised and case["template"] != "plain") for s in segments)
+
+
+def test_generation_prompt(case):
+    template, question = find_template(case["template"]), turns_of(case)[0]
+    if "generation_prompt" in case:
+        assert template.generation_prompt([question]) == case["generation_prompt"]
+    if "vqa_generation_prompt" in case:
+        asked = Turn("human", question.text + "\nAnswer the question using a single word or phrase.")
+        assert template.generation_prompt([asked]) == case["vqa_generation_prompt"]
+    assert case["training_text"].startswith(template.generation_prompt([question]))
+
+
+def test_prompts_never_end_in_a_blank(template):
+    prompt = template.generation_prompt([Turn("human", "<image>\nWhy?  \n ")])
+    assert prompt == prompt.rstrip()
+
+
+@pytest.mark.parametrize("template", [t for t in TEMPLATES.values() if t.questions], ids=lambda t: t.name)
+def test_later_prompts_are_prefixes_too(template):
+    assert training_text(template, ROUNDS).startswith(template.generation_prompt(ROUNDS[:3]) + " a2")
+
+
+def test_empty_answer_is_the_joining_blank():
+    empty = [Turn("human", "q"), Turn("gpt", "")]
+    assert per_turn_text(TEMPLATES["pure"], empty) == ["In: q\nOut:", "</s>"]
+    assert training_text(TEMPLATES["pure"], empty) == "In: q\nOut: </s>"
+    assert training_text(TEMPLATES["vicuna_v1"], empty).endswith("ASSISTANT: </s>")
+    assert training_text(TEMPLATES["plain"], empty) == "\n"
+
+
+def test_markers_move_to_the_front_of_their_turn():
+    template = TEMPLATES["vicuna_v1"]
+    assert template.generation_prompt([Turn("human", "What is it?\n<image>")]).endswith(
+        "USER: <image>\nWhat is it? ASSISTANT:"
+    )
+    assert template.generation_prompt([Turn("human", "<image> or <image>")]).endswith(
+        "USER: <image>\n<image>\nor ASSISTANT:"
+    )
+    assert template.generation_prompt([Turn("human", "<image>")]).endswith("USER: <image> ASSISTANT:")
+
+
+def test_turns_without_a_marker_keep_their_blanks_where_llava_keeps_them():
+    turns = [Turn("human", " q "), Turn("gpt", " a ")]
+    assert training_text(TEMPLATES["vicuna_v1"], turns).endswith("USER:  q  ASSISTANT:  a </s>")
+    assert training_text(TEMPLATES["vicuna_v15"], turns).endswith("USER: q ASSISTANT: a</s>")
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "pure"])
+def test_marker_is_literal_without_images(name):
+    segments = TEMPLATES[name].training_segments([Turn("human", "say <image>"), Turn("gpt", "<image>")], False)
+    assert "say <image>" in segments[0].text
+    assert segments[1].text == " <image>"
+
+
+def test_eos_is_whatever_the_tokenizer_calls_it():
+    assert training_text(TEMPLATES["pure"], ROUNDS[:2], eos="<|end|>") == "In: q1\nOut: a1<|end|>"
+    assert "<|begin|>[INST] q2" in join(TEMPLATES["llava_llama_2"].training_segments(ROUNDS), bos="<|begin|>")
+
+
+@pytest.mark.parametrize("roles", [[], ["gpt"], ["human", "human"], ["gpt", "human"], ["human", "gpt", "gpt"]])
+def test_turns_must_alternate(template, roles):
+    with pytest.raises(ValueError, match="alternate"):
+        template.training_segments([Turn(role, "x") for role in roles])
+
+
+def test_a_question_alone_is_nothing_to_train_on_and_an_answer_no_prompt(template):
+    with pytest.raises(ValueError, match="needs an answer"):
+        template.training_segments(ROUNDS[:1])
+    with pytest.raises(ValueError, match="must end in a human turn"):
+        template.generation_prompt(ROUNDS[:2])
+
+
+def test_plain_takes_one_round():
+    with pytest.raises(ValueError, match="plain takes one human and one gpt turn, got 4 turns"):
+        TEMPLATES["plain"].training_segments(ROUNDS)
+
+
+def test_unknown_template_lists_the_known():
+    with pytest.raises(ValueError, match="no template is called 'v1'; there are vicuna_v1, llava_llama_2, plain"):
+        find_template("v1")
+
+
+def test_sample_gives_its_first_image():
+    assert Sample(0, "coco", ("a.jpg", "b.jpg"), ()).image == "a.jpg"
+    assert Sample(1, "text", (), ()).image is None
