@@ -1,8 +1,10 @@
 """Images: the worked padding cases, the same numbers as CLIP's own processor, and files that must not be trusted."""
 
+import json
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,14 +25,7 @@ from vlmsel.data.images import (
 )
 
 FILL = (122, 116, 104)
-# (width, height): size after padding, rows and columns of the content, size after Prismatic's letterbox
-PADDING = {
-    (2, 5): ((5, 5), range(5), [1, 2], (4, 5)),
-    (5, 2): ((5, 5), [1, 2], range(5), (5, 4)),
-    (7, 2): ((7, 7), [2, 3], range(7), (7, 6)),
-    (3, 2): ((3, 3), [0, 1], range(3), (3, 2)),
-    (4, 4): ((4, 4), range(4), range(4), (4, 4)),
-}
+PADDING = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())["padding"]
 
 
 def noise(width, height, seed=0):
@@ -46,16 +41,20 @@ def folder(tmp_path):
     return root
 
 
-@pytest.mark.parametrize("size", PADDING)
-def test_worked_padding_cases(size):
-    squared, rows, columns, boxed = PADDING[size]
-    white = Image.new("RGB", size, "white")
+def test_there_are_worked_padding_cases():
+    assert {tuple(case["size"]) for case in PADDING} == {(2, 5), (5, 2), (7, 2), (3, 2), (4, 4)}
+    assert all(case["fill"] == list(FILL) for case in PADDING)
+
+
+@pytest.mark.parametrize("case", PADDING, ids=lambda case: str(case["size"]))
+def test_worked_padding_cases(case):
+    white = Image.new("RGB", case["size"], "white")
     padded = expand2square(white, FILL)
-    assert padded.size == squared
-    expected = np.full((squared[1], squared[0], 3), FILL, dtype=np.uint8)
-    expected[np.ix_(list(rows), list(columns))] = 255
+    assert padded.size == tuple(case["llava_size"])
+    expected = np.full((*padded.size[::-1], 3), FILL, dtype=np.uint8)
+    expected[np.ix_(case["content_rows"], case["content_cols"])] = 255
     np.testing.assert_array_equal(np.array(padded), expected)
-    assert letterbox(white, FILL).size == boxed
+    assert letterbox(white, FILL).size == tuple(case["prismatic_letterbox_size"])
 
 
 def test_the_fill_is_the_mean_colour():
