@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlmsel.data.encode import IGNORED, IMAGE_ID, encode, generation_ids, text_ids, tokenize_with_images
 from vlmsel.data.sample import Turn
-from vlmsel.data.templates import TEMPLATES, training_text
+from vlmsel.data.templates import TEMPLATES, per_turn_text, training_text
 
 CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())
 CORPUS = [
@@ -153,14 +153,26 @@ def test_ids_are_those_of_the_whole_string(tokenizer, template):
     assert encode(turns, 0, tokenizer, template).input_ids == whole
 
 
-def test_pure_with_a_byte_level_tokenizer_is_every_piece_on_its_own():
-    tokenizer, ids, labels = TOKENIZERS["byte_level"], [TOKENIZERS["byte_level"].bos_token_id], [IGNORED]
-    for asked, answered in zip(TEXT_TURNS[::2], TEXT_TURNS[1::2], strict=True):
-        prompt = tokenizer.encode(f"In: {asked.text}\nOut:", add_special_tokens=False)
-        answer = tokenizer.encode(f" {answered.text}", add_special_tokens=False) + [tokenizer.eos_token_id]
-        ids, labels = [*ids, *prompt, *answer], [*labels, *[IGNORED] * len(prompt), *answer]
-    encoded = encode(TEXT_TURNS, 0, tokenizer, "pure")
+@pytest.mark.parametrize("name", ["pure", "vicuna_v15", "llama2_chat"])
+def test_ids_are_those_of_every_turn_on_its_own(tokenizer, name):
+    # a SentencePiece-style tokenizer brings the blank before a turn, a byte-level one has to be given it
+    lead = " " if tokenizer is TOKENIZERS["byte_level"] else ""
+    ids, labels = [tokenizer.bos_token_id], [IGNORED]
+    for turn, text in zip(TEXT_TURNS, per_turn_text(TEMPLATES[name], TEXT_TURNS), strict=True):
+        answer = turn.role == "gpt"
+        own = tokenizer.encode(lead + text if answer else text, add_special_tokens=False)
+        ids, labels = [*ids, *own], [*labels, *(own if answer else [IGNORED] * len(own))]
+    encoded = encode(TEXT_TURNS, 0, tokenizer, name)
     assert (encoded.input_ids, encoded.labels) == (ids, labels)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_plain_caption_is_read_on_its_own(tokenizer, images):
+    turns = [Turn("human", "Describe it.\n<image>"), Turn("gpt", "red")]
+    caption = tokenizer.encode("red\n", add_special_tokens=False)
+    encoded = encode(turns, images, tokenizer, "plain")
+    assert encoded.input_ids == [tokenizer.bos_token_id, *[IMAGE_ID] * images, *caption]
+    assert supervised_runs(encoded) == [caption]
 
 
 def test_text_position_matches_whole_string_with_images(tokenizer):
