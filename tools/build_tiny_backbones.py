@@ -32,7 +32,18 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vlmsel.data.world import COLORS, COLUMNS, GRID, ROWS, SHAPES, SIZES, WORDS, Scene, describe, draw_scene
-from vlmsel.data.world_questions import FAMILIES, ask, color_at, color_of, relation, shape_at, side_of, where
+from vlmsel.data.world_questions import (
+    FAMILIES,
+    ask,
+    color_at,
+    color_of,
+    count_things,
+    relation,
+    shape_at,
+    side_of,
+    size_of,
+    where,
+)
 from vlmsel.data.world_render import patch_words, render
 from vlmsel.data.world_text import text_task
 
@@ -327,7 +338,7 @@ def llama_batch(
     return slots.bags(scenes), ids, labels
 
 
-LOOKUPS = (color_of, color_at, shape_at, relation, side_of, where)
+LOOKUPS = (color_of, color_at, shape_at, relation, side_of, count_things, where, where, where, size_of, size_of)
 STYLES = ["vqav2", "vqav2", "vqav2", "gqa", "gqa", "gqa", "gqa", "pope", "textvqa", "region", "region"]
 
 

@@ -43,12 +43,16 @@ def test_combine_is_the_mean_over_targets():
     assert combine([[1, 2], [3, 6]]) == [2, 4]
 
 
-@pytest.mark.parametrize(("fraction", "count", "expected"), [(0.2, None, 20), (None, 7, 7), (0.001, None, 1), (1, None, 100)])
+@pytest.mark.parametrize(
+    ("fraction", "count", "expected"), [(0.2, None, 20), (None, 7, 7), (0.001, None, 1), (1, None, 100)]
+)
 def test_wanted(fraction, count, expected):
     assert wanted(100, fraction, count) == expected
 
 
-@pytest.mark.parametrize(("fraction", "count"), [(None, None), (0.1, 3), (0.0, None), (1.5, None), (None, 101), (None, 0)])
+@pytest.mark.parametrize(
+    ("fraction", "count"), [(None, None), (0.1, 3), (0.0, None), (1.5, None), (None, 101), (None, 0)]
+)
 def test_wanted_refuses(fraction, count):
     with pytest.raises(ValueError):
         wanted(100, fraction, count)

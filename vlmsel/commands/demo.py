@@ -16,16 +16,16 @@ import yaml
 
 from vlmsel import runs
 from vlmsel.commands.align import align
-from vlmsel.commands.demo_table import Values, as_markdown, as_text, draw, rows
 from vlmsel.commands.evaluate import evaluate
+from vlmsel.commands.result_table import as_markdown, as_text, collect, draw, rows
 from vlmsel.commands.score import score
 from vlmsel.commands.select import select
 from vlmsel.commands.tune import tune
 from vlmsel.data.world_files import TASKS, WorldSizes, benchmark_files, write_world
-from vlmsel.training.phases import PRESETS
+from vlmsel.training.phases import phase_preset
 
 SCORERS = ("Random", "TracIn", "DataInf", "LiSSA", "HyperINF")
-FULL, MAJORITY = "full pool", "majority answer"
+FULL = "full_pool"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ class DemoSettings:
 def demo(
     out: str = "runs/demo",
     seeds: int = 1,
-    first_seed: int = 0,
     settings: DemoSettings = DemoSettings(),
     config: str = "",
 ) -> None:
@@ -67,7 +66,6 @@ def demo(
     Args:
         out: the run folder.
         seeds: how many worlds; intervals need at least 2.
-        first_seed: the first world's seed.
         settings: how large the demo is.
         config: the resolved configuration as text.
     """
@@ -75,9 +73,9 @@ def demo(
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     folder = runs.open_run(out, "\n".join(line for line in config.splitlines() if not line.startswith("seeds:")) + "\n")
     aligned = _align(folder, settings)
-    found = [_one_seed(folder, aligned, seed, settings) for seed in range(first_seed, first_seed + seeds)]
-    values = {model: {task: [one[model][task] for one in found] for task in TASKS} for model in found[0]}
-    _show(folder, values, seeds, settings)
+    for seed in range(seeds):
+        _one_seed(folder, aligned, seed, settings)
+    _show(folder, settings)
 
 
 def _run(command: Callable[..., None], out: Path, **arguments: Any) -> None:
@@ -104,13 +102,13 @@ def _world(folder: Path, sizes: WorldSizes, seed: int) -> Path:
 
 def _align(folder: Path, settings: DemoSettings) -> Path:
     world = _world(folder / "captions", WorldSizes(settings.captions, 0, 0, 0), seed=0)
-    phase = replace(PRESETS["tiny-align"], epochs=settings.align_epochs)
+    phase = replace(phase_preset("tiny-align"), epochs=settings.align_epochs)
     _run(align, folder / "align", data=str(world / "captions.json"), images=str(world / "images"), settings=phase)
     return folder / "align"
 
 
-def _one_seed(folder: Path, aligned: Path, seed: int, settings: DemoSettings) -> dict[str, dict[str, float]]:
-    """Run one world's chain; return, per model and task, the headline metric in percent."""
+def _one_seed(folder: Path, aligned: Path, seed: int, settings: DemoSettings) -> None:
+    """Run one world's chain."""
     here = folder / f"seed{seed}"
     world = _world(here / "world", WorldSizes(0, settings.pool, settings.target, settings.questions), seed)
     _run(
@@ -125,10 +123,8 @@ def _one_seed(folder: Path, aligned: Path, seed: int, settings: DemoSettings) ->
         seed=seed,
     )
     subsets = {name: _subset(here, world, name, settings.fraction) for name in SCORERS}
-    results = {}
     for name, data in {**subsets, FULL: world / "pool.json"}.items():
-        results[name] = _tune_and_evaluate(here, world, aligned, name, data, seed, settings)
-    return {MAJORITY: _majority(here), **results}
+        _tune_and_evaluate(here, world, aligned, name, data, seed, settings)
 
 
 def _scorers(seed: int, damping: float) -> tuple[str, ...]:
@@ -148,37 +144,25 @@ def _subset(here: Path, world: Path, name: str, fraction: float) -> Path:
 
 def _tune_and_evaluate(
     here: Path, world: Path, aligned: Path, name: str, data: Path, seed: int, settings: DemoSettings
-) -> dict[str, float]:
-    short = name.replace(" ", "_")
-    phase = replace(PRESETS["tiny-tune"], epochs=settings.tune_epochs, seed=seed)
-    model = here / "tune" / short
+) -> None:
+    phase = replace(phase_preset("tiny-tune"), epochs=settings.tune_epochs, seed=seed)
+    model = here / "tune" / name
     _run(tune, model, model=str(aligned), data=str(data), images=str(world / "images"), settings=phase)
-    found = {}
     for task, files in benchmark_files(world).items():
-        out = here / "evaluate" / short / task
+        out = here / "evaluate" / name / task
         images = str(world / "images" / "test" / task)
         _run(evaluate, out, model=str(model), task=task, images=images, protocol="bare", **files)
-        metrics = runs.read_json(out / "metrics.json")
-        found[task] = 100 * metrics["metrics"][metrics["headline"]]
-    return found
 
 
-def _majority(here: Path) -> dict[str, float]:
-    """Return what the best constant answer reaches; every evaluation of a task records the same."""
-    found = {}
-    for task in TASKS:
-        metrics = runs.read_json(here / "evaluate" / FULL.replace(" ", "_") / task / "metrics.json")
-        found[task] = 100 * metrics["majority"][metrics["headline"]]
-    return found
-
-
-def _show(folder: Path, values: Values, seeds: int, settings: DemoSettings) -> None:
+def _show(folder: Path, settings: DemoSettings) -> None:
     """Write the results and print them, with where everything lies."""
-    table = rows(values, TASKS)
+    values, tasks = collect(folder, [*SCORERS, FULL])
+    seeds = len(values[FULL][tasks[0]])
+    table = rows(values, tasks)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool, {seeds} seed{'s' if seeds > 1 else ''}"
     runs.write_json(folder / "results.json", {"settings": asdict(settings), "seeds": seeds, "percent": values})
     runs.write_text(folder / "table.md", as_markdown(table))
-    draw(values, TASKS, folder / "table.png", title)
+    draw(values, tasks, folder / "table.png", title)
     note = "mean ± half-width of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals (--seeds 3)"
     print(f"\n{title}; accuracy in % (POPE: F1); {note}\n\n{as_text(table)}\n")
     print(f"table: {folder / 'table.md'}   picture: {folder / 'table.png'}   numbers: {folder / 'results.json'}")

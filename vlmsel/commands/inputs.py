@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,27 @@ def open_model(source: str, device: str = "auto", dtype: str = "float32") -> VLM
     )
 
 
-def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int) -> tuple[SampleDataset, list[Problem]]:
-    """Read a LLaVA file for a model: the data set, and which samples cannot be used (listed after a check of all).
+@dataclass(frozen=True)
+class Data:
+    """A LLaVA file as a model reads it: its samples, the problems of those that cannot be used, and how many it has."""
+
+    path: Path
+    samples: SampleDataset
+    problems: list[Problem]
+    total: int
+
+    def report(self, out: Path, more: Sequence[Problem] = ()) -> None:
+        """Write `out` (uid and reason of each sample left out) and print one line; nothing when all are well."""
+        problems = sorted([*self.problems, *more], key=lambda problem: problem.uid)
+        if not problems:
+            return
+        runs.write_json(out, [{"uid": problem.uid, "reason": problem.reason} for problem in problems])
+        first = f"the first: sample {problems[0].uid}: {problems[0].reason}"
+        print(f"{self.path}: {len(problems)} of {self.total} samples left out, listed in {out} ({first})")
+
+
+def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int) -> Data:
+    """Read a LLaVA file for a model and check every sample of it.
 
     Raises:
         FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, or no sample can.
@@ -67,21 +87,11 @@ def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int)
         image_tokens=tower.patches,
         max_length=max_length,
     )
-    problems = sorted([*pool.problems, *data.check()], key=lambda problem: problem.uid)
+    problems = [*pool.problems, *data.check()]
     if not data.usable():
-        reason = f"; sample {problems[0].uid}: {problems[0].reason}" if problems else ""
-        raise ValueError(f"{path}: no usable sample{reason}")
-    return data, problems
-
-
-def report_problems(path: str | Path, problems: Sequence[Problem], total: int, out: Path) -> None:
-    """Write `out` (uid and reason of each sample left out) and print one line about it; nothing when all are well."""
-    if not problems:
-        return
-    runs.write_json(out, [{"uid": problem.uid, "reason": problem.reason} for problem in problems])
-    first = problems[0]
-    print(f"{path}: {len(problems)} of {total} samples left out, listed in {out} "
-          f"(the first: sample {first.uid}: {first.reason})")  # fmt: skip
+        first = f"; the first, sample {problems[0].uid}: {problems[0].reason}" if problems else ": the list is empty"
+        raise ValueError(f"{path}: no usable sample{first}")
+    return Data(Path(path), data, problems, len(pool.records))
 
 
 def pad_id(model: VLM) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from vlmsel import runs
-from vlmsel.commands.inputs import open_data, open_model, pad_id, report_problems
+from vlmsel.commands.inputs import open_data, open_model, pad_id
 from vlmsel.data.batching import Collator, modality_length_order
 from vlmsel.training.loop import Order
 from vlmsel.training.phases import PhaseSettings
@@ -24,9 +24,9 @@ def run_phase(
     if os.environ.get("RANK", "0") == "0":
         runs.open_run(out, config)
     vlm = open_model(model, device)
-    samples, problems = open_data(vlm, data, images, max_length)
-    report_problems(data, problems, len(samples) + len(problems), Path(out) / "skipped.json")
-    usable = samples.usable()
+    found = open_data(vlm, data, images, max_length)
+    found.report(Path(out) / "skipped.json")
+    samples, usable = found.samples, found.samples.usable()
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
     result = train_phase(vlm, Subset(samples, usable), Collator(pad_id(vlm)), settings, out, order=order)
     tail = result.losses[-max(1, len(result.losses) // 10) :]

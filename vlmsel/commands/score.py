@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from vlmsel import runs
-from vlmsel.commands.inputs import open_data, open_model, pad_id, report_problems
+from vlmsel.commands.inputs import open_data, open_model, pad_id
 from vlmsel.data.batching import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.llava_json import Problem
@@ -73,21 +73,19 @@ def score(
     """
     folder = runs.open_run(out, config)
     loaded = load_scorers(scorers)
-    if not targets:
-        raise ValueError("no target set; give at least one, such as --targets.vqav2 FILE")
     vlm = open_model(model, device, dtype)
     vlm.require_ready(allow_untrained)
     chosen = select_blocks(vlm, blocks)
-    data, problems = open_data(vlm, pool, images, max_length)
-    plan = _Plans(vlm, batch_size, workers)
-    streams = _streams(
-        plan, data, targets, target_images or images, max_length, folder, fit_samples, scale_samples, seed
-    )
-    scored, bad = score_pool(vlm, plan.of(data, data.usable()), streams, loaded, chosen, OBJECTIVE, folder)
-    problems = [*problems, *(Problem(uid, reason) for uid, reason in bad.reasons.items())]
-    report_problems(pool, problems, len(data) + 0, folder / "skipped.json")
+    found = open_data(vlm, pool, images, max_length)
+    goals = _open_targets(vlm, targets, target_images or images, max_length, folder)
+    plans = _Plans(vlm, batch_size, workers)
+    fit = seeded_part(found.samples.usable(), fit_samples, seed)
+    streams = _streams(plans, found.samples, goals, fit, seeded_part(fit, scale_samples, seed + 1))
+    scored, bad = score_pool(vlm, plans.of(found.samples), streams, loaded, chosen, OBJECTIVE, folder)
+    found.report(folder / "skipped.json", [Problem(uid, reason) for uid, reason in bad.reasons.items()])
     path = folder / "scores.parquet"
-    write_table(path, _columns(data, scored, problems), {**_about(pool, config), "details": scored.details})
+    about = {"pool": pool, "pool_sha256": runs.file_hash(pool), "config": config, "environment": runs.environment()}
+    write_table(path, _columns(found.samples, scored), {**about, "details": scored.details})
     print(f"{path}: {len(scored.uids)} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
 
 
@@ -115,25 +113,23 @@ class _Plans:
         self.device, self.batch_size, self.workers = model.device, batch_size, workers
         self.collate = Collator(pad_id(model))
 
-    def of(self, data: SampleDataset, positions: Sequence[int]) -> BatchPlan:
-        """Put samples of like length into one batch."""
-        lengths = data.lengths()
+    def of(self, data: SampleDataset, positions: Sequence[int] | None = None) -> BatchPlan:
+        """Put samples of like length into one batch; all usable ones when `positions` is left out."""
+        positions, lengths = data.usable() if positions is None else positions, data.lengths()
         groups = length_batches([lengths[i] for i in positions], self.batch_size)
         groups = [[positions[i] for i in group] for group in groups]
         return BatchPlan(data, self.collate, groups, self.device, self.workers)
 
 
 def _streams(
-    plans: _Plans, data: SampleDataset, targets: dict[str, tuple[SampleDataset, list[int]]], part: _Part
+    plans: _Plans, data: SampleDataset, targets: Mapping[str, SampleDataset], fit: list[int], scale: list[int]
 ) -> Streams:
-    """Say what the passes before the score pass read."""
-    fit = seeded_part(data.usable(), part.fit, part.seed)
-    fit_plan, scale_plan = plans.of(data, fit), plans.of(data, seeded_part(fit, part.scale, part.seed + 1))
-    target_plans = {name: plans.of(one, one.usable()) for name, one in targets.items()}
+    """Say what the passes before the score pass read; `fit` and `scale` are positions in the pool."""
+    fit_plan, scale_plan = plans.of(data, fit), plans.of(data, scale)
     return Streams(
-        fit=lambda: fit_plan.shown("curvature pass"),
-        scale=lambda: scale_plan.shown("damping"),
-        targets={name: partial(plan.shown, f"target {name}") for name, plan in target_plans.items()},
+        fit=partial(fit_plan.shown, "curvature pass"),
+        scale=partial(scale_plan.shown, "damping"),
+        targets={name: partial(plans.of(one).shown, f"target {name}") for name, one in targets.items()},
         fit_count=len(fit),
     )
 
@@ -147,13 +143,33 @@ def _open_targets(
     opened = {}
     for name, file in files.items():
         if "/" in name:
-            raise ValueError(f"target {name!r}: a name with '/' cannot be a column; choose another")
-        opened[name], problems = open_data(model, file, images, max_length)
-        report_problems(file, problems, opened[name].total, folder / f"skipped_{name}.json")
+            raise ValueError(f"target {name!r}: a name with '/' cannot be part of a column; choose another")
+        try:
+            found = open_data(model, file, images, max_length)
+        except (ValueError, OSError) as problem:
+            raise ValueError(f"target {name}: {problem}") from None
+        found.report(folder / f"skipped_{name}.json")
+        opened[name] = found.samples
     return opened
 
 
 def _columns(data: SampleDataset, scored: Scored) -> dict[str, Sequence[Any]]:
-    """Lay the table out in the order of uids; samples without a score have NaN."""
+    """Lay the table out in the order of the file; a sample without a score has NaN."""
     rows = {uid: row for row, uid in enumerate(scored.uids.tolist())}
-    uids = sorted({*rows, *data.uids})
+    order = [rows.get(uid, -1) for uid in data.uids]
+
+    def column(values: Tensor) -> list[float]:
+        listed = [*values.tolist(), float("nan")]  # row -1
+        return [listed[row] for row in order]
+
+    fixed: dict[str, Sequence[Any]] = {
+        "uid": data.uids,
+        "source": [sample.source for sample in data.samples],
+        "tokens": data.lengths(),
+    }
+    names = [f"{scorer}/{target}" for scorer, target in scored.names]
+    return {
+        **fixed,
+        "loss": column(scored.losses),
+        **{name: column(one) for name, one in zip(names, scored.scores, strict=True)},
+    }

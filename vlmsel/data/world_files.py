@@ -167,7 +167,7 @@ def write_pool(folder: Path, count: int, rng: random.Random) -> None:
     """Write `pool.json` and `pool_truth.json`."""
     records, truth = [], []
     for uid, (item, repeated) in enumerate(draw_pool(count, rng)):
-        image = item.scene and _save_image(folder, f"pool/{uid:06d}.png", item.scene)
+        image = _save_image(folder, f"pool/{uid:06d}.png", item.scene) if item.scene else None
         records.append(_record(f"{item.source}_{uid:06d}", image, item.question, item.answer, item.source))
         truth.append({"uid": uid, "source": item.source, "flaw": item.flaw, "near_duplicate": repeated})
     _dump(folder / "pool.json", records)

@@ -45,7 +45,9 @@ def _unique(scene: Scene, rng: random.Random, *keys: str) -> Thing | None:
 
 def color_of(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _unique(scene, rng, "shape")
-    return thing and Asked(f"What color is the {thing.shape}?", thing.color, _other(rng, COLORS, thing.color), "color")
+    if thing is None:
+        return None
+    return Asked(f"What color is the {thing.shape}?", thing.color, _other(rng, COLORS, thing.color), "color")
 
 
 def shape_of(scene: Scene, rng: random.Random) -> Asked | None:
@@ -57,7 +59,9 @@ def shape_of(scene: Scene, rng: random.Random) -> Asked | None:
 
 def size_of(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _unique(scene, rng, "color", "shape")
-    return thing and Asked(f"What size is the {thing.name}?", thing.size, _other(rng, SIZES, thing.size), "size")
+    if thing is None:
+        return None
+    return Asked(f"What size is the {thing.name}?", thing.size, _other(rng, SIZES, thing.size), "size")
 
 
 def count_things(scene: Scene, rng: random.Random) -> Asked:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,16 +22,9 @@ from vlmsel.gradients import Block
 from vlmsel.scorers import Scorer
 from vlmsel.scoring.directions import Directions, Streams, find_directions
 from vlmsel.scoring.passes import Bad, Objective, gradient_scorers, score_batch
+from vlmsel.scoring.stream import BatchPlan
 
 CHUNK = 64  # batches per file of the score pass
-
-
-class Plan(Protocol):
-    """The pool's batches in a fixed order: how many there are, how many samples each has, and those from one on."""
-
-    sizes: Sequence[int]
-
-    def batches(self, start: int, stop: int) -> Iterable[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class Scored:
 
 def score_pool(
     model: nn.Module,
-    plan: Plan,
+    plan: BatchPlan,
     streams: Streams,
     scorers: Sequence[Scorer],
     blocks: Sequence[Block],
@@ -91,7 +84,12 @@ def _directions(
 
 
 def _score_chunks(
-    model: nn.Module, plan: Plan, blocks: Sequence[Block], objective: Objective, stacks: dict[str, Tensor], out: Path
+    model: nn.Module,
+    plan: BatchPlan,
+    blocks: Sequence[Block],
+    objective: Objective,
+    stacks: dict[str, Tensor],
+    out: Path,
 ) -> Iterable[dict[str, Tensor]]:
     total = sum(plan.sizes)
     with tqdm(total=total, desc="score pass", unit="sample", dynamic_ncols=True) as bar:

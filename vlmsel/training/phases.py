@@ -98,7 +98,7 @@ PRESETS: dict[str, PhaseSettings] = {
         weight_decay=0.1,
         warmup_rounding="floor",
     ),
-    "tiny-align": PhaseSettings(train="projector", learning_rate=1e-3, batch_size=32),
+    "tiny-align": PhaseSettings(train="projector+lora", learning_rate=2e-3, batch_size=32),
     "tiny-tune": PhaseSettings(train="projector+lora", learning_rate=1e-3, batch_size=32),
 }
 

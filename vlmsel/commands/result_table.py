@@ -1,4 +1,6 @@
-"""The demo's result: a table scorer x task with intervals over seeds, as text, Markdown and a picture.
+"""A study's result: a table model x task with intervals over seeds, as text, Markdown and a picture.
+
+A study's folder holds `seed<k>/evaluate/<model>/<task>/metrics.json` as `vlmsel evaluate` writes them.
 
 Intervals are Student's t at 95 % over seeds; differences to Random are paired by seed, because all subsets of a seed
 are chosen from the same pool and tuned from the same aligned model.
@@ -12,6 +14,9 @@ from pathlib import Path
 
 from scipy import stats
 
+from vlmsel import runs
+
+MAJORITY = "majority answer"
 Values = Mapping[str, Mapping[str, Sequence[float]]]  # model -> task -> one value in percent per seed
 
 
@@ -35,6 +40,32 @@ def shown(values: Sequence[float], sign: bool = False) -> str:
     mean, half = interval(values)
     text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
     return text if math.isnan(half) else f"{text} ± {half:.1f}"
+
+
+def collect(folder: Path, models: Sequence[str] = ()) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Read a study: headline metrics in percent per model, task and seed, and its tasks; `models` come first, in order.
+
+    The first row is the best constant answer of each benchmark.
+
+    Raises:
+        ValueError: there is no evaluation, or a model was not evaluated on every task and seed.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for path in sorted(folder.glob("seed*/evaluate/*/*/metrics.json")):
+        task, model, seed = path.parts[-2], path.parts[-3], path.parts[-5]
+        metrics = runs.read_json(path)
+        for name, kind in ((model, "metrics"), (MAJORITY, "majority")):
+            found.setdefault(name, {}).setdefault(task, {})[seed] = 100 * metrics[kind][metrics["headline"]]
+    if not found:
+        raise ValueError(f"{folder}: no seed*/evaluate/<model>/<task>/metrics.json in it; run the study first")
+    tasks, seeds = list(found[MAJORITY]), {seed for row in found[MAJORITY].values() for seed in row}
+    order = [MAJORITY, *(m for m in models if m in found), *(m for m in found if m not in (MAJORITY, *models))]
+    for name in order:
+        lacking = [f"{seed}/{task}" for task in tasks for seed in sorted(seeds - set(found[name].get(task, {})))]
+        if lacking:
+            raise ValueError(f"{folder}: {name} was not evaluated on {lacking[0]}; run the study to its end")
+    values = {n: {task: [found[n][task][seed] for seed in sorted(seeds)] for task in tasks} for n in order}
+    return values, tasks
 
 
 def with_mean(values: Values, tasks: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -94,13 +125,13 @@ def draw(values: Values, tasks: Sequence[str], path: Path, title: str) -> None:
 
     full = with_mean(values, tasks)
     columns = [*tasks, "mean"]
-    models = [model for model in full if model != "majority answer"]
+    models = [model for model in full if model != MAJORITY]
     figure, axes = plt.subplots(1, len(columns), figsize=(2.5 * len(columns), 0.42 * len(models) + 1.3), sharey=True)
     for axis, column in zip(axes, columns, strict=True):
         for place, model in enumerate(models):
             mean, half = interval(full[model][column])
             error = None if math.isnan(half) else [[half], [half]]
-            color = {"Random": "0.35", "full pool": "0.6"}.get(model, "tab:blue")
+            color = {"Random": "0.35", "full_pool": "0.6"}.get(model, "tab:blue")
             axis.errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=3)
         axis.axvline(interval(full["Random"][column])[0], color="0.35", linestyle=":", linewidth=1)
         axis.set_title(column, fontsize=10)

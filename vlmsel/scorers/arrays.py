@@ -1,0 +1,69 @@
+"""Scores for gradients that are in memory already; the same accumulators as for a streamed pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vlmsel.gradients import Factor
+from vlmsel.scorers.base import Scorer
+
+
+def score_gradients(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor], scorer: Scorer) -> Tensor:
+    """Return the influence I = -Σ_l ⟨P_l v_t, g_i⟩ of every sample on every target; lowest = most helpful.
+
+    All samples are fit samples. float64 inputs are scored in float64.
+
+    Args:
+        gradients: per block, the samples' gradients [n, rows, cols].
+        targets: per block, the targets' mean gradients [targets, rows, cols].
+        scorer: whose preconditioner P is used.
+
+    Returns:
+        Scores [targets, n].
+
+    Raises:
+        ValueError: the blocks or shapes do not fit each other, or a number is not finite.
+
+    >>> from vlmsel.scorers.tracin import TracIn
+    >>> gradients = {"w": torch.tensor([[[1.0, 0.0]], [[-1.0, 2.0]]])}
+    >>> score_gradients(gradients, {"w": torch.tensor([[[3.0, 0.0]]])}, TracIn()).tolist()
+    [[-3.0, 3.0]]
+    """
+    check_arrays(gradients, targets)
+    if not scorer.uses_gradients:
+        samples, goals = len(next(iter(gradients.values()))), len(next(iter(targets.values())))
+        return scorer.draw(torch.arange(samples), [str(t) for t in range(goals)])  # type: ignore[attr-defined]
+    return -sum(_block_inner(gradients[name], targets[name], scorer) for name in gradients)  # type: ignore[return-value]
+
+
+def _block_inner(gradients: Tensor, targets: Tensor, scorer: Scorer) -> Tensor:
+    factor = Factor.from_dense(gradients)
+    mean_square = float(factor.sq_norm().double().sum()) / max(1, factor.samples * factor.rows * factor.cols)
+    accumulator = scorer.accumulator(targets.to(factor.values), mean_square)
+    accumulator.update(factor)
+    return factor.inner(accumulator.solve())
+
+
+def check_arrays(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    """Refuse blocks that do not fit each other, naming the first."""
+    if not gradients:
+        raise ValueError("no block given: gradients must map at least one name to a tensor [n, rows, cols]")
+    if set(gradients) != set(targets):
+        differ = sorted(set(gradients) ^ set(targets))
+        raise ValueError(f"gradients and targets have different blocks: {', '.join(differ)} only on one side")
+    counts = {"gradients": {len(g) for g in gradients.values()}, "targets": {len(t) for t in targets.values()}}
+    for name, gradient in gradients.items():
+        target = targets[name]
+        if gradient.ndim != 3 or target.ndim != 3 or gradient.shape[1:] != target.shape[1:]:
+            raise ValueError(
+                f"block {name}: expected gradients [n, rows, cols] and targets [targets, rows, cols], got "
+                f"{list(gradient.shape)} and {list(target.shape)}"
+            )
+        if not (torch.isfinite(gradient).all() and torch.isfinite(target).all()):
+            raise ValueError(f"block {name}: a gradient is not finite; leave that sample out")
+    for what, numbers in counts.items():
+        if len(numbers) > 1:
+            raise ValueError(f"{what} of different blocks have different lengths: {sorted(numbers)}")

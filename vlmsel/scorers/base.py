@@ -1,0 +1,95 @@
+"""What a scorer is: frozen hyper-parameters and one method that starts an accumulator for a block.
+
+Every scorer is an influence I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩ (lowest = most helpful); scorers differ in P. An accumulator
+sees the gradients of the fit samples batch by batch and then gives h = P v for all targets of its block.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmsel.gradients import Factor
+
+
+class Accumulator(ABC):
+    """Gathers what one scorer needs of one block; tensors only, so that a run can be stopped and resumed.
+
+    Attributes:
+        targets: v, [targets, rows, cols], float32 or better.
+        count: fit samples seen so far.
+        details: numbers worth recording, JSON-able; filled by `solve`.
+    """
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets if targets.dtype == torch.float64 else targets.float()
+        self.count = 0
+        self.details: dict[str, Any] = {}
+
+    @abstractmethod
+    def update(self, factor: Factor) -> None:
+        """Take in the gradients of one batch of fit samples."""
+
+    @abstractmethod
+    def solve(self) -> Tensor:
+        """Return h = P v, [targets, rows, cols]."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return what was gathered so far."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of the block."""
+        return self.targets.shape[1] * self.targets.shape[2]
+
+
+class Scorer(ABC):
+    """A scorer; final subclasses are frozen dataclasses of hyper-parameters with a `name`, the column prefix."""
+
+    name: str
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether it has an accumulator; a scorer without one draws its scores (`Random`)."""
+        return True
+
+    @property
+    def needs_mean_square(self) -> bool:
+        """Whether the mean squared gradient entry must be known before the first update."""
+        return False
+
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether its accumulator keeps every fit sample's gradient: 4·n·rows·cols bytes per block."""
+        return False
+
+    @abstractmethod
+    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
+        """Start an accumulator for one block.
+
+        Args:
+            targets: mean gradient of each target, [targets, rows, cols].
+            mean_square: mean over fit samples and entries of g², where `needs_mean_square`.
+        """
+
+
+def above_zero(**values: float | None) -> None:
+    """Refuse hyper-parameters that are neither positive nor None."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def needed(mean_square: float | None, name: str) -> float:
+    """Return the mean square that a scorer was to be given."""
+    if mean_square is None:
+        raise ValueError(f"{name} needs the mean squared gradient entry before its first update")
+    return mean_square

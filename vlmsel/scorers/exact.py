@@ -1,0 +1,59 @@
+"""The reference: P v = (G + λI)⁻¹ v with the FIM G = 1/n Σ_j vec(g_j) vec(g_j)ᵀ, solved directly in float64.
+
+In sample space (n x n) where there are fewer fit samples than entries, otherwise in parameter space. Keeps every fit
+sample's gradient: for small pools and for measuring the other scorers, not for scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmsel.scorers.base import Accumulator, Scorer, above_zero
+from vlmsel.scorers.memory import KeptGradients
+from vlmsel.solvers import cholesky, woodbury
+
+
+@dataclass(frozen=True)
+class Exact(Scorer):
+    """Direct solve.
+
+    Attributes:
+        damping: λ relative to the block's mean squared gradient entry.
+        name: prefix of its columns.
+    """
+
+    damping: float = 0.1
+    name: str = "Exact"
+
+    def __post_init__(self) -> None:
+        above_zero(damping=self.damping)
+
+    @property
+    def keeps_samples(self) -> bool:
+        return True
+
+    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
+        return _Direct(targets, self.damping)
+
+
+class _Direct(KeptGradients):
+    def __init__(self, targets: Tensor, damping: float) -> None:
+        super().__init__(targets)
+        self.relative = damping
+
+    def solve(self) -> Tensor:
+        damping = self.relative * self.mean_square_norm() / self.entries
+        self.details = {"damping": damping, "samples": self.count}
+        if damping == 0:
+            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
+        g, v = self.gradients().double(), self.targets.double().flatten(1)
+        if self.count < self.entries:
+            solved = woodbury.solve(g, damping, v)
+        else:
+            fim = g.T @ g / self.count
+            fim.diagonal().add_(damping)
+            solved = cholesky.solve(fim, v.T).T
+        return solved.reshape(self.targets.shape).to(self.targets.dtype)

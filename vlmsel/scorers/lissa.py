@@ -1,0 +1,127 @@
+"""LiSSA (Agarwal et al. 2017; Koh & Liang 2017, arXiv 1703.04730): a scaled Neumann series for (G + λI)⁻¹ v
+
+    r_0 = s v,    r_k = s v + r_{k-1} - s (G + λ) r_{k-1},    G = 1/n Σ_j vec(g_j) vec(g_j)ᵀ,  0 < s < 2/(λ_max(G) + λ)
+
+`batch="full"` keeps the fit gradients and iterates on all of them: exact in the limit of depth. `batch="stream"` takes one
+step per batch of the pass with that batch's G, as a single stream over a large pool allows; nothing is kept.
+
+Unlike the published mislabel-detection code, which iterates r ← v + r - (G r - λ r), the sign of λ is right and s keeps
+the series from exploding; `official()` repeats the published line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vlmsel.gradients import Factor
+from vlmsel.scorers.base import Accumulator, Scorer, above_zero, needed
+from vlmsel.scorers.memory import KeptGradients
+from vlmsel.solvers import neumann
+
+
+@dataclass(frozen=True)
+class LiSSA(Scorer):
+    """LiSSA.
+
+    Attributes:
+        depth: steps; with batch="stream" the greatest number of batches used.
+        damping: λ relative to the block's mean squared gradient entry.
+        scale: s; 1/(λ + trace of G), a safe bound, when left out.
+        batch: full or stream.
+        published: iterate the published line, unscaled and with its sign.
+        name: prefix of its columns.
+    """
+
+    depth: int = 10
+    damping: float = 0.1
+    scale: float | None = None
+    batch: Literal["full", "stream"] = "full"
+    published: bool = False
+    name: str = "LiSSA"
+
+    def __post_init__(self) -> None:
+        above_zero(depth=self.depth, damping=self.damping, scale=self.scale)
+        if self.batch not in ("full", "stream"):
+            raise ValueError(f"batch must be full or stream, got {self.batch!r}")
+        if self.published and (self.batch == "stream" or self.scale is not None):
+            raise ValueError("the published line has no scale and uses all fit samples; leave scale and batch out")
+
+    @classmethod
+    def official(cls, damping: float = 0.1) -> LiSSA:
+        """The published mislabel-detection code: 10 steps of r ← v + r - (G r - λ r)."""
+        return cls(damping=damping, published=True, name="LiSSA.official")
+
+    @property
+    def keeps_samples(self) -> bool:
+        return self.batch == "full"
+
+    @property
+    def needs_mean_square(self) -> bool:
+        return self.batch == "stream"
+
+    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
+        if self.batch == "full":
+            return _Full(targets, self)
+        return _Stream(targets, self, needed(mean_square, self.name))
+
+
+class _Full(KeptGradients):
+    def __init__(self, targets: Tensor, settings: LiSSA) -> None:
+        super().__init__(targets)
+        self.settings = settings
+
+    def solve(self) -> Tensor:
+        own, trace = self.settings, self.mean_square_norm()
+        damping = own.damping * trace / self.entries
+        scale = 1.0 if own.published else own.scale or (1 / (trace + damping) if trace else 0.0)
+        self.details = {"damping": damping, "scale": scale, "depth": own.depth, "samples": self.count}
+        if trace == 0:
+            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
+        g, sign = self.gradients(), -1.0 if own.published else 1.0
+
+        def apply(r: Tensor) -> Tensor:
+            return (r @ g.T) @ g / self.count + sign * damping * r
+
+        solved = neumann.solve(apply, self.targets.flatten(1), scale, own.depth)
+        if not bool(torch.isfinite(solved).all()):
+            hint = "the published line has no scale" if own.published else f"scale {scale:g} is too large"
+            raise ValueError(f"{own.name} exploded within {own.depth} steps: {hint}; use LiSSA() with its own scale")
+        return solved.reshape(self.targets.shape)
+
+
+class _Stream(Accumulator):
+    def __init__(self, targets: Tensor, settings: LiSSA, mean_square: float) -> None:
+        super().__init__(targets)
+        self.settings = settings
+        self.damping = settings.damping * mean_square
+        self.trace = mean_square * self.entries
+        self.steps = 0
+        self.r = torch.zeros_like(self.targets)
+
+    def update(self, factor: Factor) -> None:
+        """Take one step with the batch's own G, no further than that G allows."""
+        own = self.settings
+        if self.steps == own.depth or not factor.samples:
+            return
+        self.count, self.steps = self.count + factor.samples, self.steps + 1
+        bound = max(self.trace, float(factor.sq_norm().mean())) + self.damping
+        if bound == 0:
+            return
+        scale = own.scale or 1 / bound
+        product = factor.weighted_sum(factor.inner(self.r)) / factor.samples + self.damping * self.r
+        self.r = self.r + scale * (self.targets - product)
+
+    def solve(self) -> Tensor:
+        self.details = {"damping": self.damping, "steps": self.steps, "samples": self.count, "batch": "stream"}
+        return self.r
+
+    def state(self) -> dict[str, Tensor]:
+        return {"count": torch.tensor(self.count), "steps": torch.tensor(self.steps), "r": self.r}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.count, self.steps = int(state["count"]), int(state["steps"])
+        self.r = state["r"].to(self.r)

@@ -1,0 +1,64 @@
+"""TracIn: P v = v, the plain inner product of gradients (Pruthi et al. 2020, arXiv 2002.08484; one checkpoint).
+
+With `block_scale` each block is divided by its own mean squared entry, which is what damping far above the spectrum
+does to a second-order scorer; much of their gain over plain TracIn comes from this scale alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmsel.gradients import Factor
+from vlmsel.scorers.base import Accumulator, Scorer
+
+
+@dataclass(frozen=True)
+class TracIn(Scorer):
+    """First-order influence.
+
+    Attributes:
+        block_scale: divide each block by its mean squared gradient entry over the fit samples.
+        name: prefix of its columns.
+    """
+
+    block_scale: bool = False
+    name: str = "TracIn"
+
+    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
+        return _Squares(targets) if self.block_scale else _Plain(targets)
+
+
+class _Plain(Accumulator):
+    def update(self, factor: Factor) -> None:
+        self.count += factor.samples
+
+    def solve(self) -> Tensor:
+        return self.targets
+
+    def state(self) -> dict[str, Tensor]:
+        return {"count": torch.tensor(self.count)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.count = int(state["count"])
+
+
+class _Squares(Accumulator):
+    squares = 0.0
+
+    def update(self, factor: Factor) -> None:
+        self.count += factor.samples
+        self.squares += float(factor.sq_norm().double().sum())
+
+    def solve(self) -> Tensor:
+        mean_square = self.squares / max(1, self.count * self.entries)
+        self.details = {"mean_square": mean_square, "samples": self.count}
+        return self.targets / mean_square if mean_square > 0 else torch.zeros_like(self.targets)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"count": torch.tensor(self.count), "squares": torch.tensor(self.squares, dtype=torch.float64)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.count, self.squares = int(state["count"]), float(state["squares"])

@@ -1,0 +1,1 @@
+"""Linear solvers: tensors in, tensors out; they know nothing of models, gradients or influence."""

@@ -1,0 +1,23 @@
+"""(1/n GᵀG + λI)⁻¹ v in sample space, for fewer samples than dimensions (Woodbury's identity)
+
+(1/n GᵀG + λI)⁻¹ v = 1/λ ( v - Gᵀ (nλ I + G Gᵀ)⁻¹ G v )
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlmsel.solvers import cholesky
+
+
+def solve(gradients: Tensor, damping: float, v: Tensor) -> Tensor:
+    """Return the solutions [k, d] for `v` [k, d] with rows of `gradients` [n, d] and `damping` λ > 0.
+
+    >>> solve(torch.tensor([[2.0, 0.0]]), 1.0, torch.tensor([[10.0, 3.0]])).tolist()
+    [[2.0, 3.0]]
+    """
+    n = len(gradients)
+    system = gradients @ gradients.T + n * damping * torch.eye(n, dtype=v.dtype, device=v.device)
+    weights = cholesky.solve(system, gradients @ v.T)  # [n, k]
+    return (v - weights.T @ gradients) / damping
