@@ -338,7 +338,7 @@ def llama_batch(
     return slots.bags(scenes), ids, labels
 
 
-LOOKUPS = (color_of, color_at, shape_at, relation, side_of, count_things, where, where, where, size_of, size_of)
+LOOKUPS = (color_of, color_at, shape_at, side_of, count_things, size_of, relation, relation, relation, where, where, where)
 STYLES = ["vqav2", "vqav2", "vqav2", "gqa", "gqa", "gqa", "gqa", "pope", "textvqa", "region", "region"]
 
 

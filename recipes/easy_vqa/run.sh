@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# bash recipes/easy_vqa/run.sh easy_vqa.tar.gz runs/easy_vqa [seeds]
+# Converts easy-VQA, spoils 20 % of the pool's answers per seed, and runs align, score, select, tune and evaluate.
+set -euo pipefail
+archive=$1 out=$2 seeds=${3:-3}
+here=$(cd "$(dirname "$0")" && pwd)
+for seed in $(seq 0 $((seeds - 1))); do
+  data=$out/data$seed run=$out/seed$seed
+  [ -f "$data/annotations.json" ] || python "$here/../../tools/convert_easy_vqa.py" "$archive" --out "$data" --seed "$seed"
+  vlmsel align --config "$here/align.yaml" --settings.seed "$seed" --out "$run/align" \
+    --data "$data/captions.json" --images "$data/images"
+  vlmsel score --config "$here/score.yaml" --scorers "[Random(seed=$seed),TracIn,DataInf,LiSSA,HyperINF]" \
+    --seed "$seed" --model "$run/align" --pool "$data/pool.json" --images "$data/images" \
+    --targets.easy_vqa "$data/target.json" --out "$run/score"
+  for scorer in Random TracIn DataInf LiSSA HyperINF full_pool; do
+    subset=$run/selected/$scorer.json
+    if [ "$scorer" = full_pool ]; then
+      subset=$data/pool.json
+    else
+      vlmsel select --scores "$run/score/scores.parquet" --pool "$data/pool.json" --scorer "$scorer" \
+        --fraction 0.2 --out "$subset"
+    fi
+    vlmsel tune --config "$here/tune.yaml" --settings.seed "$seed" --model "$run/align" --data "$subset" \
+      --images "$data/images" --out "$run/tune/$scorer"
+    vlmsel evaluate --config "$here/evaluate.yaml" --model "$run/tune/$scorer" --questions "[$data/questions.json]" \
+      --annotations "$data/annotations.json" --images "$data/images/test" --out "$run/evaluate/$scorer/easy_vqa"
+  done
+done
+python "$here/../../tools/result_table.py" "$out"
