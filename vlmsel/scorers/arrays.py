@@ -40,7 +40,8 @@ def score_gradients(gradients: Mapping[str, Tensor], targets: Mapping[str, Tenso
 
 
 def _block_inner(gradients: Tensor, targets: Tensor, scorer: Scorer) -> Tensor:
-    factor = Factor.from_dense(gradients)
+    dtype = torch.promote_types(gradients.dtype, targets.dtype)
+    factor = Factor.from_dense(gradients.to(dtype))
     mean_square = float(factor.sq_norm().double().sum()) / max(1, factor.samples * factor.rows * factor.cols)
     accumulator = scorer.accumulator(targets.to(factor.values), mean_square)
     accumulator.update(factor)

@@ -1,11 +1,13 @@
 """What a scorer is: frozen hyper-parameters and one method that starts an accumulator for a block.
 
 Every scorer is an influence I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩ (lowest = most helpful); scorers differ in P. An accumulator
-sees the gradients of the fit samples batch by batch and then gives h = P v for all targets of its block.
+sees the gradients of the fit samples batch by batch and then gives h = P v for all targets of its block. A block on which
+every fit sample's gradient is zero has P v = 0 for every scorer that looks at curvature or scale.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -39,11 +41,11 @@ class Accumulator(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return what was gathered so far."""
+        """Return what was gathered so far: the accumulator's own tensors, to be written or copied before it goes on."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Go on from a copy of what `state` returned."""
 
     @property
     def entries(self) -> int:
@@ -58,7 +60,7 @@ class Scorer(ABC):
 
     @property
     def uses_gradients(self) -> bool:
-        """Whether it has an accumulator; a scorer without one draws its scores (`Random`)."""
+        """Whether it has an accumulator; a scorer without one has `draw(uids, targets)` instead (`Random`)."""
         return True
 
     @property
@@ -71,6 +73,11 @@ class Scorer(ABC):
         """Whether its accumulator keeps every fit sample's gradient: 4·n·rows·cols bytes per block."""
         return False
 
+    @property
+    def depends_on_batches(self) -> bool:
+        """Whether P depends on the order and size of the batches, as that of a stochastic recursion does."""
+        return False
+
     @abstractmethod
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         """Start an accumulator for one block.
@@ -81,11 +88,25 @@ class Scorer(ABC):
         """
 
 
-def above_zero(**values: float | None) -> None:
-    """Refuse hyper-parameters that are neither positive nor None."""
+def check_positive(**values: float | None) -> None:
+    """Refuse hyper-parameters that are neither None nor positive finite numbers."""
     for name, value in values.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+
+def check_count(**values: int | None) -> None:
+    """Refuse hyper-parameters that are neither None nor positive whole numbers."""
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
+
+
+def check_choice(allowed: tuple[object, ...], **values: object) -> None:
+    """Refuse hyper-parameters that are not among the allowed ones."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
 def needed(mean_square: float | None, name: str) -> float:
@@ -93,3 +114,12 @@ def needed(mean_square: float | None, name: str) -> float:
     if mean_square is None:
         raise ValueError(f"{name} needs the mean squared gradient entry before its first update")
     return mean_square
+
+
+def check_damped(damping: float, factor: Factor) -> None:
+    """Refuse gradients on a block where λ was measured as 0: on samples that all have none there."""
+    if damping == 0 and bool((factor.sq_norm() > 0).any()):
+        raise ValueError(
+            f"a block [{factor.rows}, {factor.cols}] has gradients, but the samples that its damping was measured on have "
+            "none: measure the damping on more samples"
+        )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, above_zero, needed
+from vlmsel.scorers.base import Accumulator, Scorer, check_damped, check_positive, needed
+from vlmsel.solvers import sherman_morrison
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class DataInf(Scorer):
     name: str = "DataInf"
 
     def __post_init__(self) -> None:
-        above_zero(damping=self.damping)
+        check_positive(damping=self.damping)
 
     @property
     def needs_mean_square(self) -> bool:
@@ -46,9 +47,9 @@ class _Swapped(Accumulator):
         self.total = torch.zeros_like(self.targets)  # Σ_j ⟨v, g_j⟩ g_j / (λ + ‖g_j‖²)
 
     def update(self, factor: Factor) -> None:
+        check_damped(self.damping, factor)
         self.count += factor.samples
-        norms = factor.sq_norm() + self.damping  # [n]
-        weights = torch.where(norms > 0, factor.inner(self.targets) / norms, 0.0)
+        weights = sherman_morrison.weights(factor.inner(self.targets), factor.sq_norm(), self.damping)
         self.total += factor.weighted_sum(weights)
 
     def solve(self) -> Tensor:
@@ -61,4 +62,5 @@ class _Swapped(Accumulator):
         return {"count": torch.tensor(self.count), "total": self.total}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.count, self.total = int(state["count"]), state["total"].to(self.total)
+        self.count = int(state["count"])
+        self.total.copy_(state["total"])

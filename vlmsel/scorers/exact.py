@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmsel.scorers.base import Accumulator, Scorer, above_zero
+from vlmsel.scorers.base import Accumulator, Scorer, check_positive
 from vlmsel.scorers.memory import KeptGradients
 from vlmsel.solvers import cholesky, woodbury
 
@@ -29,7 +29,7 @@ class Exact(Scorer):
     name: str = "Exact"
 
     def __post_init__(self) -> None:
-        above_zero(damping=self.damping)
+        check_positive(damping=self.damping)
 
     @property
     def keeps_samples(self) -> bool:

@@ -13,13 +13,13 @@ where float32 cannot reach the tolerance, the system is solved by Cholesky in fl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, above_zero
+from vlmsel.scorers.base import Accumulator, Scorer, check_choice, check_count, check_positive
 from vlmsel.solvers import cholesky, schulz
 
 FIM_ENTRIES = 16384  # the FIM of a block with so many entries takes 1 GiB in float32
@@ -53,28 +53,26 @@ class HyperINF(Scorer):
     name: str = "HyperINF"
 
     def __post_init__(self) -> None:
-        above_zero(damping=self.damping, start=self.start, steps=self.steps)
-        choices: dict[str, tuple] = {
-            "curvature": ("gfim", "fim"),
-            "side": ("long", "short"),
-            "solver": ("schulz", "cholesky"),
-            "dtype": (None, *DTYPES),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(map(str, allowed))}; got {getattr(self, field)!r}")
+        check_positive(damping=self.damping, start=self.start)
+        check_count(steps=self.steps)
+        check_choice(("gfim", "fim"), curvature=self.curvature)
+        check_choice(("long", "short"), side=self.side)
+        check_choice(("schulz", "cholesky"), solver=self.solver)
+        check_choice((None, *DTYPES), dtype=self.dtype)
+        if self.extra_damping:
+            check_positive(extra_damping=self.extra_damping)
         if (self.start is None) != (self.steps is None) or (self.steps and self.solver == "cholesky"):
             raise ValueError("start and steps go together, and with solver='schulz'")
 
     @classmethod
-    def official(cls, damping: float = 0.1) -> HyperINF:
+    def official(cls, damping: float = 0.1, name: str = "HyperINF.official") -> HyperINF:
         """The published mislabel-detection code: 30 steps from 5e-5·I and an extra 0.001·I."""
-        return cls(damping, start=5e-5, steps=30, extra_damping=1e-3, name="HyperINF.official")
+        return cls(damping, start=5e-5, steps=30, extra_damping=1e-3, name=name)
 
     @classmethod
-    def official_vlm(cls, damping: float = 0.1) -> HyperINF:
+    def official_vlm(cls, damping: float = 0.1, name: str = "HyperINF.official_vlm") -> HyperINF:
         """The published VLM code: 15 steps from 5e-5·I, which mostly multiply by 1.64 and so rank as TracIn does."""
-        return cls(damping, start=5e-5, steps=15, name="HyperINF.official_vlm")
+        return cls(damping, start=5e-5, steps=15, name=name)
 
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         return _Curvature(targets, self)
@@ -92,7 +90,8 @@ class _Curvature(Accumulator):
             _check_fim(rows, cols)
             self.side = "cols"
         size = self.entries if settings.curvature == "fim" else {"cols": cols, "rows": rows}[self.side]
-        self.gram = self.targets.new_zeros(size, size)
+        dtype = torch.float64 if settings.dtype == "float64" else self.targets.dtype
+        self.gram = self.targets.new_zeros(size, size, dtype=dtype)
 
     def update(self, factor: Factor) -> None:
         self.count += factor.samples
@@ -104,40 +103,52 @@ class _Curvature(Accumulator):
             self.gram += factor.gram(self.side)
 
     def solve(self) -> Tensor:
-        own = self.settings
-        gram = self.gram.to(DTYPES[own.dtype]) if own.dtype else self.gram
-        a = gram / max(1, self.count)
-        low = own.damping * float(a.diagonal().sum()) / self.entries + own.extra_damping
-        self.details = {"damping": low, "samples": self.count, "curvature": own.curvature}
-        if low == 0:
+        own, trace = self.settings, float(self.gram.diagonal().sum()) / max(1, self.count)
+        damping = own.damping * trace / self.entries
+        self.details = {"damping": damping, "samples": self.count, "curvature": own.curvature, "side": self.side}
+        if trace == 0:
             return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        a.diagonal().add_(low)
+        a = (self.gram / self.count).to(DTYPES[own.dtype] if own.dtype else self.gram.dtype)
+        a.diagonal().add_(damping + own.extra_damping)
         v = self.targets.to(a.dtype)
         tall = v.mT if self.side == "rows" else v  # [k, other, size]
         flat = tall.reshape(-1, len(a))  # FIM: [k, rows·cols]
-        solved = self._solve(a, low, flat).reshape(tall.shape)
+        solved = self._solve(a, damping + own.extra_damping, flat).reshape(tall.shape)
         return (solved.mT if self.side == "rows" else solved).to(self.targets.dtype)
 
     def _solve(self, a: Tensor, low: float, b: Tensor) -> Tensor:
-        """Return b A⁻¹ for b [m, d]."""
+        """Return b A⁻¹ for b [m, d] and a lower bound of A's spectrum."""
         own = self.settings
-        self.details["bound"] = schulz.spectrum_bound(a)
+        self.details |= {"solver": own.solver, "bound": schulz.spectrum_bound(a)}
         if own.solver == "cholesky":
-            self.details["solver"] = "cholesky"
             return cholesky.solve(a, b.T).T
-        fixed = own.start is not None and own.steps is not None
-        found = schulz.fixed_steps(a, own.start, own.steps) if fixed else schulz.inverse(a, low)  # type: ignore[arg-type]
-        self.details |= {"solver": "schulz", "residuals": found.residuals, "converged": found.converged}
-        if found.converged or fixed:
+        if own.start is not None and own.steps is not None:
+            return b @ self._published(a, own.start, own.steps)
+        found = schulz.inverse(a, low)
+        self.details |= {"residuals": found.residuals, "converged": found.converged}
+        if found.converged:
             return b @ found.matrix
-        self.details["solver"] = "cholesky, because Schulz's iteration did not converge"
+        self.details["solver"] = "cholesky in float64: Schulz's iteration did not converge"
         return cholesky.solve(a.double(), b.double().T).T.to(b.dtype)
+
+    def _published(self, a: Tensor, start: float, steps: int) -> Tensor:
+        """Return what so many steps make of the inverse."""
+        found = schulz.fixed_steps(a, start, steps)
+        if not bool(torch.isfinite(found.matrix).all()):
+            raise ValueError(
+                f"{self.settings.name} exploded: Schulz's iteration from {start:g}·I needs eigenvalues below {2 / start:g}, "
+                f"the block [{self.targets.shape[1]}, {self.targets.shape[2]}] has up to {self.details['bound']:g}; "
+                "use HyperINF with start and steps left out"
+            )
+        self.details |= {"residuals": found.residuals, "converged": found.converged}
+        return found.matrix
 
     def state(self) -> dict[str, Tensor]:
         return {"count": torch.tensor(self.count), "gram": self.gram}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.count, self.gram = int(state["count"]), state["gram"].to(self.gram)
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.count = int(state["count"])
+        self.gram.copy_(state["gram"])
 
 
 def _check_fim(rows: int, cols: int) -> None:

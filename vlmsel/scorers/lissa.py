@@ -2,8 +2,10 @@
 
     r_0 = s v,    r_k = s v + r_{k-1} - s (G + λ) r_{k-1},    G = 1/n Σ_j vec(g_j) vec(g_j)ᵀ,  0 < s < 2/(λ_max(G) + λ)
 
-`batch="full"` keeps the fit gradients and iterates on all of them: exact in the limit of depth. `batch="stream"` takes one
-step per batch of the pass with that batch's G, as a single stream over a large pool allows; nothing is kept.
+`batch="full"` keeps the fit gradients and iterates on all of them: exact in the limit of depth, and the default because it
+is the series that the papers analyse. `batch="stream"` takes one step per batch of the pass with that batch's G, as a
+single stream over a large pool allows, and keeps nothing (Koh & Liang 2017): the choice where the kept gradients would not
+fit, at the price of noise. There `depth` says how many batches are used.
 
 Unlike the published mislabel-detection code, which iterates r ← v + r - (G r - λ r), the sign of λ is right and s keeps
 the series from exploding; `official()` repeats the published line.
@@ -18,7 +20,15 @@ import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, above_zero, needed
+from vlmsel.scorers.base import (
+    Accumulator,
+    Scorer,
+    check_choice,
+    check_count,
+    check_damped,
+    check_positive,
+    needed,
+)
 from vlmsel.scorers.memory import KeptGradients
 from vlmsel.solvers import neumann
 
@@ -44,16 +54,16 @@ class LiSSA(Scorer):
     name: str = "LiSSA"
 
     def __post_init__(self) -> None:
-        above_zero(depth=self.depth, damping=self.damping, scale=self.scale)
-        if self.batch not in ("full", "stream"):
-            raise ValueError(f"batch must be full or stream, got {self.batch!r}")
+        check_count(depth=self.depth)
+        check_positive(damping=self.damping, scale=self.scale)
+        check_choice(("full", "stream"), batch=self.batch)
         if self.published and (self.batch == "stream" or self.scale is not None):
             raise ValueError("the published line has no scale and uses all fit samples; leave scale and batch out")
 
     @classmethod
-    def official(cls, damping: float = 0.1) -> LiSSA:
-        """The published mislabel-detection code: 10 steps of r ← v + r - (G r - λ r)."""
-        return cls(damping=damping, published=True, name="LiSSA.official")
+    def official(cls, damping: float = 0.1, name: str = "LiSSA.official") -> LiSSA:
+        """The published mislabel-detection code: 10 steps of r ← v + r - (G r - λ r) from r = v."""
+        return cls(damping=damping, published=True, name=name)
 
     @property
     def keeps_samples(self) -> bool:
@@ -61,6 +71,10 @@ class LiSSA(Scorer):
 
     @property
     def needs_mean_square(self) -> bool:
+        return self.batch == "stream"
+
+    @property
+    def depends_on_batches(self) -> bool:
         return self.batch == "stream"
 
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
@@ -87,10 +101,15 @@ class _Full(KeptGradients):
             return (r @ g.T) @ g / self.count + sign * damping * r
 
         solved = neumann.solve(apply, self.targets.flatten(1), scale, own.depth)
-        if not bool(torch.isfinite(solved).all()):
-            hint = "the published line has no scale" if own.published else f"scale {scale:g} is too large"
-            raise ValueError(f"{own.name} exploded within {own.depth} steps: {hint}; use LiSSA() with its own scale")
-        return solved.reshape(self.targets.shape)
+        return _finite(solved, own, scale).reshape(self.targets.shape)
+
+
+def _finite(solved: Tensor, settings: LiSSA, scale: float) -> Tensor:
+    """Return the solution unless the series left the range of numbers."""
+    if bool(torch.isfinite(solved).all()):
+        return solved
+    hint = "the published line has no scale" if settings.published else f"scale {scale:g} is too large"
+    raise ValueError(f"{settings.name} exploded within {settings.depth} steps: {hint}; use LiSSA with scale left out")
 
 
 class _Stream(Accumulator):
@@ -98,26 +117,34 @@ class _Stream(Accumulator):
         super().__init__(targets)
         self.settings = settings
         self.damping = settings.damping * mean_square
-        self.trace = mean_square * self.entries
+        trace = mean_square * self.entries
+        self.scale = settings.scale or (1 / (trace + self.damping) if trace else 0.0)
         self.steps = 0
-        self.r = torch.zeros_like(self.targets)
+        self.r = self.scale * self.targets
 
     def update(self, factor: Factor) -> None:
-        """Take one step with the batch's own G, no further than that G allows."""
-        own = self.settings
-        if self.steps == own.depth or not factor.samples:
+        """Take one step with the batch's own G, shortened where that G is above the bound measured before the pass."""
+        check_damped(self.damping, factor)
+        if self.steps == self.settings.depth or not factor.samples:
             return
         self.count, self.steps = self.count + factor.samples, self.steps + 1
-        bound = max(self.trace, float(factor.sq_norm().mean())) + self.damping
-        if bound == 0:
-            return
-        scale = own.scale or 1 / bound
+        scale = self.scale
+        if self.settings.scale is None and self.damping > 0:
+            scale = min(scale, 1 / (float(factor.sq_norm().mean()) + self.damping))
         product = factor.weighted_sum(factor.inner(self.r)) / factor.samples + self.damping * self.r
         self.r = self.r + scale * (self.targets - product)
 
     def solve(self) -> Tensor:
-        self.details = {"damping": self.damping, "steps": self.steps, "samples": self.count, "batch": "stream"}
-        return self.r
+        self.details = {
+            "damping": self.damping,
+            "scale": self.scale,
+            "steps": self.steps,
+            "samples": self.count,
+            "batch": "stream",
+        }
+        if self.damping == 0:
+            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
+        return _finite(self.r, self.settings, self.scale)
 
     def state(self) -> dict[str, Tensor]:
         return {"count": torch.tensor(self.count), "steps": torch.tensor(self.steps), "r": self.r}

@@ -25,12 +25,12 @@ def load_scorer(spec: str) -> Scorer:
     make = _find(name, spec)
     try:
         scorer = make(**settings)
-    except TypeError as problem:
-        raise ValueError(f"scorer {spec!r}: {problem}") from None
-    except ValueError as problem:
+    except (TypeError, ValueError) as problem:
         raise ValueError(f"scorer {spec!r}: {problem}") from None
     if not isinstance(scorer, Scorer):
         raise ValueError(f"scorer {spec!r} is a {type(scorer).__name__}, not a vlmsel.scorers.Scorer")
+    if not isinstance(scorer.name, str) or not scorer.name or "/" in scorer.name:
+        raise ValueError(f"scorer {spec!r}: its name must be a text without '/', got {scorer.name!r}")
     return scorer
 
 
@@ -60,5 +60,5 @@ def _find(name: str, spec: str) -> Callable[..., Any]:
         raise ValueError(f"no scorer is called {name!r}; there are {', '.join(BUILT_IN)}, or give module:Class")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as problem:
-        raise ValueError(f"scorer {spec!r} cannot be imported: {problem}") from None
+    except Exception as problem:  # the plug-in's own code runs here and may raise anything
+        raise ValueError(f"scorer {spec!r} cannot be imported: {type(problem).__name__}: {problem}") from problem

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vlmsel.scorers.base import Accumulator, Scorer
 
+BITS = 52  # so that (k + 1/2) / 2⁵² is a float64 strictly between 0 and 1
+
 
 @dataclass(frozen=True)
 class Random(Scorer):
@@ -32,15 +34,15 @@ class Random(Scorer):
         return False
 
     def draw(self, uids: Tensor, targets: Sequence[str]) -> Tensor:
-        """Return scores [targets, n] for samples `uids` [n]."""
-        drawn = [[_normal(self.seed, target, uid) for uid in uids.tolist()] for target in targets]
-        return torch.tensor(drawn).reshape(len(targets), len(uids))
+        """Return scores [targets, n] for samples `uids` [n], float32."""
+        uniform = [[_uniform(self.seed, target, uid) for uid in uids.tolist()] for target in targets]
+        drawn = torch.special.ndtri(torch.tensor(uniform, dtype=torch.float64))
+        return drawn.float().reshape(len(targets), len(uids))
 
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         raise ValueError("Random looks at no gradients; call draw(uids, targets)")
 
 
-def _normal(seed: int, target: str, uid: int) -> float:
+def _uniform(seed: int, target: str, uid: int) -> float:
     digest = hashlib.blake2b(f"{seed} {uid} {target}".encode(), digest_size=8).digest()
-    uniform = (int.from_bytes(digest, "big") + 0.5) / 2**64
-    return float(torch.special.ndtri(torch.tensor(uniform, dtype=torch.float64)))
+    return ((int.from_bytes(digest, "big") >> (64 - BITS)) + 0.5) / 2**BITS

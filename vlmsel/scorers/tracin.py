@@ -28,7 +28,7 @@ class TracIn(Scorer):
     name: str = "TracIn"
 
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        return _Squares(targets) if self.block_scale else _Plain(targets)
+        return _Scaled(targets) if self.block_scale else _Plain(targets)
 
 
 class _Plain(Accumulator):
@@ -45,20 +45,23 @@ class _Plain(Accumulator):
         self.count = int(state["count"])
 
 
-class _Squares(Accumulator):
-    squares = 0.0
+class _Scaled(Accumulator):
+    def __init__(self, targets: Tensor) -> None:
+        super().__init__(targets)
+        self.squares = targets.new_zeros((), dtype=torch.float64)  # Σ_j ‖g_j‖², on the device so that no update waits
 
     def update(self, factor: Factor) -> None:
         self.count += factor.samples
-        self.squares += float(factor.sq_norm().double().sum())
+        self.squares += factor.sq_norm().double().sum()
 
     def solve(self) -> Tensor:
-        mean_square = self.squares / max(1, self.count * self.entries)
+        mean_square = float(self.squares) / max(1, self.count * self.entries)
         self.details = {"mean_square": mean_square, "samples": self.count}
         return self.targets / mean_square if mean_square > 0 else torch.zeros_like(self.targets)
 
     def state(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count), "squares": torch.tensor(self.squares, dtype=torch.float64)}
+        return {"count": torch.tensor(self.count), "squares": self.squares}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.count, self.squares = int(state["count"]), float(state["squares"])
+        self.count = int(state["count"])
+        self.squares.copy_(state["squares"])

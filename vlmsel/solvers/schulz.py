@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_STEPS = 100
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+SPARE_STEPS = 12  # steps allowed beyond log2(hi/lo); about 5 are needed
 
 
 class Inverse(NamedTuple):
@@ -36,54 +36,59 @@ def spectrum_bound(a: Tensor) -> float:
     return float(torch.minimum(a.abs().sum(1).max(), a.diagonal().sum()))
 
 
-def inverse(a: Tensor, low: float, tolerance: float | None = None, max_steps: int = MAX_STEPS) -> Inverse:
-    """Invert a symmetric positive definite matrix [d, d] until ‖I - A X‖_F is below `tolerance`.
+def inverse(a: Tensor, low: float, tolerance: float | None = None, max_steps: int | None = None) -> Inverse:
+    """Invert a symmetric positive definite matrix [d, d] until ‖I - A X‖_F is at most `tolerance`.
 
     Args:
         a: the matrix, float32 or float64.
         low: a positive lower bound of its spectrum, such as the damping.
         tolerance: 1e-3 in float32 and 1e-9 in float64 when left out.
-        max_steps: gives up after so many steps, or earlier when rounding stops the residual from falling.
+        max_steps: gives up after so many steps, log2(hi/lo) + 12 when left out; it gives up earlier when rounding keeps
+            the residual from falling. `converged` tells.
 
     Raises:
         ValueError: `low` is not positive.
 
-    >>> inverse(torch.tensor([[2.0, 0.0], [0.0, 4.0]], dtype=torch.float64), low=2.0).matrix.diagonal().tolist()
-    [0.5, 0.25]
+    >>> found = inverse(torch.tensor([[2.0, 0.0], [0.0, 4.0]], dtype=torch.float64), low=2.0)
+    >>> [round(x, 9) for x in found.matrix.diagonal().tolist()], found.converged
+    ([0.5, 0.25], True)
     """
     if not low > 0:
         raise ValueError(f"Schulz's iteration needs a positive lower bound of the spectrum, got {low}")
     tolerance = TOLERANCE[a.dtype] if tolerance is None else tolerance
-    x = torch.eye(len(a), dtype=a.dtype, device=a.device) * (2 / (low + spectrum_bound(a)))
+    high = spectrum_bound(a)
+    if max_steps is None:
+        max_steps = math.ceil(math.log2(max(1.0, high / low))) + SPARE_STEPS
+    x = torch.eye(len(a), dtype=a.dtype, device=a.device) * (2 / (low + high))
     residuals: list[float] = []
-    for _ in range(max_steps):
-        product = a @ x
-        residuals.append(_residual(product))
+    for step in range(max_steps + 1):
+        error = _error(a, x)
+        residuals.append(float(error.norm()))
         if residuals[-1] <= tolerance:
             return Inverse(x, residuals, True)
-        if _stalled(residuals):
+        if step == max_steps or _stalled(residuals):
             break
-        x = 2 * x - x @ product
+        x = x - x @ error
     return Inverse(x, residuals, False)
 
 
 def fixed_steps(a: Tensor, start: float, steps: int) -> Inverse:
     """Take `steps` steps from `start`·I, converged or not, as the published code does."""
     x = torch.eye(len(a), dtype=a.dtype, device=a.device) * start
-    residuals = []
+    residuals: list[float] = []
     for _ in range(steps):
-        product = a @ x
-        residuals.append(_residual(product))
-        x = 2 * x - x @ product
-    residuals.append(_residual(a @ x))
+        error = _error(a, x)
+        residuals.append(float(error.norm()))
+        x = x - x @ error
+    residuals.append(float(_error(a, x).norm()))
     return Inverse(x, residuals, residuals[-1] <= TOLERANCE[a.dtype])
 
 
-def _residual(product: Tensor) -> float:
-    """Return ‖I - product‖_F without forming I."""
-    diagonal = product.diagonal()
-    off = product.square().sum() - diagonal.square().sum()
-    return math.sqrt(max(0.0, float(off + (1 - diagonal).square().sum())))
+def _error(a: Tensor, x: Tensor) -> Tensor:
+    """Return A X - I; subtracted before the norm is taken, for a small norm of two large ones would be rounding."""
+    error = a @ x
+    error.diagonal().sub_(1)
+    return error
 
 
 def _stalled(residuals: list[float]) -> bool:
