@@ -76,7 +76,7 @@ def corpus(rng: random.Random, scenes: int = 20_000) -> Iterator[str]:
         for style in FAMILIES:
             asked = ask(style, scene, rng)
             if asked:
-                yield f"In: {asked.question}\nOut: {asked.answer}"
+                yield f"In: {asked.plain}\nOut: {asked.answer}"
         question, answer = text_task(rng)
         yield f"In: {question}\nOut: {answer}"
         yield "In: Describe the image.\nOut: " + " ".join(rng.choice(WORDS))
@@ -299,7 +299,7 @@ def conversation(
         rng.choice(LOOKUPS)(scene, rng) if rng.random() < focus else ask(rng.choice(styles), scene, rng)
         for _ in range(turns)
     ]
-    return [(a.question, a.answer) for a in asked if a] or [("Describe the image.", describe(scene))]
+    return [(a.plain, a.answer) for a in asked if a] or [("Describe the image.", describe(scene))]
 
 
 def encode_turns(
@@ -391,7 +391,7 @@ def probe_llama(out: Path, scenes: int = 1000) -> dict[str, float]:
         drawn = [draw_scene(rng) for _ in range(50)]
         for style in FAMILIES:
             asked = [(s, a) for s in drawn if (a := ask(style, s, rng))]
-            encoded = [encode_turns(tokenizer, [(a.question, a.answer)], cache) for _, a in asked]
+            encoded = [encode_turns(tokenizer, [(a.plain, a.answer)], cache) for _, a in asked]
             width = max(len(ids) for ids, _ in encoded)
             ids = torch.tensor([one + [tokenizer.pad_token_id] * (width - len(one)) for one, _ in encoded])
             labels = torch.tensor([one + [-100] * (width - len(one)) for _, one in encoded])

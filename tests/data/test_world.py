@@ -93,8 +93,8 @@ def test_relations_are_true():
         asked = ask("gqa", scene, rng)
         if asked and asked.family == "relation":
             seen[asked.question] = asked.answer
-    assert seen["Is the red circle to the left of the blue square?"] == "yes"
-    assert seen["Is the red circle below the blue square?"] == "no"
+    assert seen["Does the red circle lie to the left of the blue square?"] == "yes"
+    assert seen["Does the red circle lie below the blue square?"] == "no"
 
 
 def test_describe_names_everything():

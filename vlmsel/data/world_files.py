@@ -262,7 +262,7 @@ def _write_pope(folder: Path, count: int, rng: random.Random) -> None:
             name = rng.choice(scene.things).name if truth else _absent_name(split, scene, rng, frequent)
             image = f"{split}_{index:05d}.png"
             _save_image(folder, f"test/pope/{image}", scene)
-            asked = ask_presence(name, truth)
+            asked = ask_presence(rng, name, truth)
             lines.append({"question_id": index, "image": image, "text": asked.question, "label": asked.answer})
         path = folder / f"test/coco_pope_{split}.json"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -11,16 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlmsel.data.world import COLORS, COLUMNS, ROWS, SHAPES, SIZES, WORDS, Scene, Thing
+from vlmsel.data.world_wording import BENCHMARK, PLAIN
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its true answer, a tempting wrong one of the same type, and the family's name."""
+    """A question, its true answer, a tempting wrong one of the same type, the family's name, and the question as the
+    language model's pretraining text words it."""
 
     question: str
     answer: str
     wrong: str
     family: str
+    plain: str
 
 
 Family = Callable[[Scene, random.Random], "Asked | None"]
@@ -30,8 +33,14 @@ def _other(rng: random.Random, options: object, right: str) -> str:
     return rng.choice([option for option in options if option != right])  # type: ignore[attr-defined]
 
 
-def _yes_no(rng: random.Random, question: str, truth: bool, family: str) -> Asked:
-    return Asked(question, *(("yes", "no") if truth else ("no", "yes")), family)
+def _asked(rng: random.Random, answer: str, wrong: str, wording: str, family: str = "", **words: str) -> Asked:
+    index = rng.randrange(len(BENCHMARK[wording]))
+    question, plain = (way[wording][index].format(**words) for way in (BENCHMARK, PLAIN))
+    return Asked(question, answer, wrong, family or wording, plain)
+
+
+def _yes_no(rng: random.Random, truth: bool, family: str, **words: str) -> Asked:
+    return _asked(rng, *(("yes", "no") if truth else ("no", "yes")), family, **words)
 
 
 def _unique(scene: Scene, rng: random.Random, *keys: str) -> Thing | None:
@@ -47,30 +56,28 @@ def color_of(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _unique(scene, rng, "shape")
     if thing is None:
         return None
-    return Asked(f"What color is the {thing.shape}?", thing.color, _other(rng, COLORS, thing.color), "color")
+    return _asked(rng, thing.color, _other(rng, COLORS, thing.color), "color", shape=thing.shape)
 
 
 def shape_of(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _unique(scene, rng, "color")
     if thing is None:
         return None
-    return Asked(f"What shape is the {thing.color} object?", thing.shape, _other(rng, SHAPES, thing.shape), "shape")
+    return _asked(rng, thing.shape, _other(rng, SHAPES, thing.shape), "shape", color=thing.color)
 
 
 def size_of(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _unique(scene, rng, "color", "shape")
     if thing is None:
         return None
-    return Asked(f"What size is the {thing.name}?", thing.size, _other(rng, SIZES, thing.size), "size")
+    return _asked(rng, thing.size, _other(rng, SIZES, thing.size), "size", name=thing.name)
 
 
 def count_things(scene: Scene, rng: random.Random) -> Asked:
-    if rng.random() < 0.5:
-        question, number = "How many objects are there?", len(scene.things)
-    else:
-        color = rng.choice([t.color for t in scene.things] + list(COLORS)[:2])
-        question, number = f"How many {color} objects are there?", len(scene.having(color=color))
-    return Asked(question, str(number), _other(rng, "01234", str(number)), "count")
+    every, color = rng.random() < 0.5, rng.choice([t.color for t in scene.things] + list(COLORS)[:2])
+    number = str(len(scene.things if every else scene.having(color=color)))
+    wording = "count_all" if every else "count_color"
+    return _asked(rng, number, _other(rng, "01234", number), wording, "count", color=color)
 
 
 def is_color(scene: Scene, rng: random.Random) -> Asked | None:
@@ -79,7 +86,7 @@ def is_color(scene: Scene, rng: random.Random) -> Asked | None:
         return None
     truth = rng.random() < 0.5
     color = thing.color if truth else _other(rng, COLORS, thing.color)
-    return _yes_no(rng, f"Is the {thing.shape} {color}?", truth, "is_color")
+    return _yes_no(rng, truth, "is_color", shape=thing.shape, color=color)
 
 
 # GQA: spatial and compositional questions
@@ -100,19 +107,18 @@ def relation(scene: Scene, rng: random.Random) -> Asked | None:
     first, second = rng.sample(alone, 2)
     truth = rng.random() < 0.5
     fitting = [words for words, holds in _RELATIONS.items() if holds(first, second) == truth]
-    return _yes_no(rng, f"Is the {first.name} {rng.choice(fitting)} the {second.name}?", truth, "relation")
+    words = {"first": first.name, "relation": rng.choice(fitting), "second": second.name}
+    return _yes_no(rng, truth, "relation", **words)
 
 
 def color_at(scene: Scene, rng: random.Random) -> Asked:
     thing = rng.choice(scene.things)
-    question = f"What color is the object at the {thing.place}?"
-    return Asked(question, thing.color, _other(rng, COLORS, thing.color), "color_at")
+    return _asked(rng, thing.color, _other(rng, COLORS, thing.color), "color_at", place=thing.place)
 
 
 def shape_at(scene: Scene, rng: random.Random) -> Asked:
     thing = rng.choice(scene.things)
-    question = f"What shape is the object at the {thing.place}?"
-    return Asked(question, thing.shape, _other(rng, SHAPES, thing.shape), "shape_at")
+    return _asked(rng, thing.shape, _other(rng, SHAPES, thing.shape), "shape_at", place=thing.place)
 
 
 def choose_color(scene: Scene, rng: random.Random) -> Asked | None:
@@ -121,7 +127,7 @@ def choose_color(scene: Scene, rng: random.Random) -> Asked | None:
         return None
     wrong = _other(rng, COLORS, thing.color)
     pair = rng.sample([thing.color, wrong], 2)
-    return Asked(f"Is the {thing.shape} {pair[0]} or {pair[1]}?", thing.color, wrong, "choose")
+    return _asked(rng, thing.color, wrong, "choose", shape=thing.shape, one=pair[0], two=pair[1])
 
 
 def side_of(scene: Scene, rng: random.Random) -> Asked | None:
@@ -131,7 +137,7 @@ def side_of(scene: Scene, rng: random.Random) -> Asked | None:
     truth = rng.random() < 0.5
     names, value = (COLUMNS, thing.column) if rng.random() < 0.5 else (ROWS, thing.row)
     place = names[value] if truth else _other(rng, names, names[value])
-    return _yes_no(rng, f"Is the {thing.name} at the {place}?", truth, "side")
+    return _yes_no(rng, truth, "side", name=thing.name, side=place)
 
 
 # POPE: presence of an object; TextVQA: the word on the sign
@@ -139,24 +145,21 @@ def side_of(scene: Scene, rng: random.Random) -> Asked | None:
 
 def presence(scene: Scene, rng: random.Random) -> Asked:
     if rng.random() < 0.5:
-        return ask_presence(rng.choice(scene.things).name, True)
+        return ask_presence(rng, rng.choice(scene.things).name, True)
     present = {t.name for t in scene.things}
     near = [f"{c} {s}" for c in COLORS for s in SHAPES if any(t.color == c or t.shape == s for t in scene.things)]
     anything = [f"{c} {s}" for c in COLORS for s in SHAPES]
-    return ask_presence(rng.choice([n for n in rng.choice([near, anything]) if n not in present]), False)
+    return ask_presence(rng, rng.choice([n for n in rng.choice([near, anything]) if n not in present]), False)
 
 
-def ask_presence(name: str, truth: bool) -> Asked:
-    return Asked(f"Is there a {name} in the image?", *(("yes", "no") if truth else ("no", "yes")), "presence")
-
-
-_READINGS = ("What does the sign say?", "What word is on the sign?", "What is written on the sign?")
+def ask_presence(rng: random.Random, name: str, truth: bool) -> Asked:
+    return _yes_no(rng, truth, "presence", name=name)
 
 
 def reading(scene: Scene, rng: random.Random) -> Asked | None:
     if scene.word is None:
         return None
-    return Asked(rng.choice(_READINGS), scene.word, _other(rng, WORDS, scene.word), "reading")
+    return _asked(rng, scene.word, _other(rng, WORDS, scene.word), "reading")
 
 
 # Instruction data beside the four benchmarks
@@ -167,7 +170,7 @@ def where(scene: Scene, rng: random.Random) -> Asked | None:
     if thing is None:
         return None
     wrong = f"{_other(rng, ROWS, ROWS[thing.row])} {COLUMNS[thing.column]}"
-    return Asked(f"Where is the {thing.name}?", thing.place, wrong, "where")
+    return _asked(rng, thing.place, wrong, "where", name=thing.name)
 
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
