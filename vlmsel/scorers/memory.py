@@ -6,13 +6,13 @@ callers ask `check_kept` before a pass rather than find out in its middle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator
+from vlmsel.scorers.base import Accumulator, Scorer
 
 
 def kept_bytes(samples: int, rows: int, cols: int, itemsize: int = 4) -> int:
@@ -24,15 +24,22 @@ def kept_bytes(samples: int, rows: int, cols: int, itemsize: int = 4) -> int:
     return itemsize * samples * rows * cols
 
 
-def check_kept(name: str, samples: int, blocks: Mapping[str, tuple[int, int]], limit: float) -> None:
-    """Refuse to keep the gradients of `samples` fit samples on `blocks`, name -> (rows, cols), in over `limit` bytes.
+def check_kept(scorers: Sequence[Scorer], samples: int, blocks: Mapping[str, tuple[int, int]], limit: float) -> None:
+    """Refuse scorers that would keep more of the gradients of `samples` fit samples than fit.
+
+    Args:
+        scorers: those of one pass; each keeps gradients of its own, or none.
+        samples: number of fit samples.
+        blocks: name -> (rows, cols).
+        limit: the bytes that all of them may keep together.
 
     Raises:
         ValueError: with the numbers, and how many fit samples would do.
 
-    >>> check_kept("Exact", 1000, {"w": (64, 4096)}, limit=4e9)
+    >>> check_kept([], 1000, {"w": (64, 4096)}, limit=4e9)
     """
-    each = {block: kept_bytes(1, *shape) for block, shape in blocks.items()}
+    keepers = [scorer.name for scorer in scorers if scorer.keeps_samples]
+    each = {block: len(keepers) * kept_bytes(1, *shape) for block, shape in blocks.items()}
     needs = samples * sum(each.values())
     if needs <= limit:
         return
@@ -40,9 +47,9 @@ def check_kept(name: str, samples: int, blocks: Mapping[str, tuple[int, int]], l
     shape, fits = list(blocks[largest]), int(limit // sum(each.values()))
     mend = f"use fit_samples={fits} or fewer, " if fits else ""
     raise ValueError(
-        f"{name} keeps every fit sample's gradient and needs {needs / 1e9:.1f} GB for {samples} fit samples on {len(each)} "
-        f"blocks (limit {limit / 1e9:g} GB); the largest is {largest} {shape}: {mend}choose fewer blocks, or a scorer that "
-        "streams, such as LiSSA(batch='stream') or HyperINF"
+        f"{', '.join(keepers)} would keep every fit sample's gradient: {needs / 1e9:.3g} GB for {samples} fit samples "
+        f"on {len(each)} blocks (limit {limit / 1e9:g} GB), the largest of them {largest} {shape}; {mend}choose fewer "
+        "blocks, or a scorer that streams, such as LiSSA(batch='stream') or HyperINF"
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlmsel import runs
 from vlmsel.gradients import Block
 from vlmsel.scorers import Scorer
+from vlmsel.scorers.memory import check_kept
 from vlmsel.scoring.passes import Bad, Objective, curvature_pass, gradient_scorers, mean_squares, target_gradients
 
 Batches = Callable[[], Iterable[Any]]  # a fresh stream each time it is called
@@ -58,21 +59,6 @@ class Streams:
     fit_count: int
 
 
-def check_memory(scorers: Sequence[Scorer], blocks: Sequence[Block], samples: int) -> None:
-    """Refuse scorers that would keep more per-sample gradients than fit.
-
-    Raises:
-        ValueError: with the gigabytes needed and how to need less.
-    """
-    keepers = [scorer.name for scorer in scorers if scorer.uses_gradients and scorer.keeps_samples]
-    needed = 4 * samples * sum(block.rows * block.cols for block in blocks) * len(keepers) / 1e9
-    if needed > KEPT_GIGABYTES:
-        raise ValueError(
-            f"{', '.join(keepers)} would keep {needed:.1f} GB of per-sample gradients ({samples} fit samples, limit "
-            f"{KEPT_GIGABYTES:g} GB): lower fit_samples, take fewer blocks or a streaming scorer: LiSSA(batch='stream')"
-        )
-
-
 def find_directions(
     model: nn.Module,
     streams: Streams,
@@ -87,7 +73,8 @@ def find_directions(
         ValueError: a target without usable samples, or scorers that would not fit into memory.
     """
     scorers = gradient_scorers(scorers)
-    check_memory(scorers, blocks, streams.fit_count)
+    shapes = {block.name: (block.rows, block.cols) for block in blocks}
+    check_kept(scorers, streams.fit_count, shapes, limit=KEPT_GIGABYTES * 1e9)
     targets = _stack_targets(model, streams, blocks, objective)
     measured = any(scorer.needs_mean_square for scorer in scorers)
     squares = mean_squares(model, streams.scale(), objective, blocks, bad) if measured else {}
