@@ -1,6 +1,7 @@
 """Scorers: frozen hyper-parameters; each turns target gradients v into preconditioned targets P v.
 
-The influence of sample i on target t is I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩: lowest = most helpful, highest = most harmful.
+The influence of sample i on target t is I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩: lowest = most helpful, highest = most
+harmful.
 """
 
 from vlmsel.scorers.arrays import score_gradients

@@ -1,8 +1,8 @@
 """What a scorer is: frozen hyper-parameters and one method that starts an accumulator for a block.
 
-Every scorer is an influence I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩ (lowest = most helpful); scorers differ in P. An accumulator
-sees the gradients of the fit samples batch by batch and then gives h = P v for all targets of its block. A block on which
-every fit sample's gradient is zero has P v = 0 for every scorer that looks at curvature or scale.
+Every scorer is an influence I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩ (lowest = most helpful); scorers differ in P. An
+accumulator sees the gradients of the fit samples batch by batch and then gives h = P v for all targets of its block. A
+block on which every fit sample's gradient is zero has P v = 0 for every scorer that looks at curvature or scale.
 """
 
 from __future__ import annotations
@@ -88,18 +88,34 @@ class Scorer(ABC):
         """
 
 
-def check_positive(**values: float | None) -> None:
-    """Refuse hyper-parameters that are neither None nor positive finite numbers."""
+def given(**values: Any) -> dict[str, Any]:
+    """Return the optional hyper-parameters that are not None.
+
+    >>> given(start=None, steps=3)
+    {'steps': 3}
+    """
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_positive(**values: float) -> None:
+    """Refuse hyper-parameters that are not positive finite numbers."""
     for name, value in values.items():
-        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
 
-def check_count(**values: int | None) -> None:
-    """Refuse hyper-parameters that are neither None nor positive whole numbers."""
+def check_count(**values: int) -> None:
+    """Refuse hyper-parameters that are not positive whole numbers."""
     for name, value in values.items():
-        if value is not None and not (isinstance(value, int) and value > 0):
+        if isinstance(value, bool) or not (isinstance(value, int) and value > 0):
             raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
+
+
+def check_flag(**values: bool) -> None:
+    """Refuse hyper-parameters that are neither True nor False, such as the text 'no', which would count as true."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def check_choice(allowed: tuple[object, ...], **values: object) -> None:
@@ -120,6 +136,6 @@ def check_damped(damping: float, factor: Factor) -> None:
     """Refuse gradients on a block where λ was measured as 0: on samples that all have none there."""
     if damping == 0 and bool((factor.sq_norm() > 0).any()):
         raise ValueError(
-            f"a block [{factor.rows}, {factor.cols}] has gradients, but the samples that its damping was measured on have "
-            "none: measure the damping on more samples"
+            f"a block [{factor.rows}, {factor.cols}] has gradients, but the samples that its damping was measured on "
+            "have none: measure the damping on more samples"
         )

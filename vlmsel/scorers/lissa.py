@@ -2,10 +2,10 @@
 
     r_0 = s v,    r_k = s v + r_{k-1} - s (G + λ) r_{k-1},    G = 1/n Σ_j vec(g_j) vec(g_j)ᵀ,  0 < s < 2/(λ_max(G) + λ)
 
-`batch="full"` keeps the fit gradients and iterates on all of them: exact in the limit of depth, and the default because it
-is the series that the papers analyse. `batch="stream"` takes one step per batch of the pass with that batch's G, as a
-single stream over a large pool allows, and keeps nothing (Koh & Liang 2017): the choice where the kept gradients would not
-fit, at the price of noise. There `depth` says how many batches are used.
+`batch="full"` keeps the fit gradients and iterates on all of them: exact in the limit of depth, and the default because
+it is the series that the papers analyse. `batch="stream"` takes one step per batch of the pass with that batch's G, as
+a single stream over a large pool allows, and keeps nothing (Koh & Liang 2017): the choice where the kept gradients
+would not fit, at the price of noise. There `depth` says how many batches are used.
 
 Unlike the published mislabel-detection code, which iterates r ← v + r - (G r - λ r), the sign of λ is right and s keeps
 the series from exploding; `official()` repeats the published line.
@@ -26,7 +26,9 @@ from vlmsel.scorers.base import (
     check_choice,
     check_count,
     check_damped,
+    check_flag,
     check_positive,
+    given,
     needed,
 )
 from vlmsel.scorers.memory import KeptGradients
@@ -55,8 +57,9 @@ class LiSSA(Scorer):
 
     def __post_init__(self) -> None:
         check_count(depth=self.depth)
-        check_positive(damping=self.damping, scale=self.scale)
+        check_positive(damping=self.damping, **given(scale=self.scale))
         check_choice(("full", "stream"), batch=self.batch)
+        check_flag(published=self.published)
         if self.published and (self.batch == "stream" or self.scale is not None):
             raise ValueError("the published line has no scale and uses all fit samples; leave scale and batch out")
 

@@ -1,4 +1,4 @@
-"""Scorers by name: `HyperINF`, `LiSSA.official`, `HyperINF(damping=10)`, or a plug-in such as `my.module:MyScorer(alpha=2)`.
+"""Scorers by name: `HyperINF`, `LiSSA.official`, `HyperINF(damping=10)`, or a plug-in: `my.module:MyScorer(alpha=2)`.
 
 Settings are Python literals and nothing is evaluated; naming a plug-in imports its module, which runs that module's
 code.
@@ -26,12 +26,20 @@ def load_scorer(spec: str) -> Scorer:
     try:
         scorer = make(**settings)
     except (TypeError, ValueError) as problem:
-        raise ValueError(f"scorer {spec!r}: {problem}") from None
+        raise ValueError(f"scorer {spec!r}: {_line(problem)}") from None
+    except Exception as problem:  # a plug-in's own code may raise anything
+        raise ValueError(f"scorer {spec!r} cannot be made: {type(problem).__name__}: {_line(problem)}") from problem
     if not isinstance(scorer, Scorer):
         raise ValueError(f"scorer {spec!r} is a {type(scorer).__name__}, not a vlmsel.scorers.Scorer")
-    if not isinstance(scorer.name, str) or not scorer.name or "/" in scorer.name:
-        raise ValueError(f"scorer {spec!r}: its name must be a text without '/', got {scorer.name!r}")
+    title = getattr(scorer, "name", None)
+    if not isinstance(title, str) or not title or "/" in title:
+        raise ValueError(f"scorer {spec!r}: its name must be a text without '/', got {title!r}")
     return scorer
+
+
+def _line(problem: Exception) -> str:
+    """Return what an exception says, on one line."""
+    return " ".join(str(problem).split())
 
 
 def _parts(spec: str) -> tuple[str, dict[str, Any]]:
@@ -41,10 +49,13 @@ def _parts(spec: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-            raise SyntaxError
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise SyntaxError  # text after the bracket, or a setting without a name
+        keys = [keyword.arg for keyword in call.keywords]
+        if None in keys or len(set(keys)) < len(keys):
+            raise SyntaxError  # **settings, or one that is given twice
         return name, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError):
         raise ValueError(f"scorer {spec!r}: expected a name and settings such as HyperINF(damping=10)") from None
 
 
@@ -61,4 +72,4 @@ def _find(name: str, spec: str) -> Callable[..., Any]:
     try:
         return getattr(import_module(module), attribute)
     except Exception as problem:  # the plug-in's own code runs here and may raise anything
-        raise ValueError(f"scorer {spec!r} cannot be imported: {type(problem).__name__}: {problem}") from problem
+        raise ValueError(f"scorer {spec!r} cannot be imported: {type(problem).__name__}: {_line(problem)}") from problem

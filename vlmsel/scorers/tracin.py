@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer
+from vlmsel.scorers.base import Accumulator, Scorer, check_flag
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class TracIn(Scorer):
 
     block_scale: bool = False
     name: str = "TracIn"
+
+    def __post_init__(self) -> None:
+        check_flag(block_scale=self.block_scale)
 
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         return _Scaled(targets) if self.block_scale else _Plain(targets)
