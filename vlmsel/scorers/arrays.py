@@ -55,7 +55,6 @@ def check_arrays(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor])
     if set(gradients) != set(targets):
         differ = sorted(set(gradients) ^ set(targets))
         raise ValueError(f"gradients and targets have different blocks: {', '.join(differ)} only on one side")
-    counts = {"gradients": {len(g) for g in gradients.values()}, "targets": {len(t) for t in targets.values()}}
     for name, gradient in gradients.items():
         target = targets[name]
         if gradient.ndim != 3 or target.ndim != 3 or gradient.shape[1:] != target.shape[1:]:
@@ -63,8 +62,13 @@ def check_arrays(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor])
                 f"block {name}: expected gradients [n, rows, cols] and targets [targets, rows, cols], got "
                 f"{list(gradient.shape)} and {list(target.shape)}"
             )
-        if not (torch.isfinite(gradient).all() and torch.isfinite(target).all()):
-            raise ValueError(f"block {name}: a gradient is not finite; leave that sample out")
+        for what, each in (("gradient of sample", gradient), ("target", target)):
+            finite = Factor.from_dense(each).finite()
+            if not bool(finite.all()):
+                raise ValueError(
+                    f"block {name}: {what} {int(finite.logical_not().nonzero()[0])} is not finite; leave it out"
+                )
+    counts = {"gradients": {len(g) for g in gradients.values()}, "targets": {len(t) for t in targets.values()}}
     for what, numbers in counts.items():
         if len(numbers) > 1:
             raise ValueError(f"{what} of different blocks have different lengths: {sorted(numbers)}")
