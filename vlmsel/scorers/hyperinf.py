@@ -6,8 +6,8 @@
     λ = damping · mean of (g_j)² over samples and entries
 
 Unlike the published code the iteration starts inside its region of fast convergence and runs until it has converged;
-where float32 cannot reach the tolerance, the system is solved by Cholesky in float64 and the details say so. `official()` and
-`official_vlm()` repeat the published iterations, which leave small eigenvalues uninverted.
+where float32 cannot reach the tolerance, the system is solved by Cholesky in float64 and the details say so.
+`official()` and `official_vlm()` repeat the published iterations, which leave small eigenvalues uninverted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, check_choice, check_count, check_positive
+from vlmsel.scorers.base import Accumulator, Scorer, check_choice, check_count, check_positive, given
 from vlmsel.solvers import cholesky, schulz
 
 FIM_ENTRIES = 16384  # the FIM of a block with so many entries takes 1 GiB in float32
@@ -36,7 +36,8 @@ class HyperINF(Scorer):
         curvature: gfim, or fim for small blocks.
         side: which side of the block the GFIM is on: long as in the paper, or short, which is cheaper.
         solver: schulz or cholesky; both give the same inverse.
-        dtype: float32 or float64 for the solution; that of the gradients when left out.
+        dtype: float32 or float64 for the solution, and float64 for the sum of G before it, which then forms every
+            gradient; that of the gradients when left out.
         start, steps: fixed number of Schulz steps from start·I, as published; both or neither.
         extra_damping: added to λ.
         name: prefix of its columns.
@@ -53,13 +54,13 @@ class HyperINF(Scorer):
     name: str = "HyperINF"
 
     def __post_init__(self) -> None:
-        check_positive(damping=self.damping, start=self.start)
-        check_count(steps=self.steps)
+        check_positive(damping=self.damping, **given(start=self.start))
+        check_count(**given(steps=self.steps))
         check_choice(("gfim", "fim"), curvature=self.curvature)
         check_choice(("long", "short"), side=self.side)
         check_choice(("schulz", "cholesky"), solver=self.solver)
         check_choice((None, *DTYPES), dtype=self.dtype)
-        if self.extra_damping:
+        if self.extra_damping != 0:
             check_positive(extra_damping=self.extra_damping)
         if (self.start is None) != (self.steps is None) or (self.steps and self.solver == "cholesky"):
             raise ValueError("start and steps go together, and with solver='schulz'")
@@ -95,50 +96,66 @@ class _Curvature(Accumulator):
 
     def update(self, factor: Factor) -> None:
         self.count += factor.samples
-        if self.settings.curvature == "fim":
-            for piece in factor.pieces():
-                flat = piece.flatten(1).to(self.gram)
-                self.gram.addmm_(flat.T, flat)
-        else:
+        if self.settings.curvature == "gfim" and factor.values.dtype == self.gram.dtype:
             self.gram += factor.gram(self.side)
+            return
+        for piece in factor.pieces():  # cast before they are multiplied: a float64 sum of float32 products is float32
+            self._add(piece.to(self.gram))
+
+    def _add(self, piece: Tensor) -> None:
+        """Add formed gradients [some, rows, cols]."""
+        tall = (piece.mT if self.side == "rows" else piece).reshape(-1, len(self.gram))
+        self.gram.addmm_(tall.T, tall)
 
     def solve(self) -> Tensor:
-        own, trace = self.settings, float(self.gram.diagonal().sum()) / max(1, self.count)
+        own, trace = self.settings, float(self.gram.diagonal().double().sum()) / max(1, self.count)
         damping = own.damping * trace / self.entries
         self.details = {"damping": damping, "samples": self.count, "curvature": own.curvature, "side": self.side}
         if trace == 0:
             return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        a = (self.gram / self.count).to(DTYPES[own.dtype] if own.dtype else self.gram.dtype)
-        a.diagonal().add_(damping + own.extra_damping)
-        v = self.targets.to(a.dtype)
-        tall = v.mT if self.side == "rows" else v  # [k, other, size]
-        flat = tall.reshape(-1, len(a))  # FIM: [k, rows·cols]
-        solved = self._solve(a, damping + own.extra_damping, flat).reshape(tall.shape)
-        return (solved.mT if self.side == "rows" else solved).to(self.targets.dtype)
+        tall = self.targets.mT if self.side == "rows" else self.targets  # [k, other, size]
+        flat = tall.reshape(-1, len(self.gram))  # FIM: [k, rows·cols]
+        solved = self._solve(damping + own.extra_damping, flat).to(self.targets.dtype).reshape(tall.shape)
+        return solved.mT if self.side == "rows" else solved
 
-    def _solve(self, a: Tensor, low: float, b: Tensor) -> Tensor:
-        """Return b A⁻¹ for b [m, d] and a lower bound of A's spectrum."""
+    def _damped(self, damping: float, dtype: torch.dtype) -> Tensor:
+        """Return A = G + λI; λ is added in `dtype`, for float32 loses a λ far below the diagonal."""
+        a = self.gram.to(dtype) / self.count
+        a.diagonal().add_(damping)
+        return a
+
+    def _solve(self, damping: float, b: Tensor) -> Tensor:
+        """Return b A⁻¹ for b [m, d]."""
         own = self.settings
+        a = self._damped(damping, DTYPES[own.dtype] if own.dtype else self.gram.dtype)
         self.details |= {"solver": own.solver, "bound": schulz.spectrum_bound(a)}
         if own.solver == "cholesky":
-            return cholesky.solve(a, b.T).T
+            return self._direct(a, b)
         if own.start is not None and own.steps is not None:
-            return b @ self._published(a, own.start, own.steps)
-        found = schulz.inverse(a, low)
+            return b.to(a.dtype) @ self._published(a, own.start, own.steps)
+        found = schulz.inverse(a, low=damping)
         self.details |= {"residuals": found.residuals, "converged": found.converged}
         if found.converged:
-            return b @ found.matrix
+            return b.to(a.dtype) @ found.matrix
         self.details["solver"] = "cholesky in float64: Schulz's iteration did not converge"
-        return cholesky.solve(a.double(), b.double().T).T.to(b.dtype)
+        del a, found
+        return self._direct(self._damped(damping, torch.float64), b)
+
+    def _direct(self, a: Tensor, b: Tensor) -> Tensor:
+        try:
+            return cholesky.solve(a, b.T.to(a.dtype)).T
+        except ValueError as problem:
+            where = f"{self.settings.name} on a block {list(self.targets.shape[1:])}"
+            raise ValueError(f"{where}: {problem}, or use HyperINF with dtype='float64'") from None
 
     def _published(self, a: Tensor, start: float, steps: int) -> Tensor:
         """Return what so many steps make of the inverse."""
         found = schulz.fixed_steps(a, start, steps)
         if not bool(torch.isfinite(found.matrix).all()):
             raise ValueError(
-                f"{self.settings.name} exploded: Schulz's iteration from {start:g}·I needs eigenvalues below {2 / start:g}, "
-                f"the block [{self.targets.shape[1]}, {self.targets.shape[2]}] has up to {self.details['bound']:g}; "
-                "use HyperINF with start and steps left out"
+                f"{self.settings.name} exploded: Schulz's iteration from {start:g}·I needs eigenvalues below "
+                f"{2 / start:g}, those of a block {list(self.targets.shape[1:])} may reach "
+                f"{self.details['bound']:g}; use HyperINF with start and steps left out"
             )
         self.details |= {"residuals": found.residuals, "converged": found.converged}
         return found.matrix
@@ -155,6 +172,7 @@ def _check_fim(rows: int, cols: int) -> None:
     entries = rows * cols
     if entries > FIM_ENTRIES:
         raise ValueError(
-            f"the FIM of a block [{rows}, {cols}] is a matrix of {entries}² numbers ({4 * entries**2 / 2**30:,.0f} GiB); "
-            f"the limit is {FIM_ENTRIES} entries: use curvature='gfim' or choose smaller blocks"
+            f"the FIM of a block [{rows}, {cols}] is a matrix of {entries}² numbers "
+            f"({4 * entries**2 / 2**30:,.0f} GiB); the limit is {FIM_ENTRIES} entries: use curvature='gfim' or choose "
+            "smaller blocks"
         )

@@ -19,6 +19,6 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
     if bool(failed):
         raise ValueError(
             f"the matrix [{len(a)}, {len(a)}] is not positive definite in {str(a.dtype).removeprefix('torch.')}; "
-            "raise the damping or use float64"
+            "raise the damping"
         )
     return torch.cholesky_solve(b, factor)

@@ -1,9 +1,9 @@
-"""The inverse of a positive definite matrix by Schulz's iteration (Ben-Israel & Cohen 1966; HyperINF, arXiv 2410.05090).
+"""The inverse of a positive definite matrix by Schulz's iteration (Ben-Israel & Cohen 1966; HyperINF 2410.05090).
 
     X_{k+1} = X_k (2I - A X_k),    I - A X_{k+1} = (I - A X_k)²
 
-It converges for X_0 = 2/(lo + hi)·I whenever lo and hi enclose the spectrum, in about log2(hi/lo) + 5 steps. The published
-code starts from 5e-5·I with a fixed number of steps instead, which leaves small eigenvalues far from inverted
+It converges for X_0 = 2/(lo + hi)·I whenever lo and hi enclose the spectrum, in about log2(hi/lo) + 5 steps. The
+published code starts from 5e-5·I with a fixed number of steps instead, which leaves small eigenvalues far from inverted
 (`fixed_steps` repeats it for comparison).
 """
 
