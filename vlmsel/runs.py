@@ -2,7 +2,9 @@
 file.
 
 A run folder holds `config.yaml` (the resolved command), `environment.json` and the command's results. Running the same
-command again with the same folder goes on; another configuration is refused.
+command again with the same folder goes on; another configuration is refused, unless the first one stopped before it had
+anything to go on from (a wrong path, too little memory): then the mended command may have the folder. One process at a
+time works in a folder.
 """
 
 from __future__ import annotations
@@ -11,12 +13,19 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".lock"
+_BEFORE_RESULTS = ("config.yaml", "environment.json", "inputs.json", "not_finite.json")  # and skipped*.json
 _PACKAGES = ("vlmsel", "torch", "transformers", "peft", "open_clip_torch", "accelerate", "datasets", "pillow", "numpy")
 
 
@@ -91,25 +100,71 @@ def open_run(folder: str | Path, config: str) -> Path:
         The folder.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
+        ValueError: the folder holds a run of another configuration or other files, or another process works in it.
     """
     folder = Path(folder)
     path = folder / "config.yaml"
-    if path.is_file():
-        _refuse_difference(folder, path.read_text(encoding="utf-8"), config)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not path.is_file() and (not folder.is_dir() or list(_contents(folder))):
         raise ValueError(f"{folder}: exists but is not a run folder (no config.yaml); choose another --out")
-    else:
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    if path.is_file() and (difference := _difference(path.read_text(encoding="utf-8"), config)):
+        if any(not _before_results(file.name) for file in _contents(folder)):
+            raise ValueError(
+                f"{folder}: holds a run of another configuration ({difference}); "
+                "choose another --out or delete the folder"
+            )
+        _clear(_contents(folder))
+    if not path.is_file():
         write_text(path, config)
     write_json(folder / "environment.json", environment())
     return folder
 
 
-def _refuse_difference(folder: Path, old: str, new: str) -> None:
-    gone = [line.strip() for line in old.splitlines() if line not in new.splitlines()]
-    come = [line.strip() for line in new.splitlines() if line not in old.splitlines()]
-    if gone or come:
+def _contents(folder: Path) -> Iterator[Path]:
+    """Give what lies in a folder, but for what a killed process may leave behind."""
+    return (file for file in folder.iterdir() if file.name != _LOCK and not file.name.endswith(".part"))
+
+
+def _before_results(name: str) -> bool:
+    return name in _BEFORE_RESULTS or (name.startswith("skipped") and name.endswith(".json"))
+
+
+def _clear(files: Iterable[Path]) -> None:
+    for file in list(files):
+        file.unlink()
+
+
+def _lock(folder: Path) -> None:
+    """Keep other processes out of a folder until this one ends: two would write the same files.
+
+    The system drops a record lock when its process ends, however it ends, but also when the process closes the file;
+    so it is left open. Opening a folder again in the same process is no conflict.
+    """
+    if fcntl is None:
+        return
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(handle)
         raise ValueError(
-            f"{folder}: holds a run of another configuration (there: {'; '.join(gone) or 'nothing'}; "
-            f"now: {'; '.join(come) or 'nothing'}); choose another --out or delete the folder"
-        )
+            f"{folder}: another process is at work in this folder; wait until it ends, or choose another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+
+
+def _difference(old: str, new: str) -> str:
+    """Say which settings of two configurations differ; "" when none does.
+
+    The order of lines, comments and settings that are null make no difference.
+    """
+    was, now = _settings(old), _settings(new)
+    gone = "; ".join(line.strip() for line in was if line not in now)
+    come = "; ".join(line.strip() for line in now if line not in was)
+    return f"there: {gone or 'nothing'}; now: {come or 'nothing'}" if gone or come else ""
+
+
+def _settings(config: str) -> list[str]:
+    return [line for line in config.splitlines() if not line.startswith("#") and not line.endswith(": null")]

@@ -14,6 +14,7 @@ def test_same_configuration_reopens(tmp_path):
 
 def test_other_configuration_is_refused_with_the_difference(tmp_path):
     runs.open_run(tmp_path / "run", "a: 1\nb: 2\n")
+    (tmp_path / "run/result.json").write_text("[]")
     with pytest.raises(ValueError, match="there: b: 2; now: b: 3"):
         runs.open_run(tmp_path / "run", "a: 1\nb: 3\n")
 
