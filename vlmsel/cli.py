@@ -10,7 +10,9 @@ User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the tra
 from __future__ import annotations
 
 import os
+import re
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
@@ -66,6 +68,9 @@ def _run(command: str, arguments: list[str]) -> int:
     try:
         call, values = parse(command, arguments)
         call(**values)
+    except ArgumentError as problem:
+        print(f"error: {option_problem(command, arguments, str(problem))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -83,6 +88,19 @@ def one_line(problem: BaseException) -> str:
     return " ".join(str(text).split()) or type(problem).__name__
 
 
+def option_problem(command: str, arguments: list[str], text: str) -> str:
+    """Say on one line what is wrong with the options of a command, which may stand in a configuration file."""
+    key = re.match(r'Parser key "([^"]+)"', text)
+    expected = re.findall(r"Expected a <class '(\w+)'>", text)
+    given = re.search(r"(?:Given|Got) value: (.*)$", text, re.DOTALL)
+    if key and expected and given:
+        kinds = " or ".join("null" if kind == "NoneType" else kind for kind in expected)
+        text = f"{key[1]} must be {kinds}, got {given[1]}"
+    file = _early_value(arguments, "config")
+    where = f" (in {file} or on the command line)" if file else ""
+    return f"{' '.join(text.split())}{where}; `vlmsel {command} --help` lists the options"
+
+
 def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     """Return the command's function and its arguments; `config` holds the resolved YAML where the function takes it."""
     module = import_module(f"vlmsel.commands.{command}")
@@ -92,25 +110,22 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         _preset_defaults(parser, module, arguments)
     found = parser.parse_args(arguments)
     found.pop("config", None)
-    text = parser.dump(found, skip_validation=True)
     values = dict(parser.instantiate(found).__dict__)
-    values.pop("config", None)
-    return function, {**values, "config": _without_out(text)}
+    found.pop("out", None)  # a moved folder still holds the same run
+    text = parser.dump(found, skip_validation=True, skip_unset=False)
+    return function, {**values, "config": f"# vlmsel {command}\n{text}"}
 
 
 def _parser(command: str, function: Any) -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"vlmsel {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=f"vlmsel {command}", description=COMMANDS[command], allow_abbrev=False, exit_on_error=False
+    )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_function_arguments(function, as_group=False, skip={"config"})
     return parser
-
-
-def _without_out(text: str) -> str:
-    """Drop the run folder's own path: a moved folder still holds the same run."""
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("out:", "config:")))
 
 
 def _preset_defaults(parser: Any, module: ModuleType, arguments: list[str]) -> None:
@@ -135,7 +150,10 @@ def _early_value(arguments: list[str], key: str) -> str | None:
     if config is None or not os.path.isfile(config):
         return None
     with open(config, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError:
+            return None  # the parser says what is wrong with it
     return content.get(key) if isinstance(content, dict) else None
 
 

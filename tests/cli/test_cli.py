@@ -1,21 +1,27 @@
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
+import yaml
 
 from vlmsel import cli
 
 
-def test_help_lists_commands_without_torch():
-    code = "import sys, vlmsel.cli; vlmsel.cli.main(['--help']); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("words", [["--help"], [], ["--version"], ["help"], ["scroe"]])
+def test_general_questions_are_answered_without_torch(words):
+    code = f"import sys, vlmsel.cli; code = vlmsel.cli.main({words}); heavy = {{'torch', 'jsonargparse', 'yaml'}}; "
+    code += "print('loaded:', sorted(heavy & set(sys.modules))); sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert all(command in done.stdout for command in cli.COMMANDS)
+    assert done.returncode == (2 if words == ["scroe"] else 0)
+    assert "loaded: []" in done.stdout
+    if words in (["--help"], [], ["help"]):
+        assert all(command in done.stdout for command in cli.COMMANDS)
 
 
 def test_unknown_command(capsys):
     assert cli.main(["scroe"]) == 2
-    assert "unknown command 'scroe'" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: unknown command 'scroe'; there are demo, align, ")
 
 
 def test_version(capsys):
@@ -31,11 +37,112 @@ def test_every_command_has_help(command, capsys):
     assert "--out" in capsys.readouterr().out
 
 
-def test_abbreviations_are_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["select", "--frac", "0.1"])
-    assert stop.value.code == 2
+def test_abbreviations_are_refused_on_one_line(capsys):
+    assert cli.main(["select", "--frac", "0.1"]) == 2
+    found = capsys.readouterr()
+    assert found.err == "error: unrecognized arguments: --frac 0.1; `vlmsel select --help` lists the options\n"
+    assert not found.out
 
 
 def test_key_errors_are_shown_plainly():
     assert cli.one_line(KeyError("no such\nthing")) == "no such thing"
+    assert cli.one_line(ValueError()) == "ValueError"
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A command that raises."""
+
+    problem: BaseException
+
+    def __call__(self, **values):
+        raise self.problem
+
+
+def fail(monkeypatch, problem):
+    monkeypatch.setattr(cli, "parse", lambda command, arguments: (Failing(problem), {}))
+    return cli.main(["select"])
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (ValueError("x.json: two\n  lines"), "error: x.json: two lines"),
+        (FileNotFoundError(2, "No such file or directory", "x.json"), "error: [Errno 2] No such file or dir"),
+        (ImportError("no peft"), "error: no peft"),
+    ],
+)
+def test_user_errors_are_one_line(problem, line, monkeypatch, capsys):
+    assert fail(monkeypatch, problem) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(line) and err.count("\n") == 1
+
+
+def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys):
+    assert fail(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch):
+    with pytest.raises(AssertionError):
+        fail(monkeypatch, AssertionError())
+    monkeypatch.setenv("VLMSEL_DEBUG", "1")
+    with pytest.raises(ValueError):
+        fail(monkeypatch, ValueError())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Option 'a' is not accepted", "Option 'a' is not accepted"),
+        ("while parsing\n  a block", "while parsing a block"),
+        ("Parser key \"count\":\n  Expected a <class 'int'>. Got value: x", "count must be int, got x"),
+        (
+            "Parser key \"count\":\n  Does not validate\n  Errors:\n    - Expected a <class 'int'>\n"
+            "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: a b",
+            "count must be int or null, got a b",
+        ),
+    ],
+)
+def test_problems_with_options_are_said_plainly(text, line):
+    assert cli.option_problem("select", [], text) == f"{line}; `vlmsel select --help` lists the options"
+    shown = cli.option_problem("select", ["--config=a.yaml"], text)
+    assert shown == f"{line} (in a.yaml or on the command line); `vlmsel select --help` lists the options"
+
+
+def resolved(*words):
+    call, values = cli.parse("select", ["--scores", "s.parquet", "--pool", "p.json", *words])
+    assert call.__name__ == "select"
+    return values
+
+
+def test_the_configuration_holds_every_setting_but_the_folder(tmp_path):
+    values = resolved("--out", "a place " * 30, "--quota.text", "0.5")
+    text = values["config"]
+    assert text.startswith("# vlmsel select\n") and "place" not in text
+    expected = {k: v for k, v in values.items() if k not in ("config", "out")}
+    assert yaml.safe_load(text) == expected
+    (tmp_path / "config.yaml").write_text(text)
+    _, again = cli.parse("select", ["--config", str(tmp_path / "config.yaml"), "--out", "elsewhere"])
+    assert again == {**values, "out": "elsewhere"}
+
+
+def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("count: 5\nscorer: DataInf\n")
+    for words in (["--config", str(path), "--count", "7"], [f"--config={path}", "--count=7"]):
+        values = resolved("--out", "o", *words)
+        assert (values["count"], values["scorer"]) == (7, "DataInf")
+
+
+@pytest.mark.parametrize("place", ["command line", "file"])
+def test_a_preset_gives_the_defaults_of_settings(place, tmp_path):
+    (tmp_path / "a.yaml").write_text("preset: llava15-lora\nsettings:\n  epochs: 3\n")
+    words = ["--config", f"{tmp_path}/a.yaml"] if place == "file" else ["--preset=llava15-lora", "--settings.epochs=3"]
+    _, values = cli.parse("tune", ["--model=m", "--data=d", "--images=i", "--out=o", *words])
+    assert (values["settings"].projector_learning_rate, values["settings"].epochs) == (2e-5, 3)
+
+
+def test_an_unknown_preset(capsys):
+    assert cli.main(["tune", "--preset", "huge"]) == 2
+    assert capsys.readouterr().err.startswith("error: no preset 'huge'; there are llava15-align, ")
