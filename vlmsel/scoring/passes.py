@@ -2,7 +2,7 @@
 
 1. `target_gradients`: one plain batched backward per target gives v_t, the mean gradient of its samples.
 2. `curvature_pass`: one pass over the fit samples feeds the accumulators of all scorers from the same factors; solving
-them    gives the preconditioned targets h = P v_t.
+   them gives the preconditioned targets h = P v_t.
 3. `score_batch`: I(i, t) = -sum over blocks of <h_t, g_i>, for all scorers and targets from one backward.
 
 Nothing per-sample is kept but scores. Lowest = most helpful. A sample whose loss or gradient is not finite is left out
@@ -88,15 +88,20 @@ def target_gradients(
     number.
 
     Raises:
-        ValueError: a sample's loss is not finite (a target must be clean), or there are no samples.
+        ValueError: a sample's loss or gradient is not finite (a target must be clean, for it enters every score), or
+            there are no samples.
     """
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
         losses, factors = batch_factors(model, batch, objective, blocks)
-        if not bool(torch.isfinite(losses).all()):
-            uid = int(batch.uids[(~torch.isfinite(losses)).cpu()][0])
-            raise ValueError(f"the loss of target sample {uid} is not finite; remove it from the target file")
+        keep = finite_samples(losses, factors)
+        if not bool(keep.all()):
+            row = int((~keep).nonzero()[0, 0])
+            what = "gradient" if bool(torch.isfinite(losses[row])) else "loss"
+            raise ValueError(
+                f"the {what} of sample {int(batch.uids[row])} is not finite; remove it from the target file"
+            )
         for name, factor in factors.items():
             total = factor.weighted_sum(torch.ones(1, factor.samples, device=losses.device))[0]
             sums[name] = sums[name] + total if name in sums else total

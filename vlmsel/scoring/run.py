@@ -1,14 +1,15 @@
 """Score a whole pool into a run folder, resumable.
 
-The folder gets `directions.safetensors` after the curvature pass and one file per chunk of the score pass; each is
-written under a temporary name and renamed, and a run that is started again goes on behind the last finished one. The
-batch plan is a function of the configuration alone, so a resumed run repeats the same arithmetic.
+The folder gets `directions.safetensors` after the curvature pass, with `not_finite.json` of the samples it left out,
+and one file per chunk of the score pass; each is written under a temporary name and renamed, and a run that is started
+again goes on behind the last finished one. The batch plan is a function of the configuration alone, so a resumed run
+repeats the same arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ CHUNK = 64  # batches per file of the score pass
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of the samples that could be read: `[columns, n]` for `names`, lowest = most helpful; NaN where not
-    finite."""
+    """Scores of the samples that could be read: `[columns, n]` for `names`, lowest = most helpful; NaN for samples that
+    were left out."""
 
     uids: Tensor
     losses: Tensor
@@ -52,20 +53,22 @@ def score_pool(
 
     Returns:
         The scores, and the samples that were left out with their reasons.
+
+    Raises:
+        ValueError: a target has no finite gradient, or `out` holds parts of another run.
     """
     bad = Bad()
     model.eval()
     directions = _directions(model, streams, scorers, blocks, objective, out, bad)
     device = next(model.parameters()).device
     stacks = {name: stack.to(device) for name, stack in directions.stacks.items()}
-    parts = list(_score_chunks(model, plan, blocks, objective, stacks, out))
+    parts = list(_score_chunks(model, plan, blocks, objective, stacks, out))  # small: scores only
     uids, losses = torch.cat([p["uids"] for p in parts]), torch.cat([p["losses"] for p in parts])
     scores = torch.cat([p["scores"] for p in parts], 1)
     bad.add(uids[~torch.isfinite(losses)], "the loss is not finite")
     bad.add(uids[torch.isfinite(losses) & ~torch.isfinite(scores).all(0)], "the gradient is not finite")
-    return _with_random(
-        Scored(uids, losses, scores, directions.names, directions.details), scorers, list(streams.targets)
-    ), bad
+    scored = Scored(uids, losses, scores, directions.names, directions.details)
+    return _without(_with_random(scored, scorers, list(streams.targets)), bad), bad
 
 
 def _directions(
@@ -77,10 +80,23 @@ def _directions(
     out: Path,
     bad: Bad,
 ) -> Directions:
-    path = out / "directions.safetensors"
+    path, reasons = out / "directions.safetensors", out / "not_finite.json"
+    wanted = gradient_scorers(scorers)
+    if not wanted:  # losses only
+        return Directions((), {block.name: torch.zeros(0, block.rows, block.cols) for block in blocks}, {})
     if not path.is_file():
-        find_directions(model, streams, scorers, blocks, objective, bad).save(path)
-    return Directions.load(path)
+        found = find_directions(model, streams, wanted, blocks, objective, bad)
+        runs.write_json(reasons, {str(uid): reason for uid, reason in bad.reasons.items()})
+        found.save(path)
+    directions = Directions.load(path)
+    names = {(scorer.name, target) for scorer in wanted for target in streams.targets}
+    if set(directions.names) != names or set(directions.stacks) != {block.name for block in blocks}:
+        raise ValueError(
+            f"{path}: made for other scorers, targets or blocks; choose another --out or delete the folder"
+        )
+    if reasons.is_file():
+        bad.reasons.update({int(uid): reason for uid, reason in runs.read_json(reasons).items()})
+    return directions
 
 
 def _score_chunks(
@@ -95,11 +111,15 @@ def _score_chunks(
     with tqdm(total=total, desc="score pass", unit="sample", dynamic_ncols=True) as bar:
         for start in range(0, len(plan.sizes), CHUNK):
             path = out / "parts" / f"{start:08d}.safetensors"
+            positions = torch.tensor([i for group in plan.groups[start : start + CHUNK] for i in group])
             if path.is_file():
                 part = load_file(path)
+                if not torch.equal(part.get("positions", positions[:0]), positions):
+                    raise ValueError(f"{path}: holds other samples; choose another --out or delete the folder")
                 bar.update(len(part["uids"]))
             else:
                 part = _score_chunk(model, plan.batches(start, start + CHUNK), blocks, objective, stacks, bar)
+                part["positions"] = positions
                 with runs.atomic_path(path) as temporary:
                     save_file(part, temporary)
             yield part
@@ -123,11 +143,17 @@ def _score_chunk(
     return {"uids": torch.cat(uids), "losses": torch.cat(losses), "scores": torch.cat(scores, 1).contiguous()}
 
 
+def _without(scored: Scored, bad: Bad) -> Scored:
+    """Take the scores of samples that were left out, which random ones and those of a finite block may have."""
+    out = torch.tensor([uid in bad.reasons for uid in scored.uids.tolist()], dtype=torch.bool)
+    return replace(scored, scores=scored.scores.masked_fill(out, float("nan")))
+
+
 def _with_random(scored: Scored, scorers: Sequence[Scorer], targets: list[str]) -> Scored:
     """Add the columns of scorers that need no gradients."""
     names, columns = list(scored.names), [scored.scores]
     for scorer in scorers:
-        if scorer not in gradient_scorers([scorer]):
+        if not scorer.uses_gradients:
             names += [(scorer.name, target) for target in targets]
             columns.append(scorer.draw(scored.uids, targets).to(scored.scores.dtype))  # type: ignore[attr-defined]
-    return Scored(scored.uids, scored.losses, torch.cat(columns), tuple(names), scored.details)
+    return replace(scored, scores=torch.cat(columns), names=tuple(names))

@@ -1,8 +1,9 @@
 """The score table: `scores.parquet` with `uid, source, tokens, loss` and one column `<Scorer>/<target>` per pair.
 
-Scores are influences: lowest = most helpful, highest = most harmful. A sample that could not be scored has a null in
-every score column. The table's metadata hold the configuration, the versions and the pool's SHA-256, so that a table
-can only be used with the pool it was made from.
+There is a row for every record of the pool, in the pool's order: row = uid. Scores are influences: lowest = most
+helpful, highest = most harmful. A sample that could not be scored has a null in every score column, one that could not
+even be read has "" for its source. The table's metadata hold the configuration, the versions and the pool's SHA-256,
+so that a table can only be used with the pool it was made from.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from vlmsel import runs
 
 _KEY = b"vlmsel"
 FIXED = ("uid", "source", "tokens", "loss")
+_TYPES = {"uid": pa.int64(), "source": pa.string(), "tokens": pa.int64()}  # all others are float64
 
 
 def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
     """Write the table; `columns` must begin with uid, source, tokens, loss. NaN becomes null."""
     assert tuple(columns)[: len(FIXED)] == FIXED
-    arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+    arrays = {
+        name: pa.array(values, _TYPES.get(name, pa.float64()), from_pandas=True) for name, values in columns.items()
+    }
     table = pa.table(arrays).replace_schema_metadata({_KEY: json.dumps(dict(about))})
     with runs.atomic_path(path) as part:
         pq.write_table(table, part)
@@ -45,11 +49,13 @@ def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[s
         raise FileNotFoundError(f"{path}: no such score table; `vlmsel score` writes it as scores.parquet")
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as problem:
+    except (pa.ArrowInvalid, OSError) as problem:
         raise ValueError(f"{path}: not a parquet file ({str(problem).splitlines()[0]})") from None
     about = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
     if about is None or not set(FIXED) <= set(table.column_names):
         raise ValueError(f"{path}: not a score table (it needs the columns {', '.join(FIXED)} and vlmsel's metadata)")
+    if pool is not None and not Path(pool).is_file():
+        raise FileNotFoundError(f"{pool}: no such file; give the pool that was scored ({about['pool']})")
     if pool is not None and about["pool_sha256"] != runs.file_hash(pool):
         raise ValueError(
             f"{path}: these scores belong to another pool ({about['pool']}) than {pool}; score this pool first"

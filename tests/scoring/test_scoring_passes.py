@@ -1,0 +1,225 @@
+"""Streamed scores against dense gradients of a batch-of-one loop, and what must not change them."""
+
+import pytest
+import torch
+from tiny_models import tiny_vlm, wake_lora
+from tiny_pool import (
+    COLLATE,
+    OBJECTIVE,
+    POOL,
+    broken,
+    loop,
+    loop_means,
+    scores_by_hand,
+    tiny_items,
+    tiny_plan,
+    tiny_streams,
+)
+
+from vlmsel.gradients import select_blocks
+from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
+from vlmsel.scoring.directions import find_directions
+from vlmsel.scoring.passes import Bad, mean_squares, score_batch, target_gradients
+from vlmsel.scoring.run import score_pool
+
+SCORERS = [
+    TracIn(),
+    TracIn(block_scale=True, name="TracIn.scaled"),
+    DataInf(),
+    LiSSA(),
+    HyperINF(),
+    HyperINF(damping=10.0, side="short", solver="cholesky", name="short"),
+    Exact(),
+]
+
+
+def vlm(dtype):
+    model = tiny_vlm(dtype=dtype)
+    wake_lora(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def exact_model():
+    return vlm(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vlm(torch.float32)
+
+
+def goals(dtype=torch.float32):
+    return {"one": tiny_items([1, 2, 0], dtype, seed=1), "text": tiny_items([0, 0], dtype, seed=2)}
+
+
+def scored(model, items, out, spec="projector+lora", batch_size=3, fit=None, scorers=SCORERS, targets=None):
+    """Scores by column name and uid, losses by uid, and what was left out."""
+    targets = goals(next(model.projector.parameters()).dtype) if targets is None else targets
+    streams = tiny_streams(items, targets, batch_size, fit)
+    found, bad = score_pool(
+        model, tiny_plan(items, batch_size), streams, scorers, select_blocks(model, spec), OBJECTIVE, out
+    )
+    order = found.uids.argsort()
+    columns = {f"{s}/{t}": column[order] for (s, t), column in zip(found.names, found.scores, strict=True)}
+    return columns, found.losses[order], bad.reasons
+
+
+def assert_near(found, expected, tolerance):
+    assert list(found) == list(expected)
+    for name, column in expected.items():
+        scale = column[torch.isfinite(column)].abs().max().item()
+        torch.testing.assert_close(found[name], column, rtol=0, atol=tolerance * scale, equal_nan=True, msg=name)
+
+
+def assert_near_in_float32(found, expected):
+    """Compare to 1e-5; the inverses at a damping of 0.1 multiply rounding by up to their condition number."""
+    for name, column in expected.items():
+        tolerance = {"HyperINF": 1e-3, "Exact": 1e-4}.get(name.split("/")[0], 1e-5)
+        assert_near({name: found[name]}, {name: column}, tolerance)
+
+
+@pytest.mark.parametrize("spec", ["projector+lora", "last-block"])
+def test_streamed_scores_equal_dense_ones(exact_model, spec, tmp_path):
+    items, targets = tiny_items(dtype=torch.float64), goals(torch.float64)
+    blocks = select_blocks(exact_model, spec)
+    gradients, means = loop(exact_model, items, blocks), loop_means(exact_model, targets, blocks)
+    dense = {s.name: score_gradients(gradients, means, s) for s in SCORERS}
+    expected = {f"{name}/{t}": rows[i] for name, rows in dense.items() for i, t in enumerate(targets)}
+    columns, losses, bad = scored(exact_model, items, tmp_path, spec)
+    assert_near(columns, expected, 1e-8)
+    singles = [OBJECTIVE.losses(exact_model, COLLATE([item])).item() for item in items]
+    assert losses.tolist() == pytest.approx(singles, rel=1e-6) and not bad
+
+
+def test_curvature_of_a_part_of_the_pool(exact_model, tmp_path):
+    items, fit = tiny_items(dtype=torch.float64), [0, 3, 4, 6]
+    blocks = select_blocks(exact_model, "projector+lora")
+    gradients = loop(exact_model, items, blocks)
+    means = loop_means(exact_model, goals(torch.float64), blocks)
+    dense = {s.name: scores_by_hand(gradients, means, s, fit) for s in SCORERS}
+    expected = {f"{name}/{t}": rows[i] for name, rows in dense.items() for i, t in enumerate(["one", "text"])}
+    columns, _, _ = scored(exact_model, items, tmp_path, fit=fit)
+    assert_near(columns, expected, 1e-8)
+    whole, _, _ = scored(exact_model, items, tmp_path / "whole")
+    assert not torch.allclose(whole["Exact/one"], columns["Exact/one"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batch_size_changes_nothing_but_rounding(model, batch_size, tmp_path):
+    expected, _, _ = scored(model, tiny_items(), tmp_path / "a")
+    found, _, _ = scored(model, tiny_items(), tmp_path / "b", batch_size=batch_size)
+    assert_near_in_float32(found, expected)
+
+
+def test_order_of_the_pool_changes_nothing_but_rounding(model, tmp_path):
+    items = tiny_items()
+    expected, _, _ = scored(model, items, tmp_path / "a")
+    found, _, _ = scored(model, [items[i] for i in (5, 2, 7, 0, 6, 3, 1, 4)], tmp_path / "b")
+    assert_near_in_float32(found, expected)
+
+
+def test_padding_changes_nothing_but_rounding(exact_model, model):
+    for one, tolerance in ((exact_model, 1e-10), (model, 1e-5)):
+        dtype = next(one.projector.parameters()).dtype
+        items, blocks = tiny_items(dtype=dtype), select_blocks(one, "projector+lora")
+        mean, _ = target_gradients(one, tiny_plan(items).batches(), OBJECTIVE, blocks)
+        stacks = {name: gradient[None] for name, gradient in mean.items()}
+        short, long = items[0], items[3]
+        alone, _ = score_batch(one, COLLATE([short]), OBJECTIVE, blocks, stacks)
+        padded, _ = score_batch(one, COLLATE([short, long]), OBJECTIVE, blocks, stacks)
+        assert len(long.input_ids) > len(short.input_ids)
+        assert padded[0, 0].item() == pytest.approx(alone[0, 0].item(), rel=tolerance)
+
+
+@pytest.mark.parametrize("how", ["loss", "pixels"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_sample_that_is_not_finite_is_reported_and_moves_no_other(exact_model, how, batch_size, tmp_path):
+    items = tiny_items(dtype=torch.float64)
+    clean = [item for i, item in enumerate(items) if i != 3]
+    mixed = [*items[:3], broken(items[3], how), *items[4:]]
+    expected, _, _ = scored(exact_model, clean, tmp_path / "a", scorers=[*SCORERS, Random()])
+    found, losses, bad = scored(exact_model, mixed, tmp_path / "b", batch_size=batch_size, scorers=[*SCORERS, Random()])
+    assert bad == {items[3].uid: "the loss is not finite"}
+    assert torch.isnan(losses).nonzero().tolist() == [[3]]
+    assert all(torch.isnan(column).nonzero().tolist() == [[3]] for column in found.values())
+    keep = [0, 1, 2, 4, 5, 6, 7]
+    assert_near({name: column[keep] for name, column in found.items()}, expected, 1e-8)
+
+
+class Overflow(torch.autograd.Function):
+    """The identity, whose backward is infinite at the sample `row`."""
+
+    @staticmethod
+    def forward(ctx, losses, rows):
+        ctx.save_for_backward(rows)
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, delta):
+        (rows,) = ctx.saved_tensors
+        return torch.where(rows, torch.full_like(delta, float("inf")), delta), None
+
+
+def exploding(uid):
+    def losses(model, batch):
+        return Overflow.apply(OBJECTIVE.losses(model, batch), batch.uids == uid)
+
+    return OBJECTIVE._replace(losses=losses)
+
+
+def test_a_gradient_that_is_not_finite_is_reported(exact_model, tmp_path):
+    items, targets = tiny_items(dtype=torch.float64), goals(torch.float64)
+    blocks = select_blocks(exact_model, "projector+lora")
+    clean, _, _ = scored(exact_model, items[:-1], tmp_path / "a")
+    found, bad = score_pool(
+        exact_model, tiny_plan(items), tiny_streams(items, targets), SCORERS, blocks, exploding(31), tmp_path / "b"
+    )
+    assert bad.reasons == {31: "the gradient is not finite"}
+    order = found.uids.argsort()
+    columns = {f"{s}/{t}": c[order][:-1] for (s, t), c in zip(found.names, found.scores, strict=True)}
+    assert torch.isnan(found.scores[:, order[-1]]).all() and torch.isfinite(found.losses).all()
+    assert_near(columns, clean, 1e-8)
+
+
+def test_a_target_must_be_finite(exact_model):
+    blocks = select_blocks(exact_model, "projector+lora")
+    items = tiny_items(dtype=torch.float64)
+    with pytest.raises(ValueError, match="the gradient of sample 16 is not finite; remove it"):
+        target_gradients(exact_model, tiny_plan(items).batches(), exploding(16), blocks)
+    items[4] = broken(items[4], "loss")
+    streams = tiny_streams(items, {"good": items[:2], "spoilt": items})
+    with pytest.raises(ValueError, match="target spoilt: the loss of sample 22 is not finite; remove it"):
+        find_directions(exact_model, streams, [TracIn()], blocks, OBJECTIVE, Bad())
+
+
+def test_an_empty_target_has_no_gradient(model):
+    with pytest.raises(ValueError, match="without usable samples"):
+        target_gradients(model, [], OBJECTIVE, select_blocks(model, "projector"))
+
+
+def test_mean_squares_are_those_of_dense_gradients(exact_model):
+    items, blocks = tiny_items(dtype=torch.float64), select_blocks(exact_model, "projector+lora")
+    found = mean_squares(exact_model, tiny_plan(items).batches(), OBJECTIVE, blocks, Bad())
+    for name, dense in loop(exact_model, items, blocks).items():
+        assert found[name] == pytest.approx(dense.square().mean().item(), rel=1e-10), name
+
+
+def test_damping_cannot_be_measured_on_samples_that_are_all_broken(model):
+    items = [broken(item, "loss") for item in tiny_items([0, 1])]
+    with pytest.raises(ValueError, match="no sample with a finite gradient"):
+        mean_squares(model, tiny_plan(items).batches(), OBJECTIVE, select_blocks(model, "lora"), Bad())
+
+
+def test_a_pool_of_text_has_nothing_to_say_about_the_projector(model, tmp_path):
+    items = tiny_items([0] * len(POOL))
+    columns, _, bad = scored(model, items, tmp_path, spec="projector")
+    assert not bad and all(not column.any() for column in columns.values())
+
+
+def test_random_scores_need_no_gradients(model, tmp_path):
+    items = tiny_items()
+    columns, losses, bad = scored(model, items, tmp_path, scorers=[Random(seed=3)])
+    drawn = Random(seed=3).draw(torch.tensor([item.uid for item in items]), ["one", "text"])
+    assert torch.equal(torch.stack(list(columns.values())), drawn)
+    assert torch.isfinite(losses).all() and not bad
