@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from vlmsel import runs
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.llava_json import Problem, read_samples
 from vlmsel.models import checkpoint
+from vlmsel.models.lora import lora_parameters
 from vlmsel.models.presets import PRESETS, preset
 from vlmsel.models.vlm import VLM, build
 
@@ -24,9 +26,12 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"no device is called {name!r}; give auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no device {name}: torch sees {torch.cuda.device_count()} GPUs; give auto or cpu")
+    return device
 
 
 def open_model(source: str, device: str = "auto", dtype: str = "float32") -> VLM:
@@ -58,9 +63,10 @@ class Data:
     total: int
 
     def report(self, out: Path, more: Sequence[Problem] = ()) -> None:
-        """Write `out` (uid and reason of each sample left out) and print one line; nothing when all are well."""
+        """Write `out` (uid and reason of each sample left out) and print one line; no file when all are well."""
         problems = sorted([*self.problems, *more], key=lambda problem: problem.uid)
         if not problems:
+            out.unlink(missing_ok=True)  # an earlier call may have had some
             return
         runs.write_json(out, [{"uid": problem.uid, "reason": problem.reason} for problem in problems])
         first = f"the first: sample {problems[0].uid}: {problems[0].reason}"
@@ -92,6 +98,15 @@ def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int)
         first = f"; the first, sample {problems[0].uid}: {problems[0].reason}" if problems else ": the list is empty"
         raise ValueError(f"{path}: no usable sample{first}")
     return Data(Path(path), data, problems, len(pool.records))
+
+
+def digest(model: VLM) -> str:
+    """Hash what tells a model apart: projector and adapters, and the fingerprints of its backbones."""
+    total = hashlib.sha256(repr(sorted(model.fingerprints.items())).encode())
+    for name, parameter in [*model.projector.named_parameters(), *lora_parameters(model).items()]:
+        total.update(name.encode())
+        total.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def pad_id(model: VLM) -> int:

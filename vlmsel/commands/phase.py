@@ -21,11 +21,13 @@ def run_phase(
     config: str,
 ) -> None:  # fmt: skip
     """Train `model` on the usable samples of `data` and leave the result in `out/model`."""
-    if os.environ.get("RANK", "0") == "0":
+    main = os.environ.get("RANK", "0") == "0"
+    if main:
         runs.open_run(out, config)
     vlm = open_model(model, device)
     found = open_data(vlm, data, images, max_length)
-    found.report(Path(out) / "skipped.json")
+    if main:
+        found.report(Path(out) / "skipped.json")
     samples, usable = found.samples, found.samples.usable()
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
     result = train_phase(vlm, Subset(samples, usable), Collator(pad_id(vlm)), settings, out, order=order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vlmsel import runs
-from vlmsel.commands.inputs import open_data, open_model, pad_id
+from vlmsel.commands.inputs import Data, digest, open_data, open_model, pad_id
 from vlmsel.data.batching import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.llava_json import Problem
@@ -73,20 +74,27 @@ def score(
     """
     folder = runs.open_run(out, config)
     loaded = load_scorers(scorers)
+    _check_targets(targets)
     vlm = open_model(model, device, dtype)
-    vlm.require_ready(allow_untrained)
+    if not allow_untrained and not vlm.vlm_config.projector_trained:
+        raise ValueError(f"the projector of {model} was never trained; align it first, or pass --allow_untrained true")
     chosen = select_blocks(vlm, blocks)
-    found = open_data(vlm, pool, images, max_length)
-    goals = _open_targets(vlm, targets, target_images or images, max_length, folder)
     plans = _Plans(vlm, batch_size, workers)
+    found = open_data(vlm, pool, images, max_length)
+    found.report(folder / "skipped.json")
+    goals = _open_targets(vlm, targets, target_images or images, max_length, folder)
+    _require_same(folder, _inputs(vlm, {"the pool": found, **{f"target {name}": goal for name, goal in goals.items()}}))
     fit = seeded_part(found.samples.usable(), fit_samples, seed)
-    streams = _streams(plans, found.samples, goals, fit, seeded_part(fit, scale_samples, seed + 1))
+    samples = {name: goal.samples for name, goal in goals.items()}
+    streams = _streams(plans, found.samples, samples, fit, seeded_part(fit, scale_samples, seed + 1))
     scored, bad = score_pool(vlm, plans.of(found.samples), streams, loaded, chosen, OBJECTIVE, folder)
-    found.report(folder / "skipped.json", [Problem(uid, reason) for uid, reason in bad.reasons.items()])
+    if bad.reasons:
+        found.report(folder / "skipped.json", [Problem(uid, reason) for uid, reason in bad.reasons.items()])
     path = folder / "scores.parquet"
     about = {"pool": pool, "pool_sha256": runs.file_hash(pool), "config": config, "environment": runs.environment()}
-    write_table(path, _columns(found.samples, scored), {**about, "details": scored.details})
-    print(f"{path}: {len(scored.uids)} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
+    write_table(path, _columns(found, scored), {**about, "details": scored.details})
+    count = len(scored.uids) - len(bad.reasons)
+    print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
 
 
 def load_scorers(names: Sequence[str]) -> list[Scorer]:
@@ -97,11 +105,46 @@ def load_scorers(names: Sequence[str]) -> list[Scorer]:
     """
     if not names:
         raise ValueError("no scorer given; name at least one, such as HyperINF")
-    loaded = [load_scorer(name) for name in names]
+    loaded = [load_scorer(name) for name in _whole(names)]
     twice = {scorer.name for scorer in loaded if [s.name for s in loaded].count(scorer.name) > 1}
     if twice:
         raise ValueError(f"two scorers are called {min(twice)!r}; give one another name, such as HyperINF(name='mine')")
     return loaded
+
+
+def _whole(names: Sequence[str]) -> list[str]:
+    """Put names together that YAML has cut at commas within their settings: [A(x=1, y=2)] is two texts to it."""
+    whole: list[str] = []
+    for name in names:
+        if whole and whole[-1].count("(") > whole[-1].count(")"):
+            whole[-1] += f", {name}"
+        else:
+            whole.append(name)
+    return whole
+
+
+def _inputs(model: VLM, files: Mapping[str, Data]) -> dict[str, str]:
+    """Name what scores depend on besides the configuration, by its content."""
+    found = {"the model": digest(model)}
+    for name, data in files.items():
+        usable = hashlib.sha256(repr(data.samples.usable()).encode()).hexdigest()
+        found |= {f"{name} ({data.path})": runs.file_hash(data.path), f"which samples of {name} can be used": usable}
+    return found
+
+
+def _require_same(folder: Path, inputs: dict[str, str]) -> None:
+    """Refuse to go on with parts that were made from other inputs under the same names.
+
+    Raises:
+        ValueError: something changed since the run's first part was written.
+    """
+    path = folder / "inputs.json"
+    if path.is_file() and any((folder / name).exists() for name in ("directions.safetensors", "parts")):
+        earlier = runs.read_json(path)
+        changed = [name for name in {**earlier, **inputs} if earlier.get(name) != inputs.get(name)]
+        if changed:
+            raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
+    runs.write_json(path, inputs)
 
 
 class _Plans:
@@ -134,38 +177,41 @@ def _streams(
     )
 
 
-def _open_targets(
-    model: VLM, files: Mapping[str, str], images: str, max_length: int, folder: Path
-) -> dict[str, SampleDataset]:
-    """Read the target sets; samples that cannot be used are reported and left out."""
+def _check_targets(files: Mapping[str, str]) -> None:
     if not files:
         raise ValueError("no target set; give at least one, such as --targets.vqav2 FILE")
+    for name in files:
+        if "/" in name or not name:
+            raise ValueError(f"target {name!r}: this name cannot be part of a column; choose another, without '/'")
+
+
+def _open_targets(model: VLM, files: Mapping[str, str], images: str, max_length: int, folder: Path) -> dict[str, Data]:
+    """Read the target sets; samples that cannot be used are reported and left out."""
     opened = {}
     for name, file in files.items():
-        if "/" in name:
-            raise ValueError(f"target {name!r}: a name with '/' cannot be part of a column; choose another")
         try:
             found = open_data(model, file, images, max_length)
         except (ValueError, OSError) as problem:
             raise ValueError(f"target {name}: {problem}") from None
         found.report(folder / f"skipped_{name}.json")
-        opened[name] = found.samples
+        opened[name] = found
     return opened
 
 
-def _columns(data: SampleDataset, scored: Scored) -> dict[str, Sequence[Any]]:
-    """Lay the table out in the order of the file; a sample without a score has NaN."""
+def _columns(data: Data, scored: Scored) -> dict[str, Sequence[Any]]:
+    """Lay the table out, one row per record of the file; a sample without a score has NaN."""
     rows = {uid: row for row, uid in enumerate(scored.uids.tolist())}
-    order = [rows.get(uid, -1) for uid in data.uids]
+    order = [rows.get(uid, -1) for uid in range(data.total)]
+    read = dict(zip(data.samples.uids, zip(data.samples.samples, data.samples.lengths(), strict=True), strict=True))
 
     def column(values: Tensor) -> list[float]:
         listed = [*values.tolist(), float("nan")]  # row -1
         return [listed[row] for row in order]
 
     fixed: dict[str, Sequence[Any]] = {
-        "uid": data.uids,
-        "source": [sample.source for sample in data.samples],
-        "tokens": data.lengths(),
+        "uid": range(data.total),
+        "source": [read[uid][0].source if uid in read else "" for uid in range(data.total)],
+        "tokens": [read[uid][1] if uid in read else 0 for uid in range(data.total)],
     }
     names = [f"{scorer}/{target}" for scorer, target in scored.names]
     return {

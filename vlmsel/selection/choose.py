@@ -78,13 +78,19 @@ def choose(
             room[source] -= 1
     if len(chosen) < k:
         limits = f" within the quota {dict(quota)}" if quota else ""
-        raise ValueError(f"{k} samples were asked for, only {len(chosen)} with a finite score can be chosen{limits}")
+        raise ValueError(
+            f"{k} samples were asked for, only {len(chosen)} with a finite score can be chosen{limits}; ask for fewer"
+        )
     return chosen
 
 
 def _room(quota: Mapping[str, float], sources: Sequence[str] | None, k: int) -> dict[str, int]:
-    unknown = sorted(set(quota) - set(sources or ()))
+    present = {source for source in sources or () if source}
+    unknown = sorted(set(quota) - present)
     if unknown:
-        known = ", ".join(sorted(set(sources or ())))
+        known = ", ".join(sorted(present))
         raise ValueError(f"quota names the source {unknown[0]!r}, which the pool does not have (it has {known})")
+    for source, share in quota.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"the quota of {source!r} must lie in [0, 1], got {share}")
     return {source: math.floor(share * k + 1e-9) for source, share in quota.items()}

@@ -1,0 +1,172 @@
+"""score -> select -> tune on a tiny world through the command line."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlmsel import cli, runs
+from vlmsel.commands.inputs import open_model
+from vlmsel.scoring.table import read_table
+
+SCORERS = ["HyperINF", "DataInf", "LiSSA", "LiSSA(batch='stream',name='stream')", "TracIn", "Exact", "Random(seed=3)"]
+NAMES = ["HyperINF", "DataInf", "LiSSA", "stream", "TracIn", "Exact", "Random"]
+
+
+def score_arguments(world, aligned, out, **more):
+    options = {
+        "model": aligned,
+        "pool": f"{world}/pool.json",
+        "images": f"{world}/images",
+        "targets.gqa": f"{world}/targets/gqa.json",
+        "targets.pope": f"{world}/targets/pope.json",
+        "blocks": r"projector|layers\.3\..*q_proj\.lora",
+        "scorers": f"[{','.join(SCORERS)}]",
+        "device": "cpu",
+        "out": out,
+        **more,
+    }
+    return ["score", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def scored(world, aligned, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scored") / "score"
+    assert cli.main(score_arguments(world, aligned, out)) == 0
+    return out
+
+
+def select_arguments(world, scored, out, *more):
+    scores = ["--scores", f"{scored}/scores.parquet", "--pool", f"{world}/pool.json"]
+    return ["select", *scores, "--out", str(out), *more]
+
+
+def test_every_scorer_and_target_has_a_column(world, scored):
+    table, about = read_table(scored / "scores.parquet", world / "pool.json")
+    assert set(table) - {"uid", "source", "tokens", "loss"} == {f"{n}/{t}" for n in NAMES for t in ("gqa", "pope")}
+    assert table["uid"] == list(range(12))
+    assert all(math.isfinite(value) for name in table if name != "source" for value in table[name])
+    assert set(about["details"]) == set(NAMES) - {"Random"}
+    assert not (scored / "skipped.json").exists()
+
+
+def test_the_resolved_configuration_replays_the_run(scored, tmp_path, capsys):
+    settings = yaml.safe_load((scored / "config.yaml").read_text())
+    assert ",".join(settings["scorers"]) == ",".join(SCORERS)
+    assert settings["scale_samples"] == 512 and settings["fit_samples"] is None
+    before = (scored / "directions.safetensors").stat().st_mtime_ns
+    assert cli.main(["score", "--config", f"{scored}/config.yaml", "--out", str(scored)]) == 0
+    assert (scored / "directions.safetensors").stat().st_mtime_ns == before
+    assert cli.main(["score", "--config", f"{scored}/config.yaml", "--out", str(tmp_path / "again")]) == 0
+    assert read_table(scored / "scores.parquet")[0] == read_table(tmp_path / "again/scores.parquet")[0]
+    assert "12 samples, 14 scores each (influence: lowest = most helpful)" in capsys.readouterr().out
+
+
+def test_another_configuration_in_the_same_folder_is_refused(world, aligned, scored, capsys):
+    assert cli.main(score_arguments(world, aligned, scored, seed=5)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"error: {scored}: holds a run of another configuration (there: seed: 0; now: seed: 5); choose another --out "
+        "or delete the folder"
+    ]
+
+
+def test_a_file_gives_options_and_the_command_line_overrides_them(world, scored, tmp_path, capsys):
+    path = tmp_path / "select.yaml"
+    path.write_text("scorer: DataInf\ncount: 3\nquota:\n  text: 0.0\n")
+    out = tmp_path / "chosen.json"
+    assert cli.main(select_arguments(world, scored, out, "--config", str(path), "--scorer", "TracIn")) == 0
+    manifest = runs.read_json(f"{out}.manifest.json")
+    assert manifest["columns"] == ["TracIn/gqa", "TracIn/pope"] and len(manifest["uids"]) == 3
+    settings = yaml.safe_load(manifest["config"])
+    assert settings["scorer"] == "TracIn" and settings["quota"] == {"text": 0.0}
+    assert "text" not in manifest["sources"]
+
+
+def test_the_lowest_scores_are_selected_and_tuned_on(world, aligned, scored, tmp_path, capsys):
+    out = tmp_path / "chosen.json"
+    assert cli.main(select_arguments(world, scored, out, "--fraction", "0.25", "--target", "gqa")) == 0
+    table, _ = read_table(scored / "scores.parquet")
+    lowest = sorted(range(12), key=table["HyperINF/gqa"].__getitem__)[:3]
+    pool, manifest = runs.read_json(world / "pool.json"), runs.read_json(f"{out}.manifest.json")
+    assert manifest["uids"] == lowest and manifest["of"] == 12
+    assert runs.read_json(out) == [pool[uid] for uid in sorted(lowest)]
+    tuned = ["tune", "--model", str(aligned), "--data", str(out), "--images", f"{world}/images"]
+    tuned += ["--out", str(tmp_path / "tune"), "--settings.max_steps", "1", "--device", "cpu"]
+    assert cli.main(tuned) == 0 and cli.main(tuned) == 0
+    assert open_model(str(tmp_path / "tune"), "cpu").vlm_config.projector_trained
+    assert cli.main([*tuned, "--settings.seed", "1"]) == 2
+    assert "now: seed: 1); choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gone", ["parts", "directions.safetensors", "scores.parquet"])
+def test_a_run_that_lost_a_part_makes_it_again(world, aligned, tmp_path, gone):
+    arguments = score_arguments(
+        world, aligned, tmp_path / "run", scorers="[TracIn,HyperINF(damping=10.0)]", fit_samples=5
+    )
+    assert cli.main(arguments) == 0
+    expected = read_table(tmp_path / "run/scores.parquet")[0]
+    for path in [*(tmp_path / "run" / gone).glob("*"), tmp_path / "run" / gone]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert cli.main(arguments) == 0
+    assert read_table(tmp_path / "run/scores.parquet")[0] == expected
+
+
+def test_a_run_does_not_go_on_with_other_inputs(world, aligned, tmp_path, capsys):
+    pool = tmp_path / "pool.json"
+    records = runs.read_json(world / "pool.json")
+    pool.write_text(json.dumps(records))
+    arguments = score_arguments(world, aligned, tmp_path / "run", pool=pool, scorers="[TracIn]")
+    assert cli.main(arguments) == 0
+    pool.write_text(json.dumps(records[::-1]))
+    assert cli.main(arguments) == 2
+    assert f"run: the pool ({pool}) changed since this run began" in capsys.readouterr().err
+
+
+def test_settings_with_commas_need_no_quotes(world, aligned, tmp_path):
+    scorers = "[HyperINF(damping=10.0,side='short'),DataInf(damping=1.0, name='mine')]"
+    assert cli.main(score_arguments(world, aligned, tmp_path / "run", scorers=scorers)) == 0
+    assert {"HyperINF/gqa", "mine/pope"} <= set(read_table(tmp_path / "run/scores.parquet")[0])
+
+
+def test_random_alone_and_no_part_measured(world, aligned, tmp_path):
+    arguments = score_arguments(world, aligned, tmp_path / "run", scorers="[Random]", scale_samples="null")
+    assert cli.main(arguments) == 0
+    table, _ = read_table(tmp_path / "run/scores.parquet")
+    assert all(math.isfinite(value) for value in table["Random/gqa"] + table["loss"])
+    assert "scale_samples: null" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_a_pool_of_lines_is_selected_into_lines(world, aligned, tmp_path):
+    pool = tmp_path / "pool.jsonl"
+    records = runs.read_json(world / "pool.json")
+    pool.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert cli.main(score_arguments(world, aligned, tmp_path / "run", pool=pool, scorers="[TracIn]")) == 0
+    out = tmp_path / "chosen.jsonl"
+    arguments = ["--scores", f"{tmp_path}/run/scores.parquet", "--pool", str(pool), "--out", str(out)]
+    assert cli.main(["select", *arguments, "--scorer", "TracIn", "--count", "2"]) == 0
+    chosen = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(chosen) == 2 and all(record in records for record in chosen)
+
+
+RECIPES = sorted(Path(__file__).parents[2].glob("recipes/*/*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipes_parse_against_their_command_with_the_line_they_open_with(recipe):
+    words = recipe.read_text().splitlines()[0].removeprefix("# ").replace("'", "").split()
+    program, command, flag, path, *rest = words
+    assert (program, flag, path) == ("vlmsel", "--config", f"recipes/{recipe.parent.name}/{recipe.name}")
+    rest = " ".join(rest).replace(", ", ",").split()
+    _, values = cli.parse(command, ["--config", str(recipe), *rest])
+    given = yaml.safe_load(recipe.read_text())
+    resolved = yaml.safe_load(values["config"])
+    for name, value in given.items():
+        found = resolved[name]
+        assert {**found, **value} == found if isinstance(value, dict) else found == value
+
+
+def test_recipes_exist():
+    assert RECIPES
