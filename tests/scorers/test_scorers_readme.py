@@ -1,0 +1,36 @@
+"""The plug-in of the README is a scorer that passes the battery and runs beside the others."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlmsel.scorers import TracIn, score_gradients
+from vlmsel.scorers.load import load_scorer
+from vlmsel.scorers.testing import check_scorer
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (source,) = [block for block in blocks if "class Halved(" in block]
+    (tmp_path / "halved.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield "halved"
+    sys.modules.pop("halved", None)
+
+
+def test_the_scorer_of_the_readme_loads_passes_the_battery_and_halves(module):
+    assert "vlmsel.scorers.testing.check_scorer(Halved())" in README.read_text(encoding="utf-8")
+    scorer = load_scorer(f"{module}:Halved")
+    check_scorer(scorer)
+    gradients = {"w": torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))}
+    targets = {"w": gradients["w"][:1]}
+    halved = score_gradients(gradients, targets, scorer)
+    torch.testing.assert_close(2 * halved, score_gradients(gradients, targets, TracIn()))
