@@ -1,45 +1,79 @@
-"""Metrics of VQAv2, GQA, POPE and TextVQA: pure functions of answers and references, as fractions.
+"""Metrics of benchmarks by the rules of their official scripts: pure functions of answers and references, as fractions.
 
 VQA soft accuracy (Antol et al. 2015): for each reference the matches among the other nine count, min(matches/3, 1), and
 the ten are averaged; with k matching references of ten that is 0, .3, .6, .9, 1.
+
+What differs from the scripts: they print percent, we return fractions; where they divide by zero or have no data, that
+is told (`undefined`, None) rather than printed as 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from vlmsel.evaluation.vqa_text import strip_blanks, textvqa_answer, vqav2_answer
 
 Normalize = Literal["always", "official"]
+TEXTVQA_REFERENCES = 10
+GLUE = {"cola": ("mcc",), "mrpc": ("accuracy", "f1"), "qqp": ("accuracy", "f1")} | dict.fromkeys(
+    ("sst2", "qnli", "rte"), ("accuracy",)
+)
+
+
+# VQAv2 and TextVQA
 
 
 def soft_accuracy(prediction: str, references: Sequence[str]) -> float:
     """Score an answer against the references as they stand, each left out once.
 
+    Raises:
+        ValueError: there is no reference.
+
     >>> soft_accuracy("red", ["red"] * 2 + ["blue"] * 8), soft_accuracy("red", ["red"] * 10)
     (0.6, 1.0)
     """
+    if not references:
+        raise ValueError("soft accuracy needs reference answers, got none")
     matches = sum(reference == prediction for reference in references)
     scores = [min((matches - (reference == prediction)) / 3, 1.0) for reference in references]
     return sum(scores) / len(scores)
 
 
-def vqav2_score(prediction: str, references: Sequence[str], normalize: Normalize = "always") -> float:
-    """Score an answer to a VQAv2 question.
+def vqa_accuracy(prediction: str, answers: Sequence[str], normalize: Normalize = "always") -> float:
+    """Score an answer to a VQAv2 question against its reference answers.
 
     `always` normalises both sides, as the metric is documented; `official` is the script's rule since 2021, which
     compares the texts as they stand when all references are equal.
+
+    Raises:
+        ValueError: there is no reference, or no such way to normalise.
+
+    >>> vqa_accuracy("Yes", ["yes"] * 10), vqa_accuracy("Yes", ["yes"] * 10, normalize="official")
+    (1.0, 0.0)
     """
-    prediction, references = strip_blanks(prediction), [strip_blanks(reference) for reference in references]
-    if normalize == "official" and len(set(references)) == 1:
-        return soft_accuracy(prediction, references)
-    return soft_accuracy(vqav2_answer(prediction), [vqav2_answer(reference) for reference in references])
+    if normalize not in ("always", "official"):
+        raise ValueError(f"normalize must be always or official, got {normalize!r}")
+    prediction, answers = strip_blanks(prediction), [strip_blanks(answer) for answer in answers]
+    if normalize == "official" and len(set(answers)) == 1:
+        return soft_accuracy(prediction, answers)
+    return soft_accuracy(vqav2_answer(prediction), [vqav2_answer(answer) for answer in answers])
 
 
-def textvqa_score(prediction: str, references: Sequence[str]) -> float:
-    """Score an answer to a TextVQA question; both sides are normalised."""
-    return soft_accuracy(textvqa_answer(prediction), [textvqa_answer(reference) for reference in references])
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Score an answer to a TextVQA question; both sides are normalised.
+
+    Raises:
+        ValueError: there are not exactly ten references.
+    """
+    if len(answers) != TEXTVQA_REFERENCES:
+        raise ValueError(f"TextVQA's accuracy needs exactly ten reference answers, got {len(answers)}")
+    return soft_accuracy(textvqa_answer(prediction), [textvqa_answer(answer) for answer in answers])
+
+
+# GQA
 
 
 def gqa_answer(text: str) -> str:
@@ -51,15 +85,98 @@ def gqa_answer(text: str) -> str:
     return text.strip().lower().rstrip(".")
 
 
-def gqa_score(prediction: str, reference: str) -> float:
+def gqa_match(prediction: str, answer: str) -> float:
     """Return 1 for the right answer, 0 otherwise; the reference is compared as it stands."""
-    return float(gqa_answer(prediction) == reference)
+    return float(gqa_answer(prediction) == answer)
 
 
-def pope_answer(text: str) -> Literal["yes", "no"]:
+def gqa_metrics(questions: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str]) -> dict[str, float | None]:
+    """Compute what GQA's script prints, for the records of a questions file and the answers by question id.
+
+    `accuracy`, `binary`, `open`, `accuracy/<structural|semantic|steps|words>/<value>`, all on balanced questions;
+    `consistency`: the accuracy on questions entailed by a rightly answered one; `distribution`: chi-squared distance
+    of answers to references within global groups, lower is better, no fraction. None stands where it cannot be
+    computed: no such question, an entailed question that was not given or asked, or data that the public files lack
+    (`validity`, `plausibility`, `grounding`).
+
+    Raises:
+        ValueError: a balanced question has no answer, or none is balanced.
+    """
+    balanced = {identity: one for identity, one in questions.items() if one["isBalanced"]}
+    lacking = [identity for identity in balanced if identity not in predictions]
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} of {len(balanced)} balanced questions have no answer, the first: {lacking[0]}"
+        )
+    right = {identity: gqa_match(predictions[identity], one["answer"]) for identity, one in balanced.items()}
+    kinds: dict[str, list[float]] = {}
+    for identity, one in balanced.items():
+        for kind in _gqa_kinds(one):
+            kinds.setdefault(kind, []).append(right[identity])
+    return {
+        "accuracy": mean(list(right.values())),
+        **{name: mean(kinds[name]) if name in kinds else None for name in ("binary", "open")},
+        "consistency": _gqa_consistency(questions, predictions, right),
+        "distribution": _gqa_distribution(balanced, predictions),
+        **dict.fromkeys(("validity", "plausibility", "grounding")),
+        **{kind: mean(values) for kind, values in sorted(kinds.items()) if "/" in kind},
+    }
+
+
+def _gqa_kinds(question: Mapping[str, Any]) -> list[str]:
+    """Return the names under which a question counts."""
+    types, free = question["types"], ("exist", "query: name", "choose name")
+    steps = [f"{step['operation']}: {step['argument']}" for step in question["semantic"]]
+    return [
+        "open" if types["structural"] == "query" else "binary",
+        f"accuracy/structural/{types['structural']}",
+        f"accuracy/semantic/{types['semantic']}",
+        f"accuracy/steps/{sum(not any(word in step for word in free) for step in steps)}",
+        f"accuracy/words/{len(question['question'].split())}",
+    ]
+
+
+def _gqa_consistency(
+    questions: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str], right: Mapping[str, float]
+) -> float | None:
+    values = []
+    for identity, one in questions.items():
+        entailed = [other for other in one["entailed"] if other != identity]
+        if not entailed or not right.get(identity):
+            continue
+        if any(other not in questions or other not in predictions for other in entailed):
+            return None
+        values.append(mean([gqa_match(predictions[other], questions[other]["answer"]) for other in entailed]))
+    return mean(values) if values else None
+
+
+def _gqa_distribution(balanced: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str]) -> float | None:
+    """Return Σ_g n_g Σ_a (o_a - e_a)² / e_a / Σ_g n_g / 100.
+
+    Over groups g of n_g questions, and over the answers a that are references in g; o_a and e_a count a among the
+    predictions and the references of g.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for identity, one in balanced.items():
+        if one["groups"]["global"] is not None:
+            pair = (one["answer"], gqa_answer(predictions[identity]))
+            groups.setdefault(one["groups"]["global"], []).append(pair)
+    if not groups:
+        return None
+    total = 0.0
+    for pairs in groups.values():
+        expected, observed = Counter(gold for gold, _ in pairs), Counter(answer for _, answer in pairs)
+        total += len(pairs) * sum((observed[answer] - count) ** 2 / count for answer, count in expected.items())
+    return total / sum(map(len, groups.values())) / 100
+
+
+# POPE
+
+
+def pope_parse(text: str) -> Literal["yes", "no"]:
     """Read an answer as POPE's script does: no if the first sentence has the word No, no or not; otherwise yes.
 
-    >>> pope_answer("No, there is none"), pope_answer("NO"), pope_answer("I am not sure")
+    >>> pope_parse("No, there is none"), pope_parse("NO"), pope_parse("I am not sure")
     ('no', 'yes', 'no')
     """
     words = text.split(".")[0].replace(",", "").split(" ")
@@ -67,14 +184,22 @@ def pope_answer(text: str) -> Literal["yes", "no"]:
 
 
 def pope_metrics(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Compute accuracy, precision, recall, F1 and the share of yes from read answers; yes is the positive class.
+    """Compute accuracy, precision, recall, F1 and the share of yes from answers as given; yes is the positive class.
 
-    Where the official script divides by zero the value is 0.0, and `undefined` is 1.0.
+    Where the official script divides by zero the value is 0.0, and `undefined` is 1.0. The counts TP, FP, TN and FN
+    are given as well.
 
-    >>> pope_metrics(["yes", "no"], ["yes", "yes"])["f1"]
+    Raises:
+        ValueError: a label is neither yes nor no, or there are not as many answers as labels.
+
+    >>> pope_metrics(["Yes, there is.", "no"], ["yes", "yes"])["f1"]
     0.6666666666666666
     """
-    pairs = list(zip(predictions, labels, strict=True))
+    if strange := set(labels) - {"yes", "no"}:
+        raise ValueError(f"POPE's labels are yes and no, got {min(map(repr, strange))}")
+    if len(predictions) != len(labels):
+        raise ValueError(f"POPE needs one answer per label, got {len(predictions)} answers for {len(labels)} labels")
+    pairs = [(pope_parse(prediction), label) for prediction, label in zip(predictions, labels, strict=True)]
     tp, fp = pairs.count(("yes", "yes")), pairs.count(("yes", "no"))
     tn, fn = pairs.count(("no", "no")), pairs.count(("no", "yes"))
     precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
@@ -85,7 +210,68 @@ def pope_metrics(predictions: Sequence[str], labels: Sequence[str]) -> dict[str,
         "f1": _ratio(2 * precision * recall, precision + recall),
         "yes_ratio": _ratio(tp + fp, len(pairs)),
         "undefined": float(0 in (tp + fp, tp + fn) or precision + recall == 0),
+        **{"TP": tp, "FP": fp, "TN": tn, "FN": fn},
     }
+
+
+# Text tasks
+
+
+def multiple_choice(loglikelihoods: Sequence[float], choices: Sequence[str]) -> dict[str, int]:
+    """Return which choice is taken by each rule of lm-evaluation-harness; the first of equals.
+
+    `acc` takes the highest log-likelihood, `acc_norm` that per character, `acc_bytes` that per byte of UTF-8. The
+    blank which joins a choice to its question does not count.
+
+    Args:
+        loglikelihoods: Σ log p over each choice's tokens, in nats.
+        choices: the texts of the choices.
+
+    Raises:
+        ValueError: a log-likelihood is missing or NaN, or a choice is empty.
+
+    >>> multiple_choice([-4.0, -5.0], ["no", "yes"])
+    {'acc': 0, 'acc_norm': 1, 'acc_bytes': 1}
+    """
+    if len(loglikelihoods) != len(choices) or not choices:
+        raise ValueError(f"need one log-likelihood per choice, got {len(loglikelihoods)} for {len(choices)} choices")
+    if "" in choices or any(math.isnan(value) for value in loglikelihoods):
+        raise ValueError(f"a choice is empty or its log-likelihood NaN: {list(choices)}, {list(loglikelihoods)}")
+    lengths = {
+        "acc": [1] * len(choices),
+        "acc_norm": [len(choice) for choice in choices],
+        "acc_bytes": [len(choice.encode()) for choice in choices],
+    }
+    rated = {name: [a / b for a, b in zip(loglikelihoods, own, strict=True)] for name, own in lengths.items()}
+    return {name: values.index(max(values)) for name, values in rated.items()}
+
+
+def glue_metrics(task: str, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+    """Compute the metrics of a GLUE task: `accuracy`, `f1` of class 1 (mrpc, qqp), or `mcc` (cola).
+
+    The correlation of Matthews is 0 where one side is constant, F1 where class 1 is on neither side.
+
+    Raises:
+        ValueError: there is no such task, a label is neither 0 nor 1 (the labels of test splits are -1), or the
+            numbers of predictions and references differ.
+
+    >>> glue_metrics("mrpc", [1, 0], [1, 1])
+    {'accuracy': 0.5, 'f1': 0.6666666666666666}
+    """
+    if task not in GLUE:
+        raise ValueError(f"no GLUE task is called {task!r}; there are {', '.join(sorted(GLUE))}")
+    if len(predictions) != len(references) or not references:
+        raise ValueError(f"need one prediction per reference, got {len(predictions)} for {len(references)}")
+    if strange := {*predictions, *references} - {0, 1}:
+        raise ValueError(f"labels are 0 and 1, got {min(strange)}; is this a test split, whose labels are not public?")
+    pairs = list(zip(predictions, references, strict=True))
+    tp, fp, tn, fn = (pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 0), (0, 1)))
+    every = {
+        "accuracy": (tp + tn) / len(pairs),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "mcc": _ratio(tp * tn - fp * fn, math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
+    }
+    return {name: every[name] for name in GLUE[task]}
 
 
 def _ratio(part: float, whole: float) -> float:
