@@ -1,0 +1,150 @@
+"""`vlmsel evaluate` from files to metrics, with a random model of a few thousand parameters."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from tiny_models import tiny_vlm, wake_lora
+
+from vlmsel import cli
+from vlmsel.data.world_files import TASKS, WorldSizes, benchmark_files, write_world
+from vlmsel.evaluation.tasks import load_task
+from vlmsel.models import checkpoint
+
+QUESTIONS = 18
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A world with a few questions and a saved model."""
+    folder = tmp_path_factory.mktemp("home")
+    write_world(folder / "world", WorldSizes(captions=0, pool=0, target=0, questions=QUESTIONS))
+    model = tiny_vlm(folder)
+    wake_lora(model)
+    checkpoint.save(model, folder / "model")
+    return folder
+
+
+def evaluate(home, out, task, *more, images=None):
+    files = benchmark_files(home / "world")[task]
+    arguments = ["evaluate", "--model", str(home / "model"), "--task", task, "--out", str(out), "--device", "cpu"]
+    arguments += ["--questions", json.dumps(files["questions"])]
+    arguments += ["--annotations", files["annotations"]] if "annotations" in files else []
+    arguments += ["--images", str(images or home / "world/images/test" / task), "--max_new_tokens", "3"]
+    return cli.main([*arguments, *more])
+
+
+def answers(out):
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len({line["question_id"] for line in lines}) == len(lines)
+    return {line["question_id"]: line["text"] for line in lines}
+
+
+def result(out):
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_from_files_to_metrics(home, tmp_path, task, capsys):
+    assert evaluate(home, tmp_path / "run", task, "--protocol", "bare") == 0
+    found, given = result(tmp_path / "run"), answers(tmp_path / "run")
+    benchmark = load_task(task, **benchmark_files(home / "world")[task])
+    constant, majority = benchmark.majority()
+    assert len(given) == found["questions"] == QUESTIONS
+    assert found["groups"] == Counter(question.group for question in benchmark.questions)
+    assert found["metrics"] == benchmark.score(given)
+    assert (found["majority_answer"], found["majority"]) == (constant, majority)
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{task}: ") and f"{found['headline']} {100 * majority[found['headline']]:.1f}" in shown
+
+
+def test_batches_change_no_answer(home, tmp_path):
+    given = []
+    for size in (1, 3, 16):
+        assert evaluate(home, tmp_path / str(size), "vqav2", "--batch_size", str(size)) == 0
+        given.append(answers(tmp_path / str(size)))
+    assert given[0] == given[1] == given[2]
+    assert len(set(given[0].values())) > 1  # else the model says the same to everything, and the test would say nothing
+
+
+def test_a_run_goes_on_from_half_of_its_answers(home, tmp_path):
+    out = tmp_path / "run"
+    assert evaluate(home, out, "gqa", "--protocol", "bare") == 0
+    before, given = result(out), answers(out)
+    whole = (out / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (out / "predictions.jsonl").write_text("".join(whole[: QUESTIONS // 2]) + whole[QUESTIONS // 2][:15])
+    (out / "metrics.json").unlink()
+    assert evaluate(home, out, "gqa", "--protocol", "bare") == 0
+    assert result(out) == before and answers(out) == given
+
+
+def test_what_was_asked_how_is_recorded(home, tmp_path):
+    for protocol in ("bare", "short"):
+        assert evaluate(home, tmp_path / protocol, "textvqa", "--protocol", protocol) == 0
+    bare, short = result(tmp_path / "bare")["protocol"], result(tmp_path / "short")["protocol"]
+    assert bare.pop("prompt") == "bare" and short.pop("prompt") == "short"
+    assert bare == short
+    assert bare["max_new_tokens"] == 3 and bare["ocr_tokens"] == "none" and {"template", "image_mode"} <= set(bare)
+
+
+def test_another_protocol_in_the_same_folder_is_refused(home, tmp_path, capsys):
+    assert evaluate(home, tmp_path / "run", "gqa", "--protocol", "bare") == 0
+    capsys.readouterr()
+    assert evaluate(home, tmp_path / "run", "gqa", "--protocol", "short") == 2
+    error = capsys.readouterr().err
+    assert "protocol: bare" in error and "protocol: short" in error and error.count("\n") == 1
+
+
+def refused(call, capsys):
+    """The call ends with code 2 and one line, which is returned."""
+    capsys.readouterr()
+    assert call() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_a_missing_image_folder(home, tmp_path, capsys):
+    nowhere = tmp_path / "nowhere"
+    error = refused(lambda: evaluate(home, tmp_path / "run", "gqa", images=nowhere), capsys)
+    assert f"{nowhere}: no such image folder" in error
+
+
+def test_a_missing_image_is_found_before_anything_is_asked(home, tmp_path, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(home / "world/images/test/gqa", images)
+    (images / f"n{QUESTIONS - 1:06d}.png").unlink()
+    error = refused(lambda: evaluate(home, tmp_path / "run", "gqa", images=images), capsys)
+    assert f"question {QUESTIONS - 1:08d}: image 'n{QUESTIONS - 1:06d}.jpg' is missing in {images}" in error
+    assert not (tmp_path / "run/predictions.jsonl").exists()
+
+
+def test_a_broken_image_names_its_question_and_can_be_mended(home, tmp_path, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(home / "world/images/test/gqa", images)
+    (images / "n000003.png").write_bytes(b"no picture")
+    error = refused(lambda: evaluate(home, tmp_path / "run", "gqa", images=images), capsys)
+    assert "question 00000003: image 'n000003.jpg' cannot be read" in error
+    shutil.copy(home / "world/images/test/gqa/n000003.png", images)
+    assert evaluate(home, tmp_path / "run", "gqa", images=images) == 0
+
+
+def test_a_questions_file_of_another_task(home, tmp_path, capsys):
+    questions = ["--questions", json.dumps(benchmark_files(home / "world")["gqa"]["questions"])]
+    error = refused(lambda: evaluate(home, tmp_path / "run", "textvqa", *questions), capsys)
+    assert "gqa_world_questions.json: no 'data'; is this the benchmark's official file?" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--task", "okvqa", "no task is called 'okvqa'; there are vqav2"),
+        ("--protocol", "long", "protocol must be one of short, bare; got 'long'"),
+        ("--batch_size", "0", "must be at least 1, got 0 and 3"),
+        ("--max_new_tokens", "0", "must be at least 1, got 32 and 0"),
+        ("--model", "nowhere", "nowhere: no model"),
+    ],
+)
+def test_wrong_options_end_with_one_line(home, tmp_path, capsys, option, value, message):
+    assert message in refused(lambda: evaluate(home, tmp_path / "run", "gqa", option, value), capsys)
