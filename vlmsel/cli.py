@@ -79,6 +79,11 @@ def _run(command: str, arguments: list[str]) -> int:
             raise
         print(f"error: {one_line(problem)}", file=sys.stderr)
         return 2
+    except RuntimeError as problem:
+        if os.environ.get("VLMSEL_DEBUG") or "out of memory" not in str(problem):
+            raise
+        print(f"error: {one_line(problem)} Lower batch_size, or take fewer blocks or samples.", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -70,6 +70,7 @@ def fail(monkeypatch, problem):
         (ValueError("x.json: two\n  lines"), "error: x.json: two lines"),
         (FileNotFoundError(2, "No such file or directory", "x.json"), "error: [Errno 2] No such file or dir"),
         (ImportError("no peft"), "error: no peft"),
+        (RuntimeError("CUDA out of memory.\nTried"), "error: CUDA out of memory. Tried Lower batch_size, or take"),
     ],
 )
 def test_user_errors_are_one_line(problem, line, monkeypatch, capsys):
@@ -84,8 +85,9 @@ def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys):
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    with pytest.raises(AssertionError):
-        fail(monkeypatch, AssertionError())
+    for problem in (AssertionError(), RuntimeError("shapes differ")):
+        with pytest.raises(type(problem)):
+            fail(monkeypatch, problem)
     monkeypatch.setenv("VLMSEL_DEBUG", "1")
     with pytest.raises(ValueError):
         fail(monkeypatch, ValueError())

@@ -141,7 +141,7 @@ BAD_SCORES = {
     "device": ({"device": "tpu9"}, "no device is called 'tpu9'; give auto, cpu"),
     "GPU": ({"device": "cuda:99"}, "there is no device cuda:99: torch sees"),
     "batch size": ({"batch_size": "0"}, "batch_size must be at least 1, got 0"),
-    "fit samples": ({"fit_samples": "0"}, "at least 1 sample, got 0"),
+    "fit samples": ({"fit_samples": "0"}, "fit_samples must be at least 1, got 0"),
     "type": ({"fit_samples": "many"}, "fit_samples must be int or null, got many; `vlmsel score --help` lists the"),
     "unknown option": ({"blocs": "lora"}, "unrecognized arguments: --blocs lora; `vlmsel score --help` lists the"),
 }

@@ -2,10 +2,13 @@
 
 import json
 import math
+import shutil
+import statistics
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from vlmsel import cli, runs
 from vlmsel.commands.inputs import open_model
@@ -123,6 +126,39 @@ def test_a_run_does_not_go_on_with_other_inputs(world, aligned, tmp_path, capsys
     pool.write_text(json.dumps(records[::-1]))
     assert cli.main(arguments) == 2
     assert f"run: the pool ({pool}) changed since this run began" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_model_or_fewer_images(world, aligned, tmp_path, capsys):
+    model, images = tmp_path / "model", tmp_path / "images"
+    shutil.copytree(aligned / "model", model)
+    shutil.copytree(world / "images", images)
+    arguments = score_arguments(world, model, tmp_path / "run", images=images, scorers="[TracIn]")
+    assert cli.main(arguments) == 0
+    weights = load_file(model / "projector.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, model / "projector.safetensors")
+    assert cli.main(arguments) == 2
+    assert "run: the model changed since this run began" in capsys.readouterr().err
+    save_file(weights, model / "projector.safetensors")
+    assert cli.main(arguments) == 0
+    next((images / "pool").iterdir()).unlink()
+    assert cli.main(arguments) == 2
+    assert "run: which samples of the pool can be used changed since this run began" in capsys.readouterr().err
+
+
+def test_half_precision_backbones_rank_nearly_alike(world, aligned, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        arguments = score_arguments(world, aligned, tmp_path / dtype, scorers="[TracIn]", dtype=dtype)
+        assert cli.main(arguments) == 0
+    half, full = (read_table(tmp_path / d / "scores.parquet")[0]["TracIn/gqa"] for d in ("bfloat16", "float32"))
+    assert statistics.correlation(half, full) > 0.99
+
+
+def test_files_and_command_line_together_give_the_targets(world, tmp_path):
+    (tmp_path / "a.yaml").write_text("targets:\n  a: one.json\n  b: two.json\nscorers: [TracIn]\n")
+    words = ["--model=m", "--pool=p", "--images=i", "--out=o", f"--config={tmp_path}/a.yaml"]
+    _, values = cli.parse("score", [*words, "--targets.b", "other.json", "--targets.c", "three.json"])
+    assert values["targets"] == {"a": "one.json", "b": "other.json", "c": "three.json"}
+    assert list(values["scorers"]) == ["TracIn"]
 
 
 def test_settings_with_commas_need_no_quotes(world, aligned, tmp_path):

@@ -112,6 +112,16 @@ def test_parts_of_another_pool_are_refused(model, tmp_path):
         score(model, tmp_path, pool()[:-1])
 
 
+@pytest.mark.parametrize("name", ["directions.safetensors", "parts/00000002.safetensors"])
+def test_a_damaged_file_is_named(model, name, tmp_path):
+    expected = score(model, tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20])
+    with pytest.raises(ValueError, match=f"{name}: damaged .*; delete it and run the same command again"):
+        score(model, tmp_path)
+    (tmp_path / name).unlink()
+    assert_same(score(model, tmp_path), expected)
+
+
 @pytest.mark.parametrize("other", [{"scorers": [TracIn(), Random()]}, {"spec": "projector"}])
 def test_directions_of_another_run_are_refused(model, other, tmp_path):
     score(model, tmp_path)

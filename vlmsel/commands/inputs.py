@@ -55,9 +55,13 @@ def open_model(source: str, device: str = "auto", dtype: str = "float32") -> VLM
 
 @dataclass(frozen=True)
 class Data:
-    """A LLaVA file as a model reads it: its samples, the problems of those that cannot be used, and how many it has."""
+    """A LLaVA file as a model reads it: its samples, the problems of those that cannot be used, and how many it has.
+
+    `sha256` is that of the file when it was read.
+    """
 
     path: Path
+    sha256: str
     samples: SampleDataset
     problems: list[Problem]
     total: int
@@ -79,7 +83,7 @@ def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int)
     Raises:
         FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, or no sample can.
     """
-    pool = read_samples(path)
+    pool, sha256 = read_samples(path), runs.file_hash(path)
     tower, config = model.vision, model.vlm_config
     data = SampleDataset(
         pool.samples,
@@ -97,7 +101,7 @@ def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int)
     if not data.usable():
         first = f"; the first, sample {problems[0].uid}: {problems[0].reason}" if problems else ": the list is empty"
         raise ValueError(f"{path}: no usable sample{first}")
-    return Data(Path(path), data, problems, len(pool.records))
+    return Data(Path(path), sha256, data, problems, len(pool.records))
 
 
 def digest(model: VLM) -> str:

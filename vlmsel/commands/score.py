@@ -75,6 +75,7 @@ def score(
     folder = runs.open_run(out, config)
     loaded = load_scorers(scorers)
     _check_targets(targets)
+    _check_counts(batch_size=batch_size, fit_samples=fit_samples, scale_samples=scale_samples)
     vlm = open_model(model, device, dtype)
     if not allow_untrained and not vlm.vlm_config.projector_trained:
         raise ValueError(f"the projector of {model} was never trained; align it first, or pass --allow_untrained true")
@@ -91,7 +92,7 @@ def score(
     if bad.reasons:
         found.report(folder / "skipped.json", [Problem(uid, reason) for uid, reason in bad.reasons.items()])
     path = folder / "scores.parquet"
-    about = {"pool": pool, "pool_sha256": runs.file_hash(pool), "config": config, "environment": runs.environment()}
+    about = {"pool": pool, "pool_sha256": found.sha256, "config": config, "environment": runs.environment()}
     write_table(path, _columns(found, scored), {**about, "details": scored.details})
     count = len(scored.uids) - len(bad.reasons)
     print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
@@ -128,7 +129,7 @@ def _inputs(model: VLM, files: Mapping[str, Data]) -> dict[str, str]:
     found = {"the model": digest(model)}
     for name, data in files.items():
         usable = hashlib.sha256(repr(data.samples.usable()).encode()).hexdigest()
-        found |= {f"{name} ({data.path})": runs.file_hash(data.path), f"which samples of {name} can be used": usable}
+        found |= {f"{name} ({data.path})": data.sha256, f"which samples of {name} can be used": usable}
     return found
 
 
@@ -151,8 +152,6 @@ class _Plans:
     """Plans batches of data sets for one model."""
 
     def __init__(self, model: VLM, batch_size: int, workers: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.device, self.batch_size, self.workers = model.device, batch_size, workers
         self.collate = Collator(pad_id(model))
 
@@ -175,6 +174,12 @@ def _streams(
         targets={name: partial(plans.of(one).shown, f"target {name}") for name, one in targets.items()},
         fit_count=len(fit),
     )
+
+
+def _check_counts(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 def _check_targets(files: Mapping[str, str]) -> None:

@@ -43,7 +43,8 @@ def select(
     k = wanted(len(records), fraction, count)
     uids = choose(table["uid"], combined, k, table["source"], quota)
     write_records(out, [records[uid] for uid in sorted(uids)])
-    sources = Counter(source for uid, source in zip(table["uid"], table["source"], strict=True) if uid in set(uids))
+    chosen = set(uids)
+    sources = Counter(source for uid, source in zip(table["uid"], table["source"], strict=True) if uid in chosen)
     manifest = {
         "config": config,
         "pool": about["pool"],

@@ -8,12 +8,13 @@ repeats the same arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from vlmsel.scoring.directions import Directions, Streams, find_directions
 from vlmsel.scoring.passes import Bad, Objective, gradient_scorers, score_batch
 from vlmsel.scoring.stream import BatchPlan
 
+T = TypeVar("T")
 CHUNK = 64  # batches per file of the score pass
 
 
@@ -88,7 +90,7 @@ def _directions(
         found = find_directions(model, streams, wanted, blocks, objective, bad)
         runs.write_json(reasons, {str(uid): reason for uid, reason in bad.reasons.items()})
         found.save(path)
-    directions = Directions.load(path)
+    directions = _load(path, Directions.load)
     names = {(scorer.name, target) for scorer in wanted for target in streams.targets}
     if set(directions.names) != names or set(directions.stacks) != {block.name for block in blocks}:
         raise ValueError(
@@ -97,6 +99,13 @@ def _directions(
     if reasons.is_file():
         bad.reasons.update({int(uid): reason for uid, reason in runs.read_json(reasons).items()})
     return directions
+
+
+def _load(path: Path, read: Callable[[Path], T]) -> T:
+    try:
+        return read(path)
+    except SafetensorError as problem:
+        raise ValueError(f"{path}: damaged ({problem}); delete it and run the same command again") from None
 
 
 def _score_chunks(
@@ -113,7 +122,7 @@ def _score_chunks(
             path = out / "parts" / f"{start:08d}.safetensors"
             positions = torch.tensor([i for group in plan.groups[start : start + CHUNK] for i in group])
             if path.is_file():
-                part = load_file(path)
+                part = _load(path, load_file)
                 if not torch.equal(part.get("positions", positions[:0]), positions):
                     raise ValueError(f"{path}: holds other samples; choose another --out or delete the folder")
                 bar.update(len(part["uids"]))
