@@ -39,8 +39,35 @@ def test_quota_of_unknown_source():
         choose([0, 1], [0.0, 1.0], 1, ["a", "b"], {"c": 0.5})
 
 
-def test_combine_is_the_mean_over_targets():
-    assert combine([[1, 2], [3, 6]]) == [2, 4]
+def test_combine_by_mean_is_the_influence_on_the_mean_loss():
+    assert combine([[1, 2], [3, 6]], how="mean") == [2, 4]
+
+
+def test_combine_by_rank_lets_every_target_choose_an_equal_part_whatever_its_scale():
+    rng = random.Random(3)
+    columns = [[scale * rng.gauss(0, 1) for _ in range(400)] for scale in (1, 1000, 1e-3)]
+    chosen = choose(range(400), combine(columns), 60)
+    for column in columns:
+        best = sorted(range(400), key=column.__getitem__)[:20]
+        assert len(set(best) & set(chosen)) == 20
+    assert combine([[1000 * x for x in columns[0]], *columns[1:]]) == combine(columns)
+
+
+def test_combine_by_rank_of_one_target_keeps_the_order_of_its_scores():
+    rng = random.Random(4)
+    scores = [rng.choice([1.0, 2.0, 3.0]) for _ in range(50)]
+    assert choose(range(50), combine([scores]), 20) == choose(range(50), scores, 20)
+
+
+@pytest.mark.parametrize("how", ["rank", "mean"])
+def test_a_sample_without_one_of_its_scores_has_no_combined_score(how):
+    combined = combine([[1.0, math.nan, 0.0], [2.0, -9.0, 1.0]], how)
+    assert math.isnan(combined[1]) and combined[2] < combined[0]
+
+
+def test_combine_refuses_other_ways():
+    with pytest.raises(ValueError, match="rank or mean, got 'max'"):
+        combine([[1.0]], "max")
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from vlmsel import runs
 from vlmsel.data.llava_json import read_records, write_records
 from vlmsel.scoring.table import read_table, score_columns
-from vlmsel.selection.choose import choose, combine, wanted
+from vlmsel.selection.choose import choose, wanted
+from vlmsel.selection.choose import combine as combine_scores
 
 
 def select(
@@ -17,6 +19,7 @@ def select(
     out: str,
     scorer: str = "HyperINF",
     target: str | None = None,
+    combine: Literal["rank", "mean"] = "rank",
     fraction: float | None = None,
     count: int | None = None,
     quota: dict[str, float] | None = None,
@@ -29,7 +32,8 @@ def select(
         pool: the pool that was scored; refused when it is another.
         out: the JSON file to write; `<out>.manifest.json` says which samples it holds and why.
         scorer: whose scores decide.
-        target: the target that counts; all targets, equally weighted, when left out.
+        target: the target that counts; all of them when left out.
+        combine: how several targets count: rank lets each choose an equal part, mean averages the scores.
         fraction: part of the pool to choose, in (0, 1].
         count: how many samples to choose, instead of `fraction`.
         quota: greatest share of the choice per source, such as `--quota.text 0.1`.
@@ -39,7 +43,7 @@ def select(
     table, about = read_table(scores, pool)
     records = read_records(pool)
     columns = score_columns(table, scorer, target)
-    combined = combine([table[name] for name in columns])
+    combined = combine_scores([table[name] for name in columns], combine)
     k = wanted(len(records), fraction, count)
     uids = choose(table["uid"], combined, k, table["source"], quota)
     write_records(out, [records[uid] for uid in sorted(uids)])
@@ -51,6 +55,7 @@ def select(
         "pool_sha256": about["pool_sha256"],
         "scores_sha256": runs.file_hash(scores),
         "columns": columns,
+        "combine": combine,
         "of": len(records),
         "sources": dict(sources.most_common()),
         "uids": uids,

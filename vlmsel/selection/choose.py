@@ -10,16 +10,43 @@ import math
 from collections.abc import Mapping, Sequence
 
 
-def combine(columns: Sequence[Sequence[float]]) -> list[float]:
-    """Return each sample's mean score over several targets.
+def combine(columns: Sequence[Sequence[float]], how: str = "rank") -> list[float]:
+    """Return one value per sample from its scores for several targets, lowest = most helpful; NaN where one is missing.
 
-    Influence is linear in the target, so the mean over targets is the influence on the equally weighted mean of the
-    targets' losses.
+    Args:
+        columns: one list of scores per target.
+        how: "rank" counts a sample by the target that ranks it best, so that every target chooses an equal part,
+            whatever the scale of its gradients (LESS, arXiv 2402.04333, takes the best of its subtasks likewise). "mean" averages: influence is linear
+            in the target, so this is the influence on the mean of the targets' losses, in which a target with large
+            losses outweighs the others.
 
-    >>> combine([[1.0, 4.0], [3.0, 0.0]])
+    Raises:
+        ValueError: there is no such way.
+
+    >>> combine([[1.0, 4.0, 2.0], [30.0, 0.0, 20.0]])
+    [1.0, 1.0, 2.0]
+    >>> combine([[1.0, 4.0], [3.0, 0.0]], how="mean")
     [2.0, 2.0]
     """
-    return [sum(values) / len(values) for values in zip(*columns, strict=True)]
+    if how not in ("rank", "mean"):
+        raise ValueError(f"combine must be rank or mean, got {how!r}")
+    ranked = [_ranks(column) for column in columns] if how == "rank" else columns
+    together = min if how == "rank" else _mean
+    return [
+        together(values) if all(map(math.isfinite, values)) else math.nan for values in zip(*ranked, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _ranks(scores: Sequence[float]) -> list[float]:
+    """Return each score's rank, 1 for the lowest; equal scores share the best of their ranks."""
+    first: dict[float, int] = {}
+    for rank, score in enumerate(sorted(filter(math.isfinite, scores)), start=1):
+        first.setdefault(score, rank)
+    return [float(first[score]) if math.isfinite(score) else math.nan for score in scores]
 
 
 def wanted(total: int, fraction: float | None, count: int | None) -> int:
