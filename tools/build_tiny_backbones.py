@@ -338,7 +338,8 @@ def llama_batch(
     return slots.bags(scenes), ids, labels
 
 
-LOOKUPS = (color_of, color_at, shape_at, side_of, count_things, size_of, relation, relation, relation, where, where, where)
+# what is learnt last comes three times
+LOOKUPS = (color_of, color_at, shape_at, side_of, count_things, size_of, *3 * (relation,), *3 * (where,))
 STYLES = ["vqav2", "vqav2", "vqav2", "gqa", "gqa", "gqa", "gqa", "pope", "textvqa", "region", "region"]
 
 

@@ -2,8 +2,8 @@
 
     python tools/result_table.py runs/easy_vqa
 
-reads `seed*/evaluate/<model>/<task>/metrics.json`; writes `table.md` and `table.png`. Intervals are 95 % over seeds, the
-last column's are paired with Random by seed.
+reads `seed*/evaluate/<model>/<task>/metrics.json`; writes `table.md` and `table.png`. Intervals are 95 % over seeds,
+the last column's are paired with Random by seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The tiny pretrained backbones of the embedded default: `clip` (open_clip) and `llama` (transformers), with its tokenizer.
+"""The tiny pretrained backbones of the embedded default: `clip` (open_clip) and `llama` (transformers) with its
+tokenizer.
 
 `tools/build_tiny_backbones.py` makes them and says how.
 """

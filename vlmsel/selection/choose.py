@@ -16,9 +16,9 @@ def combine(columns: Sequence[Sequence[float]], how: str = "rank") -> list[float
     Args:
         columns: one list of scores per target.
         how: "rank" counts a sample by the target that ranks it best, so that every target chooses an equal part,
-            whatever the scale of its gradients (LESS, arXiv 2402.04333, takes the best of its subtasks likewise). "mean" averages: influence is linear
-            in the target, so this is the influence on the mean of the targets' losses, in which a target with large
-            losses outweighs the others.
+            whatever the scale of its gradients (LESS, arXiv 2402.04333, takes the best of its subtasks likewise).
+            "mean" averages: influence is linear in the target, so this is the influence on the mean of the targets'
+            losses, in which a target with large losses outweighs the others.
 
     Raises:
         ValueError: there is no such way.
@@ -32,9 +32,7 @@ def combine(columns: Sequence[Sequence[float]], how: str = "rank") -> list[float
         raise ValueError(f"combine must be rank or mean, got {how!r}")
     ranked = [_ranks(column) for column in columns] if how == "rank" else columns
     together = min if how == "rank" else _mean
-    return [
-        together(values) if all(map(math.isfinite, values)) else math.nan for values in zip(*ranked, strict=True)
-    ]
+    return [together(values) if all(map(math.isfinite, values)) else math.nan for values in zip(*ranked, strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:
