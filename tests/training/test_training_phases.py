@@ -18,7 +18,7 @@ PUBLISHED = {
     "hyperinf-align": ("projector", 32, 1e-3, None, 0.0, "floor"),
     "hyperinf-tune": ("projector+lora", 8, 2e-5, None, 0.1, "floor"),
     "tiny-align": ("projector", 32, 1e-3, None, 0.0, "ceil"),
-    "tiny-tune": ("projector+lora", 32, 1e-3, None, 0.0, "ceil"),
+    "tiny-tune": ("projector+lora", 32, 1.5e-3, None, 0.0, "ceil"),
 }
 
 

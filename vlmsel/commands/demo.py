@@ -24,8 +24,8 @@ from vlmsel.commands.tune import tune
 from vlmsel.data.world_files import TASKS, WorldSizes, benchmark_files, write_world
 from vlmsel.training.phases import phase_preset
 
-SCORERS = ("Random", "TracIn", "DataInf", "LiSSA", "HyperINF")
-FULL = "full_pool"
+SCORERS = ("Random", "TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
+FULL, BEFORE = "full_pool", "not tuned"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DemoSettings:
     questions: int = 240
     fraction: float = 0.2
     align_epochs: float = 2.0
-    tune_epochs: float = 3.0
+    tune_epochs: float = 6.0
     fit_samples: int = 1000
     damping: float = 0.1
 
@@ -123,14 +123,19 @@ def _one_seed(folder: Path, aligned: Path, seed: int, settings: DemoSettings) ->
         seed=seed,
     )
     subsets = {name: _subset(here, world, name, settings.fraction) for name in SCORERS}
+    _evaluate(here, world, aligned, BEFORE)
     for name, data in {**subsets, FULL: world / "pool.json"}.items():
-        _tune_and_evaluate(here, world, aligned, name, data, seed, settings)
+        phase = replace(phase_preset("tiny-tune"), epochs=settings.tune_epochs, seed=seed)
+        tuned = here / "tune" / name
+        _run(tune, tuned, model=str(aligned), data=str(data), images=str(world / "images"), settings=phase)
+        _evaluate(here, world, tuned, name)
 
 
 def _scorers(seed: int, damping: float) -> tuple[str, ...]:
     return (
         f"Random(seed={seed})",
         "TracIn",
+        "TracIn(block_scale=True, name='TracIn.scaled')",
         *(f"{name}(damping={damping})" for name in ("DataInf", "LiSSA", "HyperINF")),
     )
 
@@ -142,12 +147,7 @@ def _subset(here: Path, world: Path, name: str, fraction: float) -> Path:
     return out
 
 
-def _tune_and_evaluate(
-    here: Path, world: Path, aligned: Path, name: str, data: Path, seed: int, settings: DemoSettings
-) -> None:
-    phase = replace(phase_preset("tiny-tune"), epochs=settings.tune_epochs, seed=seed)
-    model = here / "tune" / name
-    _run(tune, model, model=str(aligned), data=str(data), images=str(world / "images"), settings=phase)
+def _evaluate(here: Path, world: Path, model: Path, name: str) -> None:
     for task, files in benchmark_files(world).items():
         out = here / "evaluate" / name / task
         images = str(world / "images" / "test" / task)
@@ -156,7 +156,7 @@ def _tune_and_evaluate(
 
 def _show(folder: Path, settings: DemoSettings) -> None:
     """Write the results and print them, with where everything lies."""
-    values, tasks = collect(folder, [*SCORERS, FULL])
+    values, tasks = collect(folder, [BEFORE, *SCORERS, FULL])
     seeds = len(values[FULL][tasks[0]])
     table = rows(values, tasks)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool, {seeds} seed{'s' if seeds > 1 else ''}"
