@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vlmsel.commands.demo import BEFORE, FULL, SCORERS
 from vlmsel.commands.result_table import as_markdown, as_text, collect, draw, rows
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    values, tasks = collect(args.folder, ["Random", "TracIn", "DataInf", "LiSSA", "HyperINF", "full_pool"])
+    values, tasks = collect(args.folder, [BEFORE, *SCORERS, FULL])
     table = rows(values, tasks)
     (args.folder / "table.md").write_text(as_markdown(table))
     draw(values, tasks, args.folder / "table.png", args.folder.name)

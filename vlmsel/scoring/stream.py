@@ -46,7 +46,7 @@ class BatchPlan:
 
     def shown(self, what: str) -> Iterator[Any]:
         """Give all batches under a progress bar in samples."""
-        with tqdm(total=sum(self.sizes), desc=what, unit="sample", dynamic_ncols=True) as bar:
+        with tqdm(total=sum(self.sizes), desc=what, unit="sample", delay=2, dynamic_ncols=True) as bar:
             for size, batch in zip(self.sizes, self.batches(), strict=True):
                 yield batch
                 bar.update(size)

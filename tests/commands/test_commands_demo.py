@@ -1,0 +1,63 @@
+"""The whole chain on a world of a few samples: what it leaves behind, and that a second call finds everything done."""
+
+import json
+import re
+
+import pytest
+
+from vlmsel import cli
+from vlmsel.commands.demo import BEFORE, FULL, SCORERS
+from vlmsel.commands.result_table import MAJORITY
+from vlmsel.data.world_files import TASKS
+
+SIZES = {"captions": 4, "pool": 20, "target": 2, "questions": 3, "fit_samples": 8, "align_epochs": 1, "tune_epochs": 1}
+
+
+def demo(out, *more, **sizes):
+    settings = [word for name, value in {**SIZES, **sizes}.items() for word in (f"--settings.{name}", str(value))]
+    return cli.main(["demo", "--out", str(out), *settings, *more])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    assert demo(out) == 0
+    return out
+
+
+def test_table_has_every_model_and_task(done):
+    results = json.loads((done / "results.json").read_text())
+    assert list(results["percent"]) == [MAJORITY, BEFORE, *SCORERS, FULL]
+    assert all(set(row) == set(TASKS) for row in results["percent"].values())
+    assert all(0 <= value <= 100 for row in results["percent"].values() for one in row.values() for value in one)
+    table = (done / "table.md").read_text().splitlines()
+    assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, BEFORE, *SCORERS, FULL]
+    assert (done / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_step_is_an_ordinary_run_folder(done):
+    steps = ["align", "seed0/score", "seed0/tune/HyperINF", "seed0/evaluate/HyperINF/gqa"]
+    assert all((done / step / "config.yaml").is_file() for step in steps)
+    chosen = json.loads((done / "seed0/selected/HyperINF.json").read_text())
+    assert len(chosen) == round(0.2 * SIZES["pool"])
+
+
+def test_second_call_finds_everything_done_and_prints_the_same_table(done, capsys):
+    before = {p: p.stat().st_mtime_ns for p in done.rglob("*.safetensors")}
+    table = (done / "table.md").read_text()
+    capsys.readouterr()
+    assert demo(done) == 0
+    assert {p: p.stat().st_mtime_ns for p in done.rglob("*.safetensors")} == before
+    assert (done / "table.md").read_text() == table
+    assert str(done / "table.png") in capsys.readouterr().out
+
+
+def test_other_sizes_need_another_folder(done, capsys):
+    assert demo(done, pool=30) == 2
+    problem = capsys.readouterr().err.strip()
+    assert problem.startswith("error: ") and "another configuration" in problem and "\n" not in problem
+
+
+def test_a_demo_without_seeds_is_refused(tmp_path, capsys):
+    assert demo(tmp_path / "demo", "--seeds", "0") == 2
+    assert "seeds must be at least 1, got 0" in capsys.readouterr().err

@@ -1,0 +1,50 @@
+"""What each scorer chose in `vlmsel demo`, against what is wrong with the pool.
+
+    python tools/demo_choices.py runs/demo
+
+prints a Markdown table: per scorer the share of its choice that comes from each source, and the share of flawed samples
+(wrong answer or another image) overall and among the presence questions, which the aligned model answers already. Means
+over seeds, in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vlmsel.commands.demo import SCORERS
+from vlmsel.commands.result_table import as_markdown
+from vlmsel.data.world_files import SOURCES
+from vlmsel.runs import read_json
+
+
+def shares(truth: Sequence[dict], uids: Iterable[int]) -> list[float]:
+    """Return in percent: each source, flawed samples, flawed samples among presence questions."""
+    chosen = [truth[uid] for uid in uids]
+    sources = Counter(one["source"] for one in chosen)
+    presence = [one for one in chosen if one["source"] == "presence"]
+    flawed = [sum(one["flaw"] != "none" for one in part) / max(1, len(part)) for part in (chosen, presence)]
+    return [100 * value for value in [*(sources[s] / len(chosen) for s in SOURCES), *flawed]]
+
+
+def rows(folder: Path) -> list[list[str]]:
+    """Return the table's cells, head first; the first row is the whole pool."""
+    seeds = sorted(folder.glob("seed*/world/pool_truth.json"))
+    if not seeds:
+        raise SystemExit(f"{folder}: no seed*/world/pool_truth.json in it; run vlmsel demo first")
+    table = [["choice", *SOURCES, "flawed", "flawed presence"]]
+    for name in ("whole pool", *SCORERS):
+        found = []
+        for path in seeds:
+            truth, manifest = read_json(path), path.parents[1] / "selected" / f"{name}.json.manifest.json"
+            found.append(shares(truth, range(len(truth)) if name == "whole pool" else read_json(manifest)["uids"]))
+        table.append([name, *(f"{sum(column) / len(column):.0f}" for column in zip(*found, strict=True))])
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    print(as_markdown(rows(parser.parse_args().folder)), end="")
