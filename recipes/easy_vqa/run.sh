@@ -6,13 +6,12 @@ archive=$1 out=$2 seeds=${3:-3}
 here=$(cd "$(dirname "$0")" && pwd)
 for seed in $(seq 0 $((seeds - 1))); do
   data=$out/data$seed run=$out/seed$seed
-  [ -f "$data/annotations.json" ] || python "$here/../../tools/convert_easy_vqa.py" "$archive" --out "$data" --seed "$seed" \
-    --pool 12000 --test 3000
+  [ -f "$data/annotations.json" ] ||
+    python "$here/../../tools/convert_easy_vqa.py" "$archive" --out "$data" --seed "$seed" --pool 12000 --test 3000
   vlmsel align --config "$here/align.yaml" --settings.seed "$seed" --out "$run/align" \
     --data "$data/captions.json" --images "$data/images"
-  vlmsel score --config "$here/score.yaml" --scorers "[Random(seed=$seed),TracIn,\"TracIn(block_scale=True, name='TracIn.scaled')\",DataInf,LiSSA,HyperINF]" \
-    --seed "$seed" --model "$run/align" --pool "$data/pool.json" --images "$data/images" \
-    --targets.easy_vqa "$data/target.json" --out "$run/score"
+  vlmsel score --config "$here/score.yaml" --seed "$seed" --model "$run/align" --pool "$data/pool.json" \
+    --images "$data/images" --targets.easy_vqa "$data/target.json" --out "$run/score"
   evaluate() {
     vlmsel evaluate --config "$here/evaluate.yaml" --model "$1" --questions "[$data/questions.json]" \
       --annotations "$data/annotations.json" --images "$data/images/test" --out "$run/evaluate/$2/easy_vqa"
