@@ -13,7 +13,7 @@ for seed in $(seq 0 $((seeds - 1))); do
   vlmsel score --config "$here/score.yaml" --seed "$seed" --model "$run/align" --pool "$data/pool.json" \
     --images "$data/images" --targets.easy_vqa "$data/target.json" --out "$run/score"
   evaluate() {
-    vlmsel evaluate --config "$here/evaluate.yaml" --model "$1" --questions "[$data/questions.json]" \
+    vlmsel evaluate --config "$here/evaluate.yaml" --model "$1" --questions "$data/questions.json" \
       --annotations "$data/annotations.json" --images "$data/images/test" --out "$run/evaluate/$2/easy_vqa"
   }
   evaluate "$run/align" "not tuned"

@@ -29,7 +29,8 @@ def home(tmp_path_factory):
 def evaluate(home, out, task, *more, images=None):
     files = benchmark_files(home / "world")[task]
     arguments = ["evaluate", "--model", str(home / "model"), "--task", task, "--out", str(out), "--device", "cpu"]
-    arguments += ["--questions", json.dumps(files["questions"])]
+    several = len(files["questions"]) > 1
+    arguments += ["--questions", json.dumps(files["questions"]) if several else files["questions"][0]]
     arguments += ["--annotations", files["annotations"]] if "annotations" in files else []
     arguments += ["--images", str(images or home / "world/images/test" / task), "--max_new_tokens", "3"]
     return cli.main([*arguments, *more])

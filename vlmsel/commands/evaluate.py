@@ -23,7 +23,7 @@ from vlmsel.models.vlm import VLM
 def evaluate(
     model: str,
     task: str,
-    questions: list[str],
+    questions: str | list[str],
     images: str,
     out: str,
     annotations: str | None = None,
@@ -39,7 +39,7 @@ def evaluate(
     Args:
         model: the run folder of `vlmsel tune`, a model folder, or a preset.
         task: vqav2, gqa, pope or textvqa.
-        questions: the official question files (POPE has three).
+        questions: the official question file, or a list of them (POPE has three).
         images: the folder with the benchmark's images.
         out: the run folder.
         annotations: the official answers, where they are a file of their own (VQAv2).
@@ -55,7 +55,7 @@ def evaluate(
     if min(batch_size, max_new_tokens) < 1:
         raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
     folder = runs.open_run(out, config)
-    found = load_task(task, questions, annotations)
+    found = load_task(task, [questions] if isinstance(questions, str) else questions, annotations)
     _require_images(found.questions, require_folder(images))
     vlm = open_model(model, device, dtype)
     vlm.require_ready()
