@@ -163,6 +163,94 @@ def test_unknown_settings_and_formats_are_refused(tmp_path):
         checkpoint.load(tmp_path / "model")
 
 
+DAMAGED = [
+    "model/vlmsel_config.json",
+    "model/projector.safetensors",
+    "model/adapter/adapter_model.safetensors",
+    "model/tokenizer/tokenizer.json",
+    "model/tokenizer/tokenizer_config.json",
+    "model/language_model/config.json",
+    "model/language_model/model.safetensors",
+    "clip/open_clip_config.json",
+    "clip/open_clip_model.safetensors",
+]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A folder with a saved model that has every kind of file, and with the tower it names."""
+    folder = tmp_path_factory.mktemp("stored")
+    model = tiny_vlm(folder)
+    model.mark_trained(language=True)
+    checkpoint.save(model, folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize("damage", [lambda old: old[: len(old) // 2], lambda old: b"", lambda old: b"[1]"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named_with_the_mend(stored, name, damage):
+    file = stored / name
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    try:
+        with pytest.raises(ValueError, match=f"{file}.*damaged or was cut off; copy its whole folder again") as error:
+            checkpoint.load(stored / "model")
+    finally:
+        file.write_bytes(whole)
+    assert "\n" not in str(error.value)
+    checkpoint.load(stored / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model/vlmsel_config.json", '{"format": 1}', "vlmsel_config.json: not a model configuration: expected an obj"),
+        ("model/vlmsel_config.json", '{"format": 1, "fingerprints": 3}', "fingerprints must be an object"),
+        (
+            "model/tokenizer/tokenizer.json",
+            "{}",
+            "the tokenizer at .*tokenizer cannot be loaded.*copy its whole folder",
+        ),
+        (
+            "clip/open_clip_config.json",
+            '{"model_cfg": {"embed_dim": 4}}',
+            "the vision tower at .*clip cannot be loaded",
+        ),
+    ],
+)
+def test_files_that_are_whole_and_wrong_are_named(stored, name, content, words):
+    file = stored / name
+    whole = file.read_bytes()
+    file.write_text(content)
+    try:
+        with pytest.raises(ValueError, match=words):
+            checkpoint.load(stored / "model")
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_configuration_that_does_not_fit_the_weights_is_one_clear_error(tmp_path):
+    _, llama = save_backbones(tmp_path)
+    settings = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**settings, "hidden_size": 32}))
+    with pytest.raises(ValueError, match=f"the language model at {llama} cannot be loaded .*do not belong together"):
+        build(VLMConfig(f"local-dir:{tmp_path / 'clip'}", str(llama)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vision": 3}, "not a model configuration: vision is 3"),
+        ({"lora": {"rank": 3}}, r"not a LoRA configuration: unknown keys \['rank'\]"),
+        ({"lora": {"r": "3"}}, "not a LoRA configuration: r is '3'"),
+        ({"lora": 7}, "not a LoRA configuration: expected an object, got 7"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        VLMConfig.from_json({"vision": "a", "language": "b", **change})
+
+
 def test_saving_replaces_a_model_and_nothing_else(tmp_path):
     model = tiny_vlm(tmp_path / "backbones")
     checkpoint.save(model, tmp_path / "model")

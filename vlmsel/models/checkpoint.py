@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlmsel.models.config import VLMConfig, absolute
+from vlmsel.models.damage import MEND, check_weights, read_object
 from vlmsel.models.fingerprints import check_fingerprint
 from vlmsel.models.language import load_language, load_tokenizer, quiet_transformers, unwrap
 from vlmsel.models.vision import load_vision
 from vlmsel.models.vlm import VLM, assemble
-from vlmsel.runs import environment, read_json, write_json
+from vlmsel.runs import environment, write_json
 
 CONFIG, PROJECTOR, ADAPTER, LANGUAGE, TOKENIZER = (
     "vlmsel_config.json",
@@ -111,13 +112,11 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
         ValueError: the files do not fit each other, or a backbone has changed since the model was trained.
     """
     folder = Path(folder)
-    content = read_config(folder)
-    config = VLMConfig.from_json(content["model"])
+    config, recorded = read_config(folder)
     language = str(folder / LANGUAGE) if config.language_trained else config.language
     vision, language_model = load_vision(config, dtype), load_language(language, dtype)
     tokenizer = load_tokenizer(str(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else config.language)
     model = assemble(config, vision, language_model, tokenizer)
-    recorded = content.get("fingerprints", {})
     check_fingerprint("vision tower", config.vision, model.fingerprints["vision"], recorded.get("vision", ""))
     if not config.language_trained:
         found = model.fingerprints["language"]
@@ -128,21 +127,26 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
     return model.to(device)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a saved model's `vlmsel_config.json`.
+def read_config(folder: Path) -> tuple[VLMConfig, dict[str, str]]:
+    """Read a saved model's `vlmsel_config.json`: its configuration and the fingerprints of its backbones.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it was written by a newer version.
+        ValueError: it is damaged or was written by a newer version.
     """
-    if not (folder / CONFIG).is_file():
+    file = folder / CONFIG
+    if not file.is_file():
         raise FileNotFoundError(f"{folder} is not a saved model: it has no {CONFIG}")
-    content = read_json(folder / CONFIG)
+    content = read_object(file)
     if content.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / CONFIG} has format {content.get('format')}, this version reads {FORMAT}; update vlmsel"
-        )
-    return content
+        raise ValueError(f"{file} has format {content.get('format')}, this version reads {FORMAT}; update vlmsel")
+    fingerprints = content.get("fingerprints", {})
+    if not isinstance(fingerprints, dict):
+        raise ValueError(f"{file}: fingerprints must be an object: {MEND}")
+    try:
+        return VLMConfig.from_json(content.get("model")), fingerprints
+    except ValueError as problem:
+        raise ValueError(f"{file}: {problem}") from None
 
 
 def load_trained(model: VLM, folder: str | Path) -> None:
@@ -152,7 +156,7 @@ def load_trained(model: VLM, folder: str | Path) -> None:
         FileNotFoundError, ValueError: as for `load`.
     """
     folder = Path(folder)
-    config = VLMConfig.from_json(read_config(folder)["model"])
+    config, _ = read_config(folder)
     load_projector(model.projector, folder / PROJECTOR)
     if config.lora is not None:
         load_adapter(model.language_model, folder / ADAPTER)
@@ -173,9 +177,15 @@ def load_projector(projector: nn.Module, file: Path) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file that must be there."""
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; copy the whole model folder, the weights in it belong together")
+    check_weights(file)
     return load_file(file)
 
 

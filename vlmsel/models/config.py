@@ -6,9 +6,9 @@ backbones that come with the package, so that a saved model does not depend on w
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 ASSETS = Path(__file__).parent.parent / "assets"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -82,18 +82,37 @@ class VLMConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> VLMConfig:
+    def from_json(cls, content: Any) -> VLMConfig:
         """Read what `as_json` wrote.
 
         Raises:
-            ValueError: a key is unknown or one of the two backbones is missing.
+            ValueError: a key is unknown, a value of the wrong type, or one of the two backbones missing.
         """
-        unknown = sorted(set(content) - {field.name for field in fields(cls)})
-        missing = sorted({"vision", "language"} - set(content))
-        if unknown or missing:
-            raise ValueError(f"not a model configuration: unknown keys {unknown}, missing keys {missing}")
-        lora = content.get("lora")
-        return cls(**{**content, "lora": LoraSpec(**lora) if lora is not None else None})
+        if isinstance(content, dict) and content.get("lora") is not None:
+            content = {**content, "lora": LoraSpec(**checked(LoraSpec, content["lora"], "LoRA"))}
+        return cls(**checked(cls, content, "model"))
+
+
+def checked(kind: type[LoraSpec] | type[VLMConfig], content: Any, what: str) -> dict[str, Any]:
+    """Return the settings in `content` if they are those of `kind`; a list will do for a tuple, as JSON has none.
+
+    Raises:
+        ValueError: they are not an object, a key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"not a {what} configuration: expected an object, got {content!r}")
+    hints = {
+        name: get_origin(hint) if get_origin(hint) is tuple else hint for name, hint in get_type_hints(kind).items()
+    }
+    unknown = sorted(set(content) - set(hints))
+    missing = sorted(field.name for field in fields(kind) if field.default is MISSING and field.name not in content)
+    if unknown or missing:
+        raise ValueError(f"not a {what} configuration: unknown keys {unknown}, missing keys {missing}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    for name, value in values.items():
+        if not isinstance(value, (float, int) if hints[name] is float else hints[name]):
+            raise ValueError(f"not a {what} configuration: {name} is {content[name]!r}")
+    return values
 
 
 def resolve(source: str) -> str:

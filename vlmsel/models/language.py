@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from vlmsel.models.config import resolve
+from vlmsel.models.damage import check_folder, loading
 from vlmsel.models.presets import ARCHITECTURES
 
 # Settings that change the logits after the output head; the loss applies the head itself and would miss them.
@@ -37,11 +39,14 @@ def load_language(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load a causal language model from a folder, the hub or `assets:<name>`, on the CPU; safetensors only.
 
     Raises:
-        ValueError: weights are missing in the files, or the model changes its logits after the output head.
+        ValueError: a file is damaged, weights are missing in the files, or the model changes its logits after the
+            output head.
     """
-    with quiet_transformers():
+    folder = resolve(source)
+    check_folder(Path(folder))
+    with quiet_transformers(), loading("language model", source):
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            resolve(source), dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     model, info = loaded
     missing = sorted(info["missing_keys"])
@@ -52,8 +57,15 @@ def load_language(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def load_tokenizer(source: str) -> Any:
-    """Load the tokenizer that lies with a language model."""
-    return transformers.AutoTokenizer.from_pretrained(resolve(source))
+    """Load the tokenizer that lies with a language model.
+
+    Raises:
+        ValueError: one of its files is damaged.
+    """
+    folder = resolve(source)
+    check_folder(Path(folder))
+    with loading("tokenizer", source):
+        return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def shape_language(source: str) -> nn.Module:

@@ -6,7 +6,6 @@ LLaVA-1.5 and Prismatic; for ViT-L/14 at 336 px that is [576, 1024] per image.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from vlmsel.models.config import VLMConfig, resolve
+from vlmsel.models.damage import check_folder, check_weights, loading, read_object
 
 
 class VisionTower(nn.Module):
@@ -116,7 +116,7 @@ def load_vision(config: VLMConfig, dtype: torch.dtype = torch.float32) -> Vision
 
     Raises:
         FileNotFoundError: a folder or weight file is missing.
-        ValueError: no such architecture, no weights, or the wrong activation.
+        ValueError: no such architecture, no weights, a damaged file, or the wrong activation.
     """
     source = resolve(config.vision)
     if config.vision.startswith("assets:"):
@@ -125,7 +125,8 @@ def load_vision(config: VLMConfig, dtype: torch.dtype = torch.float32) -> Vision
     check_source(source, weights)
     if not source.startswith("local-dir:"):
         check_activation(bool(open_clip.get_model_config(source).get("quick_gelu")), config)  # before any download
-    with torch.random.fork_rng(devices=[]):  # open_clip draws weights before it loads them
+    # open_clip draws weights before it loads them
+    with torch.random.fork_rng(devices=[]), loading("vision tower", config.vision):
         visual = open_clip.create_model(source, pretrained=weights, require_pretrained=True).visual
     check_activation(uses_quick_gelu(visual), config)
     return VisionTower(visual.to(dtype), config.vision_layer)
@@ -139,12 +140,15 @@ def check_source(source: str, weights: str | None) -> None:
             raise FileNotFoundError(f"{folder}: no open_clip_config.json; a vision folder holds it beside its weights")
         if not any(folder.glob("*.safetensors")):
             raise FileNotFoundError(f"{folder}: no .safetensors weights beside open_clip_config.json")
+        check_folder(folder)
     elif open_clip.get_model_config(source) is None:
         raise ValueError(f"open_clip has no architecture {source!r}; give its name, or local-dir:<folder>")
     elif weights is None:
         raise ValueError(f"vision tower {source} has no weights; set vision_weights to a pretrained tag or a file")
     elif not (os.path.isfile(weights) or open_clip.get_pretrained_cfg(source, weights)):
         raise FileNotFoundError(f"{weights}: neither a weight file nor a pretrained tag of {source}")
+    elif weights.endswith(".safetensors"):
+        check_weights(Path(weights))
 
 
 def shape_vision(config: VLMConfig) -> VisionTower:
@@ -152,7 +156,7 @@ def shape_vision(config: VLMConfig) -> VisionTower:
     source = resolve(config.vision)
     folder = source.removeprefix("local-dir:")
     if Path(folder).is_dir():
-        model = json.loads((Path(folder) / "open_clip_config.json").read_text())["model_cfg"]
+        model = read_object(Path(folder) / "open_clip_config.json")["model_cfg"]
     else:
         model = open_clip.get_model_config(source)
         if model is None:
