@@ -16,7 +16,7 @@ Flaws, drawn independently of the source: 15 % of the image samples carry a wron
 image of another scene; 10 % of all samples nearly repeat an earlier one (same scene drawn anew, same question). What is
 wrong with each sample stands in `pool_truth.json`, which no scorer reads.
 
-Target sets and benchmark questions come from scenes of their own.
+Target sets and benchmark questions come from scenes of their own. All ask in `world_wording.BENCHMARK`.
 """
 
 from __future__ import annotations
