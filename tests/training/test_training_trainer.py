@@ -2,11 +2,12 @@
 
 import gc
 import json
+import shutil
 import warnings
 
 import pytest
 import torch
-from tiny_models import TinyBatch, pad, random_batch, tiny_vlm
+from tiny_models import TinyBatch, pad, random_batch, tiny_vlm, wake_lora
 
 from vlmsel.models import checkpoint
 from vlmsel.models.losses import batch_losses, sample_losses
@@ -182,6 +183,92 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, stop, dropout)
     assert equal(weights(again), weights(whole))
 
 
+def test_a_run_killed_between_its_last_state_and_its_model_ends_with_the_same_weights(tmp_path, monkeypatch):
+    whole, expected = trained(tmp_path, name="whole")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", killed)
+        trained(tmp_path, name="cut")
+    again, result = trained(tmp_path, name="cut", collator=Interrupting(0))
+    assert result.losses == expected.losses and equal(weights(checkpoint.load(result.model)), weights(whole))
+    assert again.vlm_config.projector_trained
+
+
+@pytest.mark.parametrize("torn", ["", "{"])
+def test_a_run_killed_while_it_wrote_a_state_goes_on_from_the_one_before(tmp_path, torn):
+    settings = PhaseSettings(**{**SETTINGS.__dict__, "epochs": 3.0})
+    whole, expected = trained(tmp_path, settings, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, settings, "cut", collator=Interrupting(3))
+    states = tmp_path / "cut" / "checkpoints"
+    half = states / "checkpoint-4"
+    shutil.copytree(states / "checkpoint-2" / "adapter", half / "adapter")
+    if torn:
+        (half / "trainer_state.json").write_text(torn)
+    again, result = trained(tmp_path, settings, "cut")
+    assert result.losses == expected.losses and equal(weights(again), weights(whole))
+
+
+def test_a_run_that_fails_before_its_first_state_leaves_nothing(tmp_path, monkeypatch):
+    pool = Pool([1, 1, 0, 1])
+    pool.items[2][2][:] = [-100] * len(pool.items[2][2])
+    with pytest.raises(ValueError, match="no supervised token"):
+        trained(tmp_path, pool=pool)
+    assert list((tmp_path / "run").glob("*")) == []
+
+    def full(*args):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(checkpoint, "save_adapter", full)
+        trained(tmp_path)
+    assert list((tmp_path / "run").glob("*")) == []
+
+
+def test_nothing_is_written_before_the_first_state(tmp_path):
+    found = []
+
+    def look(items):
+        found.append(sorted(path.name for path in (tmp_path / "run").glob("*")))
+        return collate(items)
+
+    trained(tmp_path, PhaseSettings(**{**SETTINGS.__dict__, "epochs": 2.0, "save_every": 3}), collator=look)
+    assert found[:3] == [[]] * 3 and found[-1] == ["checkpoints", "phase.json"]
+
+
+def test_a_run_goes_on_with_the_same_inputs_only(tmp_path):
+    trained(tmp_path, inputs={"the data": "a", "the model": "b"})
+    trained(tmp_path, inputs={"the data": "a", "the model": "b"}, collator=Interrupting(0))
+    trained(tmp_path, collator=Interrupting(0))  # no statement
+    with pytest.raises(ValueError, match="other settings or inputs: the data changed; choose another folder"):
+        trained(tmp_path, inputs={"the data": "c", "the model": "b"})
+
+
+def test_adapters_become_weights_before_the_whole_language_model_trains(tmp_path):
+    settings = PhaseSettings(train="projector+lm", learning_rate=1e-3, batch_size=5, warmup_ratio=0, save_every=1)
+
+    def adapted(name, collator=collate):
+        model = tiny_vlm(tmp_path / "backbones")
+        wake_lora(model)
+        return model, train_phase(model, POOL, collator, settings, tmp_path / name)
+
+    merged = tiny_vlm(tmp_path / "backbones")
+    wake_lora(merged)
+    merged.merge_lora()
+    expected = train_phase(merged, POOL, collate, settings, tmp_path / "merged")
+    model, result = adapted("run")
+    assert result.losses == expected.losses and equal(weights(model), weights(merged))
+    assert equal(weights(checkpoint.load(result.model)), weights(model))
+    with pytest.raises(KeyboardInterrupt):
+        adapted("cut", Interrupting(1))
+    for _ in range(2):  # goes on, then finds that it has ended
+        again, result = adapted("cut")
+        assert result.losses == expected.losses and equal(weights(again), weights(merged))
+
+
 def test_whole_language_model_trains_and_resumes(tmp_path):
     settings = PhaseSettings(train="projector+lm", learning_rate=1e-3, batch_size=4, save_every=1)
     whole, expected = trained(tmp_path, settings, "whole")
@@ -203,7 +290,9 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 def test_a_run_with_other_settings_or_data_is_refused(tmp_path):
     trained(tmp_path)
-    with pytest.raises(ValueError, match="other settings: learning_rate was 0.01 and is 0.02; choose another folder"):
+    with pytest.raises(
+        ValueError, match="settings or inputs: learning_rate was 0.01 and is 0.02; choose another folder"
+    ):
         trained(tmp_path, PhaseSettings(**{**SETTINGS.__dict__, "learning_rate": 0.02}))
     with pytest.raises(ValueError, match="samples was 10 and is 2"):
         trained(tmp_path, pool=Pool([1, 1]))

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from vlmsel import runs
-from vlmsel.commands.inputs import open_data, open_model, pad_id
+from vlmsel.commands.inputs import digest, open_data, open_model, pad_id
 from vlmsel.data.batching import Collator, modality_length_order
 from vlmsel.training.loop import Order
 from vlmsel.training.phases import PhaseSettings
@@ -30,7 +30,9 @@ def run_phase(
         found.report(Path(out) / "skipped.json")
     samples, usable = found.samples, found.samples.usable()
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
-    result = train_phase(vlm, Subset(samples, usable), Collator(pad_id(vlm)), settings, out, order=order)
+    inputs = {"the data": found.sha256, "the model": digest(vlm)}
+    chosen, collator = Subset(samples, usable), Collator(pad_id(vlm))
+    result = train_phase(vlm, chosen, collator, settings, out, order=order, inputs=inputs)
     tail = result.losses[-max(1, len(result.losses) // 10) :]
     print(
         f"{result.steps} steps on {len(usable)} samples, final loss {sum(tail) / len(tail):.3f}; model: {result.model}"

@@ -2,11 +2,12 @@
 
 A run folder holds
 
-    phase.json      settings, steps and losses; `finished` when the phase is done
+    phase.json      settings, what it began with, steps and losses; `finished` when the phase is done
     model/          the result (`vlmsel.models.checkpoint.load` reads it)
     checkpoints/    states to go on from, the newest only; removed at the end
 
-An interrupted run that goes on ends with the same weights as an uninterrupted one on the same machine.
+An interrupted run that goes on ends with the same weights as an uninterrupted one on the same machine. Until the first
+state is written the folder holds nothing of the run, so that a run that fails before leaves it to the mended one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from vlmsel.runs import read_json, write_json
 from vlmsel.training.loop import Order, PhaseTrainer, arguments
 from vlmsel.training.phases import PhaseSettings, optimizer_groups, set_trainable
 from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
-from vlmsel.training.watch import GradientWatch, Progress
+from vlmsel.training.watch import Claim, GradientWatch, Progress
 
 RECORD, MODEL, STATES = "phase.json", "model", "checkpoints"
 
@@ -56,31 +57,39 @@ def train_phase(
     out: str | Path,
     resume: bool = True,
     order: Order | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> PhaseResult:
     """Train a model in place and write it to `out/model`; goes on where an earlier call with the same `out` stopped.
 
-    `collator` makes a batch (with `to(device)`) of a list of the data set's items. `order(epoch)` gives the order in
-    which samples are taken, such as one that groups like lengths; without it a permutation is drawn from the seed.
-    `resume=False` starts anew.
+    Adapters become part of the language model's weights before the whole of it trains. `collator` makes a batch (with
+    `to(device)`) of a list of the data set's items. `order(epoch)` gives the order in which samples are taken, such as
+    one that groups like lengths; without it a permutation is drawn from the seed. `inputs` are hashes of what the run
+    begins with, by name; it goes on only from the same. `resume=False` starts anew.
 
     Raises:
-        ValueError: settings, model and data do not fit; `out` holds a run with other settings; a part gets no
+        ValueError: settings, model and data do not fit; `out` holds a run with other settings or inputs; a part gets no
             gradient; a loss is not finite (names the samples).
     """
     out, main = Path(out), int(os.environ.get("RANK", "0")) == 0
-    record = {"settings": settings.identity(), "samples": len(dataset)}  # type: ignore[arg-type]
+    count = len(dataset)  # type: ignore[arg-type]
+    record = {"settings": settings.identity(), "samples": count, "inputs": dict(inputs or {})}
     if main and not resume:
         forget(out)
+    if "lm" in settings.train and model.vlm_config.lora is not None:
+        model.merge_lora()
     finished = earlier_result(out, record)
     if finished is not None:
         checkpoint.load_trained(model, finished.model)
         return finished
     if "projector" not in settings.train:
         model.require_ready()
-    if main:
-        write_json(out / RECORD, {**record, "finished": False})
     start = time.perf_counter()
-    losses = run(model, dataset, collator, settings, out / STATES, order)
+    claim = Claim(out / RECORD, {**record, "finished": False})
+    try:
+        losses = run(model, dataset, collator, settings, order, claim)
+    finally:
+        if main and newest_state(out / STATES) is None:
+            forget(out)
     result = PhaseResult(out / MODEL, len(losses), tuple(losses), time.perf_counter() - start)
     if main:
         checkpoint.save(model, result.model)
@@ -107,19 +116,27 @@ def earlier_result(out: Path, record: dict[str, Any]) -> PhaseResult | None:
     if not earlier["finished"] and newest_state(out / STATES) is None:
         return None  # it failed before there was anything to go on from
     was, now = ({**content["settings"], "samples": content["samples"]} for content in (earlier, record))
-    keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
-    if keys:
-        differ = "; ".join(f"{key} was {was.get(key)} and is {now.get(key)}" for key in keys)
-        raise ValueError(f"{out} holds a run with other settings: {differ}; choose another folder or resume=False")
+    differ = [
+        f"{key} was {was.get(key)} and is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
+    ]
+    hashes = earlier.get("inputs", {})
+    differ += [f"{name} changed" for name, value in record["inputs"].items() if hashes.get(name, value) != value]
+    if differ:
+        raise ValueError(
+            f"{out} holds a run with other settings or inputs: {'; '.join(differ)}; "
+            "choose another folder or resume=False"
+        )
     if not earlier["finished"]:
         return None
     return PhaseResult(out / MODEL, earlier["steps"], tuple(earlier["losses"]), 0.0)
 
 
 def run(
-    model: VLM, dataset: Any, collator: Any, settings: PhaseSettings, states: Path, order: Order | None
+    model: VLM, dataset: Any, collator: Any, settings: PhaseSettings, order: Order | None, claim: Claim
 ) -> list[float]:
-    """Train from the newest complete state in `states`, or from the start, and return the loss of every step."""
+    """Train from the newest complete state beside the claim, or from the start, and return the loss of every step."""
+    states = claim.path.parent / STATES
+    newest = clean(states)
     groups = set_trainable(model, settings.train)
     steps = total_steps(len(dataset), settings.batch_size, settings.epochs, settings.max_steps)
     warmup = warmup_steps(steps, settings.warmup_ratio, settings.warmup_rounding)
@@ -137,11 +154,11 @@ def run(
             train_dataset=dataset,
             data_collator=collator,
             optimizers=(optimizer, schedule),
-            callbacks=[watch, progress],
+            callbacks=[watch, progress, claim],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        newest = newest_state(states)
+        clean(states)  # the Trainer has made the folder
         try:
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         finally:
@@ -153,8 +170,33 @@ def run(
 
 def newest_state(states: Path) -> Path | None:
     """Return the newest state that was written to its end; the Trainer writes trainer_state.json last."""
-    complete = [path.parent for path in states.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(filter(is_complete, states.glob("checkpoint-*")), key=state_step, default=None)
+
+
+def is_complete(state: Path) -> bool:
+    """Tell whether a state was written to its end."""
+    try:
+        read_json(state / "trainer_state.json")
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def state_step(state: Path) -> int:
+    """Return the step after which a state was written."""
+    return int(state.name.rpartition("-")[2])
+
+
+def clean(states: Path) -> Path | None:
+    """Remove all but the newest complete state, as a state cannot be written over a half one; return that state."""
+    newest = newest_state(states)
+    if int(os.environ.get("RANK", "0")) == 0:
+        for state in states.glob("checkpoint-*"):
+            if state != newest:
+                shutil.rmtree(state)
+        if newest is None and states.is_dir():
+            shutil.rmtree(states)
+    return newest
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""What is watched while a phase trains: its progress, and that a gradient reaches every part that should learn."""
+"""What is watched while a phase trains: progress, the first state, that gradients reach what should learn."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from vlmsel.models.vlm import VLM
+from vlmsel.runs import write_json
 
 
 class Progress(TrainerCallback):
@@ -34,6 +36,19 @@ class Progress(TrainerCallback):
         """Leave the bar as it is; also after an error."""
         if self.bar is not None:
             self.bar.close()
+
+
+class Claim(TrainerCallback):
+    """Writes a run's record just before its first state: a run that fails earlier has nothing that others may not
+    replace.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path, self.record = path, record
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save and state.is_world_process_zero:
+            write_json(self.path, self.record)
 
 
 class GradientWatch(TrainerCallback):
