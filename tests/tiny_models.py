@@ -109,12 +109,12 @@ def tiny_vlm(tmp_path: Path | None = None, dtype: torch.dtype = torch.float32, l
     return model.double() if dtype == torch.float64 else model
 
 
-def wake_lora(model: torch.nn.Module, seed: int = 1) -> None:
+def wake_lora(model: torch.nn.Module, seed: int = 1, scale: float = 0.3) -> None:
     """Give the adapters' B, which start at zero, random values, so that they matter."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
-            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            parameter.data.copy_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 def random_ids(images: int, generator: torch.Generator, length: int) -> tuple[list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""Per-sample gradients equal a autograd loop over batches of one: a VLM, Llama, BERT, GPT-2, small modules."""
+"""Per-sample gradients equal an autograd loop over batches of one: a VLM, Llama, BERT, GPT-2, small modules."""
 
 import pytest
 import torch
@@ -9,8 +9,14 @@ from torch.nn.functional import cross_entropy
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from vlmsel.data.batching import Collator, Item
+from vlmsel.data.encode import encode
+from vlmsel.data.sample import Turn
 from vlmsel.gradients import Block, per_sample_gradients, select_blocks
+from vlmsel.models import config
 from vlmsel.models.losses import row_samples, sample_losses
+from vlmsel.models.presets import preset
+from vlmsel.models.vlm import build
 
 TOLERANCES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
 
@@ -64,6 +70,37 @@ def test_a_sample_without_image_has_zero_projector_gradients_in_a_mixed_batch(vl
 
 def test_left_padding(vlm):
     compare_vlm(vlm[0], [1, 0, 2], "projector+lora", vlm[1], left=True)
+
+
+@pytest.fixture(scope="module", params=TOLERANCES, ids=["float32", "float64"])
+def shipped(request):
+    """The `tiny` preset as the package ships it, its adapters awake, and a batch in its own words."""
+    dtype, tolerance = request.param
+    model = build(preset("tiny")).to(dtype)
+    wake_lora(model, scale=0.02)
+    side, generator = model.vision.image_size, torch.Generator().manual_seed(0)
+    pictures = [torch.randn(3, side, side, generator=generator).to(dtype) for _ in range(2)]
+    items = []
+    for uid, (images, answer) in enumerate([((0,), "red"), ((), "2 plus 2 is 4"), ((1, 0), "a small blue circle")]):
+        turns = [Turn("human", "<image>\n" * len(images) + "What is it?"), Turn("gpt", answer)]
+        found = encode(turns, len(images), model.tokenizer, model.vlm_config.template)
+        names, pixels = tuple(map(str, images)), tuple(pictures[i] for i in images)
+        items.append(Item(uid, found.input_ids, found.labels, names, pixels))
+    return model, Collator(0), items, tolerance
+
+
+@pytest.mark.skipif(not (config.ASSETS / "llama" / "config.json").is_file(), reason="the tiny backbones are not built")
+@pytest.mark.parametrize("spec", ["projector+lora", "last-block"])
+def test_the_shipped_preset(shipped, spec):
+    model, collate, items, tolerance = shipped
+    blocks = select_blocks(model, spec)
+    found = per_sample_gradients(model, with_rows(model, collate(items)), vlm_loss, blocks)
+    expected = loop_gradients(model, [collate([item]) for item in items], vlm_loss, blocks)
+    assert_same(found, expected, tolerance)
+    for sample in range(len(items)):
+        one, alone = ({name: g[sample : sample + 1] for name, g in some.items()} for some in (found, expected))
+        assert_same(one, alone, tolerance)
+    assert all(gradients.any() for gradients in found.values())
 
 
 def text_batch(lengths=(5, 9, 3), vocabulary=30, seed=0):

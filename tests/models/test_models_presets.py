@@ -1,6 +1,8 @@
 """The named models; the 7B one by its shapes alone."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from vlmsel.models.losses import sample_losses
 from vlmsel.models.presets import PRESETS, preset
 from vlmsel.models.vlm import build
 
+CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())["parameter_counts"]
+
 
 def count(parameters):
     return sum(p.numel() for p in parameters)
@@ -20,9 +24,11 @@ def count(parameters):
 def test_llava_7b_has_the_papers_numbers_of_parameters():
     model = build(preset("llava-7b"), device="meta")
     assert (model.vision.patches, model.vision.width, model.vision.image_size) == (576, 1024, 336)
-    assert count(model.projector.parameters()) == 20_979_712
-    assert count(lora_parameters(model).values()) == 33_554_432
-    assert preset("llava-7b").lora.scale == 16.0
+    assert count(model.projector.parameters()) == CASES["projector_1024_4096"] == 20_979_712
+    assert count(lora_parameters(model).values()) == CASES["lora_hyperinf_r64_qv_llama2_7b"] == 33_554_432
+    lora = preset("llava-7b").lora
+    assert (lora.r, lora.alpha, lora.rslora, lora.targets) == (64, 128, True, ("q_proj", "v_proj"))
+    assert lora.scale == CASES["lora_scale_hyperinf_rslora"] == 16.0
     names = adapted_modules(model)
     assert len(names) == 64 and all(".q_proj" in name or ".v_proj" in name for name in names)
     base = count(model.language_model.parameters()) - 33_554_432
@@ -32,8 +38,8 @@ def test_llava_7b_has_the_papers_numbers_of_parameters():
 def test_llava_7b_with_llavas_own_lora():
     lora = LoraSpec(r=128, alpha=256, rslora=False, targets=ALL_LINEAR, dropout=0.05)
     model = build(replace(preset("llava-7b"), lora=lora), device="meta")
-    assert count(lora_parameters(model).values()) == 319_815_680
-    assert lora.scale == 2.0
+    assert count(lora_parameters(model).values()) == CASES["lora_llava_r128_all_linear_llama2_7b"] == 319_815_680
+    assert lora.scale == CASES["lora_scale_llava"] == 2.0
 
 
 def test_settings_survive_json():

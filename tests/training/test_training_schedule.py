@@ -9,10 +9,10 @@ from transformers import get_cosine_schedule_with_warmup
 
 from vlmsel.training.schedule import learning_rate, rate_factor, total_steps, warmup_steps
 
-CASES = json.loads((Path(__file__).parent.parent / "cases" / "schedule.json").read_text())
+CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())["schedules"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_published_runs(case):
     steps = total_steps(case["n"], case["global_batch"])
     assert steps == case["steps"]
