@@ -14,6 +14,8 @@ from vlmsel.data.encode import encode
 from vlmsel.data.sample import Turn
 from vlmsel.gradients import Block, per_sample_gradients, select_blocks
 from vlmsel.models import config
+from vlmsel.models.config import LoraSpec
+from vlmsel.models.lora import attach_lora
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.presets import preset
 from vlmsel.models.vlm import build
@@ -159,6 +161,15 @@ def test_the_padding_row_of_an_embedding_has_no_gradient():
 @pytest.mark.parametrize("spec", [r"c_attn|c_proj|c_fc", "last-block", "ln_", r"wte|h\.0\.attn", "lm_head"])
 def test_gpt2_with_its_tied_head(dtype, tolerance, spec):
     compare_text(tiny_gpt2().to(dtype), language_loss, spec, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
+@pytest.mark.parametrize("rslora", [False, True])
+def test_gpt2_with_adapters_on_its_conv1d_layers(dtype, tolerance, rslora):
+    model = attach_lora(tiny_gpt2(), LoraSpec(r=4, alpha=8, rslora=rslora, targets=("c_attn", "c_proj", "c_fc")))
+    wake_lora(model)
+    found = compare_text(model.to(dtype).eval(), language_loss, "lora", tolerance)
+    assert len(found) == 2 * 2 * 4  # A and B, two layers, c_proj twice in each
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)

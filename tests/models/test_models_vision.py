@@ -66,6 +66,17 @@ def test_openai_weights_in_a_plain_gelu_tower_are_refused_before_any_download():
         load_vision(VLMConfig("RN50", "x", vision_weights="openai"))
 
 
+def test_a_weight_file_needs_a_word_on_its_activation(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"cut")
+    with pytest.raises(
+        ValueError, match="weights.safetensors: a weight file does not tell its activation; set quick_g"
+    ):
+        load_vision(VLMConfig("ViT-B-32", "x", vision_weights=str(file)))
+    with pytest.raises(ValueError, match="weights.safetensors cannot be read .*copy its whole folder again"):
+        load_vision(VLMConfig("ViT-B-32", "x", vision_weights=str(file), quick_gelu=False))
+
+
 def test_sources_that_cannot_be_loaded_are_named(tmp_path):
     clip, _ = save_backbones(tmp_path)
     with pytest.raises(ValueError, match="no architecture 'ViT-Q'"):

@@ -52,7 +52,8 @@ class VLMConfig:
     Attributes:
         vision: `assets:<name>`, `local-dir:<folder>` (open_clip's layout) or an open_clip architecture name.
         vision_weights: pretrained tag or weight file for an architecture name; the other two bring their own.
-        quick_gelu: what the tower's activation must be; checked after loading. None makes no claim.
+        quick_gelu: what the tower's activation must be; checked after loading. None makes no claim, which
+            a weight file does not allow.
         vision_layer: which block's output is used, counted from the end; -2 is the penultimate block.
         language: `assets:<name>`, a folder or a hub name of a causal language model with its tokenizer.
         projector: `linear` or `mlp<N>x_gelu` (N linear maps with exact GELU between them).

@@ -122,7 +122,7 @@ def load_vision(config: VLMConfig, dtype: torch.dtype = torch.float32) -> Vision
     if config.vision.startswith("assets:"):
         source = f"local-dir:{source}"
     weights = None if source.startswith("local-dir:") else config.vision_weights
-    check_source(source, weights)
+    check_source(source, weights, config.quick_gelu)
     if not source.startswith("local-dir:"):
         check_activation(bool(open_clip.get_model_config(source).get("quick_gelu")), config)  # before any download
     # open_clip draws weights before it loads them
@@ -132,8 +132,11 @@ def load_vision(config: VLMConfig, dtype: torch.dtype = torch.float32) -> Vision
     return VisionTower(visual.to(dtype), config.vision_layer)
 
 
-def check_source(source: str, weights: str | None) -> None:
-    """Refuse a vision source that cannot be loaded, in words that name the mend."""
+def check_source(source: str, weights: str | None, quick_gelu: bool | None) -> None:
+    """Refuse a vision source that cannot be loaded, in words that name the mend.
+
+    A weight file does not say which activation it was trained with, and the wrong one loads without a word.
+    """
     if source.startswith("local-dir:"):
         folder = Path(source.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
@@ -147,8 +150,14 @@ def check_source(source: str, weights: str | None) -> None:
         raise ValueError(f"vision tower {source} has no weights; set vision_weights to a pretrained tag or a file")
     elif not (os.path.isfile(weights) or open_clip.get_pretrained_cfg(source, weights)):
         raise FileNotFoundError(f"{weights}: neither a weight file nor a pretrained tag of {source}")
-    elif weights.endswith(".safetensors"):
-        check_weights(Path(weights))
+    elif os.path.isfile(weights):
+        if quick_gelu is None:
+            raise ValueError(
+                f"{weights}: a weight file does not tell its activation; set quick_gelu to true for OpenAI's weights "
+                "and others trained with QuickGELU, else to false"
+            )
+        if weights.endswith(".safetensors"):
+            check_weights(Path(weights))
 
 
 def shape_vision(config: VLMConfig) -> VisionTower:
