@@ -18,7 +18,11 @@ three, and up to four; then, with --focus, more of the questions that need a loo
 cores. The shipped weights were trained in several sittings with other seeds in between, so that these commands rebuild
 their like, not their bits.
 
-@REACHED@
+Reached (`probe`, on scenes of its own). Llama, exact answers from bags of words, 4,000 scenes: VQAv2 style color 1.000,
+shape 1.000, is_color 1.000, count .995, size .995; GQA style choose 1.000, color_at .995, shape_at .976, side .971,
+relation .935; POPE style 1.000; TextVQA style 1.000; where .944. The last round brought relation from .927 and where
+from .910. CLIP, linear probes on single frozen patch tokens of the penultimate block: color .994, size .919, shape .782
+(a patch often shows but a corner), letter .980, word .953, the patch's own position .982.
 """
 
 from __future__ import annotations
