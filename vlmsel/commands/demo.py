@@ -45,7 +45,7 @@ class DemoSettings:
     """
 
     captions: int = 4000
-    pool: int = 4000
+    pool: int = 3000
     target: int = 100
     questions: int = 240
     fraction: float = 0.2
