@@ -45,12 +45,12 @@ class DemoSettings:
     """
 
     captions: int = 4000
-    pool: int = 3000
+    pool: int = 5000
     target: int = 100
     questions: int = 240
     fraction: float = 0.2
     align_epochs: float = 2.0
-    tune_epochs: float = 6.0
+    tune_epochs: float = 3.0
     fit_samples: int = 1000
     damping: float = 0.1
 

@@ -20,7 +20,7 @@ BENCHMARK: dict[str, tuple[str, ...]] = {
     "shape_at": ("Which form can you see at the {place}?",),
     "choose": ("Which color has the {shape}, {one} or {two}?",),
     "side": ("Can you find the {name} at the {side}?",),
-    "presence": ("Does the picture show a {name}?",),
+    "presence": ("Is a {name} in the image?",),
     "reading": ("Read the sign.", "Which word can you see?", "What text is shown here?"),
     "where": ("Point to the {name}.",),
 }

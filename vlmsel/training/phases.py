@@ -99,7 +99,7 @@ PRESETS: dict[str, PhaseSettings] = {
         warmup_rounding="floor",
     ),
     "tiny-align": PhaseSettings(train="projector+lora", learning_rate=2e-3, batch_size=32),
-    "tiny-tune": PhaseSettings(train="projector+lora", learning_rate=1.5e-3, batch_size=32, epochs=6.0),
+    "tiny-tune": PhaseSettings(train="projector+lora", learning_rate=1e-3, batch_size=16, epochs=3.0),
 }
 
 
