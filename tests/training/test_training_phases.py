@@ -37,7 +37,7 @@ def test_every_other_preset_is_for_the_embedded_model_and_teaches_it_on_a_cpu():
         assert found == ("projector+lora", "float32", False, 1, 0)
     # the values that the recipes' expected tables were measured with
     assert (phase_preset("tiny-align").learning_rate, phase_preset("tiny-align").epochs) == (2e-3, 1.0)
-    assert (phase_preset("tiny-tune").learning_rate, phase_preset("tiny-tune").epochs) == (1.5e-3, 6.0)
+    assert (phase_preset("tiny-tune").learning_rate, phase_preset("tiny-tune").epochs) == (1e-3, 3.0)
 
 
 @pytest.mark.parametrize(
