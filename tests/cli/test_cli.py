@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -148,3 +149,13 @@ def test_a_preset_gives_the_defaults_of_settings(place, tmp_path):
 def test_an_unknown_preset(capsys):
     assert cli.main(["tune", "--preset", "huge"]) == 2
     assert capsys.readouterr().err.startswith("error: no preset 'huge'; there are llava15-align, ")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_is_explained(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(command, ["--help"])
+    options = re.split(r"\n  (?=--)", capsys.readouterr().out.partition("options:")[2])[1:]
+    plain = [" ".join(option.split()) for option in options]
+    assert len(options) > 3
+    assert not [text for text in plain if re.match(r"--\S+ (\S+ )?\((type|required)", text)]

@@ -28,7 +28,7 @@ def align(
         out: the run folder.
         model: preset (tiny, llava-7b) or the folder of a model.
         preset: the settings that `settings` starts from: tiny-align for the embedded model, llava15-*, prismatic-* or
-        hyperinf-* as published.
+            hyperinf-* as published.
         settings: hyper-parameters of the phase.
         group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
         max_length: longest sequence in tokens, patches included; what is longer is cut.

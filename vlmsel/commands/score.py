@@ -62,7 +62,7 @@ def score(
         batch_size: samples per forward and backward pass.
         fit_samples: how many samples, drawn with `seed`, curvature is fitted on; all when left out.
         scale_samples: how many fit samples the damping of DataInf is measured on before the pass; all of them when
-        null.
+            null.
         target_images: the image folder of the targets when it is another one.
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         seed: draws the fit samples.

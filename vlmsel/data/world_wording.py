@@ -2,8 +2,8 @@
 
 `BENCHMARK` is how the pool, the targets and the benchmarks ask. `PLAIN` is how the text asks that the tiny language
 model was pretrained on. They differ throughout: a model that had been pretrained on the benchmarks' own questions would
-answer them before any tuning, there would be little left to select data for, and the largest gradients in the pool would
-be those of its wrong answers.
+answer them before any tuning, there would be little left to select data for, and the largest gradients in the pool
+would be those of its wrong answers.
 """
 
 from __future__ import annotations

@@ -29,12 +29,15 @@ class PhaseSettings:
 
     Attributes:
         train: which parts learn: projector, projector+lora, lora or projector+lm (the whole language model).
-        learning_rate: peak rate; `projector_learning_rate` replaces it for the projector.
+        learning_rate: peak rate.
+        projector_learning_rate: peak rate of the projector, where it is another.
         weight_decay: decoupled decay of matrices.
         batch_size: samples per optimiser step, over all devices and micro-batches.
         gradient_accumulation: micro-batches that a step is cut into; changes memory and time, not the result.
-        epochs: passes over the data; `max_steps` replaces it.
-        warmup_ratio: part of all steps with a rising rate, rounded as `warmup_rounding` says (ceil or floor).
+        epochs: passes over the data.
+        max_steps: optimiser steps, instead of `epochs`.
+        warmup_ratio: part of all steps with a rising rate.
+        warmup_rounding: how the number of these steps is rounded.
         max_grad_norm: gradients are scaled down to this norm; 0 switches that off.
         seed: draws the order of the samples and dropout.
         precision: float32, or bfloat16 for autocast with float32 master weights.
