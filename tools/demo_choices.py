@@ -2,9 +2,9 @@
 
     python tools/demo_choices.py runs/demo
 
-prints a Markdown table: per scorer the share of its choice that comes from each source, and the share of flawed samples
-(wrong answer or another image) overall and among the presence questions, which the aligned model answers already. Means
-over seeds, in percent.
+prints a Markdown table: per scorer the share of its choice that comes from each source, the share of flawed samples
+(wrong answer or another image) overall and among the presence questions, and how many of these have the answer yes.
+Means over seeds, in percent.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from vlmsel.data.world_files import SOURCES
 from vlmsel.runs import read_json
 
 
-def shares(truth: Sequence[dict], uids: Iterable[int]) -> list[float]:
-    """Return in percent: each source, flawed samples, flawed samples among presence questions."""
+def shares(truth: Sequence[dict], pool: Sequence[dict], uids: Iterable[int]) -> list[float]:
+    """Return in percent: each source, flawed samples, flawed ones among presence questions, yes among these."""
     chosen = [truth[uid] for uid in uids]
     sources = Counter(one["source"] for one in chosen)
     presence = [one for one in chosen if one["source"] == "presence"]
     flawed = [sum(one["flaw"] != "none" for one in part) / max(1, len(part)) for part in (chosen, presence)]
-    return [100 * value for value in [*(sources[s] / len(chosen) for s in SOURCES), *flawed]]
+    yes = sum(pool[one["uid"]]["conversations"][1]["value"] == "yes" for one in presence) / max(1, len(presence))
+    return [100 * value for value in [*(sources[s] / len(chosen) for s in SOURCES), *flawed, yes]]
 
 
 def rows(folder: Path) -> list[list[str]]:
@@ -34,12 +35,14 @@ def rows(folder: Path) -> list[list[str]]:
     seeds = sorted(folder.glob("seed*/world/pool_truth.json"))
     if not seeds:
         raise SystemExit(f"{folder}: no seed*/world/pool_truth.json in it; run vlmsel demo first")
-    table = [["choice", *SOURCES, "flawed", "flawed presence"]]
+    table = [["choice", *SOURCES, "flawed", "flawed presence", "yes presence"]]
     for name in ("whole pool", *SCORERS):
         found = []
         for path in seeds:
-            truth, manifest = read_json(path), path.parents[1] / "selected" / f"{name}.json.manifest.json"
-            found.append(shares(truth, range(len(truth)) if name == "whole pool" else read_json(manifest)["uids"]))
+            truth, pool = read_json(path), read_json(path.with_name("pool.json"))
+            manifest = path.parents[1] / "selected" / f"{name}.json.manifest.json"
+            uids = range(len(truth)) if name == "whole pool" else read_json(manifest)["uids"]
+            found.append(shares(truth, pool, uids))
         table.append([name, *(f"{sum(column) / len(column):.0f}" for column in zip(*found, strict=True))])
     return table
 

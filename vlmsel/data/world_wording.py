@@ -1,9 +1,9 @@
 """How questions about the embedded world are worded, in two ways.
 
 `BENCHMARK` is how the pool, the targets and the benchmarks ask. `PLAIN` is how the text asks that the tiny language
-model was pretrained on. They differ throughout: a model that had been pretrained on the benchmarks' own questions would
-answer them before any tuning, there would be little left to select data for, and the largest gradients in the pool
-would be those of its wrong answers.
+model was pretrained on. They differ, but for POPE's question, whose wording is official: a model that had been pretrained
+on the benchmarks' own questions would answer them before any tuning, there would be little left to select data for, and
+the largest gradients in the pool would be those of its wrong answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BENCHMARK: dict[str, tuple[str, ...]] = {
     "shape_at": ("Which form can you see at the {place}?",),
     "choose": ("Which color has the {shape}, {one} or {two}?",),
     "side": ("Can you find the {name} at the {side}?",),
-    "presence": ("Is a {name} in the image?",),
+    "presence": ("Is there a {name} in the image?",),
     "reading": ("Read the sign.", "Which word can you see?", "What text is shown here?"),
     "where": ("Point to the {name}.",),
 }
@@ -36,7 +36,7 @@ PLAIN: dict[str, tuple[str, ...]] = {
     "shape_at": ("What shape is the object at the {place}?",),
     "choose": ("Is the {shape} {one} or {two}?",),
     "side": ("Is the {name} at the {side}?",),
-    "presence": ("Is there a {name} in the image?",),
+    "presence": BENCHMARK["presence"],
     "reading": ("What does the sign say?", "What word is on the sign?", "What is written on the sign?"),
     "where": ("Where is the {name}?",),
 }
