@@ -1,9 +1,9 @@
 """How questions about the embedded world are worded, in two ways.
 
 `BENCHMARK` is how the pool, the targets and the benchmarks ask. `PLAIN` is how the text asks that the tiny language
-model was pretrained on. They differ, but for POPE's question, whose wording is official: a model that had been pretrained
-on the benchmarks' own questions would answer them before any tuning, there would be little left to select data for, and
-the largest gradients in the pool would be those of its wrong answers.
+model was pretrained on. They differ, but for POPE's question, whose wording is official: a model that had been
+pretrained on the benchmarks' own questions would answer them before any tuning, there would be little left to select
+data for, and the largest gradients in the pool would be those of its wrong answers.
 """
 
 from __future__ import annotations
