@@ -40,6 +40,8 @@ def test_every_step_is_an_ordinary_run_folder(done):
     assert all((done / step / "config.yaml").is_file() for step in steps)
     chosen = json.loads((done / "seed0/selected/HyperINF.json").read_text())
     assert len(chosen) == round(0.2 * SIZES["pool"])
+    manifest = json.loads((done / "seed0/selected/HyperINF.json.manifest.json").read_text())
+    assert manifest["columns"] == ["HyperINF/vqav2", "HyperINF/gqa", "HyperINF/textvqa"]
 
 
 def test_second_call_finds_everything_done_and_prints_the_same_table(done, capsys):
@@ -61,3 +63,9 @@ def test_other_sizes_need_another_folder(done, capsys):
 def test_a_demo_without_seeds_is_refused(tmp_path, capsys):
     assert demo(tmp_path / "demo", "--seeds", "0") == 2
     assert "seeds must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_target_that_is_no_task_is_refused_before_anything_runs(tmp_path, capsys):
+    assert demo(tmp_path / "demo", "--settings.targets", "[gqa,vizwiz]") == 2
+    assert "targets must be some of vqav2, gqa, pope, textvqa, got ['gqa', 'vizwiz']" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -77,8 +77,8 @@ def test_other_files_are_refused(tmp_path):
 
 def test_columns_of_one_scorer():
     assert score_columns(columns(), "HyperINF") == ["HyperINF/gqa", "HyperINF/pope"]
-    assert score_columns(columns(), "HyperINF", "pope") == ["HyperINF/pope"]
+    assert score_columns(columns(), "HyperINF", ["pope"]) == ["HyperINF/pope"]
     with pytest.raises(ValueError, match="no scores named 'loss' in the table; it has HyperINF/gqa, HyperINF/pope, Hy"):
         score_columns(columns(), "loss")
     with pytest.raises(ValueError, match="no scores named 'HyperINF/vqav2'"):
-        score_columns(columns(), "HyperINF", "vqav2")
+        score_columns(columns(), "HyperINF", ["pope", "vqav2"])

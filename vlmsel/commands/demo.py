@@ -38,6 +38,8 @@ class DemoSettings:
         target: samples per target set.
         questions: questions per benchmark.
         fraction: part of the pool that each scorer selects.
+        targets: the tasks that it is selected for. POPE is left out: the aligned model does it already, and there the
+            largest gradients are those of wrong answers. All four are scored and evaluated.
         align_epochs: passes over the captions.
         tune_epochs: passes over what was selected, the same for every model.
         fit_samples: samples that curvature is fitted on.
@@ -49,6 +51,7 @@ class DemoSettings:
     target: int = 100
     questions: int = 240
     fraction: float = 0.2
+    targets: tuple[str, ...] = ("vqav2", "gqa", "textvqa")
     align_epochs: float = 2.0
     tune_epochs: float = 3.0
     fit_samples: int = 1000
@@ -71,6 +74,8 @@ def demo(
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if not settings.targets or set(settings.targets) - set(TASKS):
+        raise ValueError(f"targets must be some of {', '.join(TASKS)}, got {list(settings.targets)}")
     folder = runs.open_run(out, "\n".join(line for line in config.splitlines() if not line.startswith("seeds:")) + "\n")
     aligned = _align(folder, settings)
     for seed in range(seeds):
@@ -122,7 +127,7 @@ def _one_seed(folder: Path, aligned: Path, seed: int, settings: DemoSettings) ->
         fit_samples=settings.fit_samples,
         seed=seed,
     )
-    subsets = {name: _subset(here, world, name, settings.fraction) for name in SCORERS}
+    subsets = {name: _subset(here, world, name, settings) for name in SCORERS}
     _evaluate(here, world, aligned, BEFORE)
     for name, data in {**subsets, FULL: world / "pool.json"}.items():
         phase = replace(phase_preset("tiny-tune"), epochs=settings.tune_epochs, seed=seed)
@@ -140,10 +145,16 @@ def _scorers(seed: int, damping: float) -> tuple[str, ...]:
     )
 
 
-def _subset(here: Path, world: Path, name: str, fraction: float) -> Path:
+def _subset(here: Path, world: Path, name: str, settings: DemoSettings) -> Path:
     out = here / "selected" / f"{name}.json"
-    scores = str(here / "score" / "scores.parquet")
-    select(scores=scores, pool=str(world / "pool.json"), out=str(out), scorer=name, fraction=fraction)
+    select(
+        scores=str(here / "score" / "scores.parquet"),
+        pool=str(world / "pool.json"),
+        out=str(out),
+        scorer=name,
+        target=list(settings.targets),
+        fraction=settings.fraction,
+    )
     return out
 
 

@@ -18,7 +18,7 @@ def select(
     pool: str,
     out: str,
     scorer: str = "HyperINF",
-    target: str | None = None,
+    target: str | list[str] | None = None,
     combine: Literal["rank", "mean"] = "rank",
     fraction: float | None = None,
     count: int | None = None,
@@ -32,7 +32,7 @@ def select(
         pool: the pool that was scored; refused when it is another.
         out: the JSON file to write; `<out>.manifest.json` says which samples it holds and why.
         scorer: whose scores decide.
-        target: the target that counts; all of them when left out.
+        target: the target that counts, or a list of them; all of them when left out.
         combine: how several targets count: rank lets each choose an equal part, mean averages the scores.
         fraction: part of the pool to choose, in (0, 1].
         count: how many samples to choose, instead of `fraction`.
@@ -42,7 +42,7 @@ def select(
     _keep_inputs(out, scores, pool)
     table, about = read_table(scores, pool)
     records = read_records(pool)
-    columns = score_columns(table, scorer, target)
+    columns = score_columns(table, scorer, [target] if isinstance(target, str) else target)
     combined = combine_scores([table[name] for name in columns], combine)
     k = wanted(len(records), fraction, count)
     uids = choose(table["uid"], combined, k, table["source"], quota)

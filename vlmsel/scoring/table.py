@@ -70,15 +70,18 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
-def score_columns(columns: Mapping[str, Any], scorer: str, target: str | None = None) -> list[str]:
-    """Return the names of a scorer's columns: all its targets, or the one asked for.
+def score_columns(columns: Mapping[str, Any], scorer: str, targets: Sequence[str] | None = None) -> list[str]:
+    """Return the names of a scorer's columns: all its targets, or those asked for.
 
     Raises:
-        ValueError: the table has no such column; says what it has.
+        ValueError: the table lacks one of them; says what it has.
     """
     names = [name for name in columns if name not in FIXED]
-    wanted = [n for n in names if n.rpartition("/")[0] == scorer and target in (None, n.rpartition("/")[2])]
-    if not wanted:
-        asked = scorer if target is None else f"{scorer}/{target}"
-        raise ValueError(f"no scores named {asked!r} in the table; it has {', '.join(names)}")
+    if targets is None:
+        wanted = [name for name in names if name.rpartition("/")[0] == scorer]
+    else:
+        wanted = [f"{scorer}/{target}" for target in targets]
+    lacking = [name for name in wanted if name not in names]
+    if lacking or not wanted:
+        raise ValueError(f"no scores named {(lacking or [scorer])[0]!r} in the table; it has {', '.join(names)}")
     return wanted
