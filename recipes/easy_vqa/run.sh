@@ -7,7 +7,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 for seed in $(seq 0 $((seeds - 1))); do
   data=$out/data$seed run=$out/seed$seed
   [ -f "$data/annotations.json" ] ||
-    python "$here/../../tools/convert_easy_vqa.py" "$archive" --out "$data" --seed "$seed" --pool 6000 --test 2000
+    python "$here/../../tools/convert_easy_vqa.py" "$archive" --out "$data" --seed "$seed"
   vlmsel align --config "$here/align.yaml" --settings.seed "$seed" --out "$run/align" \
     --data "$data/captions.json" --images "$data/images"
   vlmsel score --config "$here/score.yaml" --seed "$seed" --model "$run/align" --pool "$data/pool.json" \
