@@ -61,3 +61,14 @@ def test_the_picture_is_drawn(tmp_path):
     values, tasks = result_table.collect(study(tmp_path), ["Random"])
     result_table.draw(values, tasks, tmp_path / "table.png", "two models")
     assert (tmp_path / "table.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_one_task_needs_no_mean(tmp_path):
+    write(tmp_path, 0, "Random", "gqa", 0.5, 0.3)
+    write(tmp_path, 0, "Mine", "gqa", 0.6, 0.3)
+    values, tasks = result_table.collect(tmp_path, ["Random"])
+    table = result_table.rows(values, tasks)
+    assert table[0] == ["model", "gqa", "gqa - Random"]
+    assert table[3] == ["Mine", "60.0", "+10.0"]
+    result_table.draw(values, tasks, tmp_path / "table.png", "one task")
+    assert (tmp_path / "table.png").stat().st_size > 1000

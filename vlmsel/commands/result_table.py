@@ -83,15 +83,21 @@ def rows(values: Values, tasks: Sequence[str], against: str = "Random") -> list[
     """Return the table's cells, head first: model, one column per task, their mean, and the mean's gain over
     `against`."""
     full = with_mean(values, tasks)
-    table = [["model", *tasks, "mean", f"mean - {against}"]]
+    columns = _columns(tasks)
+    table = [["model", *columns, f"{columns[-1]} - {against}"]]
     for model, row in full.items():
         gain = (
             ""
             if against not in full or model == against
             else shown(_differences(row["mean"], full[against]["mean"]), True)
         )
-        table.append([model, *(shown(row[column]) for column in [*tasks, "mean"]), gain])
+        table.append([model, *(shown(row[column]) for column in columns), gain])
     return table
+
+
+def _columns(tasks: Sequence[str]) -> list[str]:
+    """Return what is shown: every task, and their mean where there are several."""
+    return [*tasks, "mean"] if len(tasks) > 1 else list(tasks)
 
 
 def _differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
@@ -124,10 +130,11 @@ def draw(values: Values, tasks: Sequence[str], path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
     full = with_mean(values, tasks)
-    columns = [*tasks, "mean"]
+    columns = _columns(tasks)
     models = [model for model in full if model != MAJORITY]
-    figure, axes = plt.subplots(1, len(columns), figsize=(2.5 * len(columns), 0.42 * len(models) + 1.3), sharey=True)
-    for axis, column in zip(axes, columns, strict=True):
+    size = (max(5, 2.5 * len(columns)), 0.42 * len(models) + 1.3)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    for axis, column in zip(axes[0], columns, strict=True):
         for place, model in enumerate(models):
             mean, half = interval(full[model][column])
             error = None if math.isnan(half) else [[half], [half]]
@@ -137,7 +144,7 @@ def draw(values: Values, tasks: Sequence[str], path: Path, title: str) -> None:
         axis.set_title(column, fontsize=10)
         axis.grid(axis="x", alpha=0.3)
         axis.set_yticks(range(len(models)), models)
-        axis.invert_yaxis() if axis is axes[0] else None
+        axis.invert_yaxis() if axis is axes[0, 0] else None
     figure.supxlabel("accuracy in % (POPE: F1)", fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
