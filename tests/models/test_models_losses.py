@@ -64,7 +64,7 @@ def test_a_sample_without_supervised_tokens_is_nan_and_harms_no_other():
     losses = sample_losses(model, batch)
     assert torch.isnan(losses).tolist() == [False, False, True, False]
     keep = torch.tensor([0, 1, 3])
-    assert torch.equal(losses[keep], expected[keep])
+    torch.testing.assert_close(losses[keep], expected[keep])  # fewer rows reach the head, which may round otherwise
     torch.where(torch.isnan(losses), 0, losses).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
