@@ -15,7 +15,8 @@ CLIP learns to tell captions of scenes apart, half of them differing in one attr
 scenes whose patches are bags of words (`Slots`), beside captions and text tasks; one thing per scene first, then two,
 three, and up to four; then, with --focus, more of the questions that need a look-up. A step takes half a second on two
 cores. The shipped weights were trained in several sittings; how the Llama's first 10,900 steps were split between plain
-and focused rounds was not recorded, so these commands rebuild their like, not their bits, and have not been run in one go.
+and focused rounds was not recorded, so these commands rebuild their like, not their bits, and have not been run in one
+go.
 
 Reached (`probe`, on scenes of its own). Llama, exact answers from bags of words, 4,000 scenes: VQAv2 style color 1.000,
 shape 1.000, is_color 1.000, count .995, size .995; GQA style choose 1.000, color_at .995, shape_at .976, side .971,
