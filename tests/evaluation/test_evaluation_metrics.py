@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from vlmsel.evaluation.choice_text import hellaswag_query, hellaswag_text, logiqa_option
+from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option
 from vlmsel.evaluation.metrics import (
     GLUE,
     glue_metrics,

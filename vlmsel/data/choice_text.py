@@ -3,8 +3,9 @@
 HellaSwag: blanks at the ends go; " [title]" becomes ". "; [...] is deleted; two blanks become one, in one pass, so that
 four leave two, and a blank that a deleted mark leaves at the end stays.
 
-LogiQA: the first two characters of an option go whatever they are (nearly all options begin "A."), and each period is
-followed by a blank. 14 of 651 options in the evaluation file have no letter and lose two of their own characters.
+LogiQA: each period is followed by a blank; the first two characters of an option go whatever they are (nearly all
+options begin "A."). Options without a letter, in 14 of the 651 questions of the evaluation file, lose two of their own
+characters.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ def hellaswag_query(record: Mapping[str, str]) -> str:
     return hellaswag_text(f"{record['activity_label']}: {context}")
 
 
+def logiqa_text(line: str) -> str:
+    """Clean a line of LogiQA that holds a context or a question."""
+    return line.replace(".", ". ").strip()
+
+
 def logiqa_option(line: str) -> str:
     """Clean a line of LogiQA that holds an option.
 
     >>> logiqa_option("A.It is 3.5 m long.")
     'It is 3. 5 m long.'
     """
-    return line[2:].replace(".", ". ").strip()
+    return logiqa_text(line[2:])
