@@ -9,6 +9,9 @@ VQAv2 (GT-Vision-Lab/VQA, vqaEval.py), in this order:
 4. Lower case; none, zero, one ... ten become digits; a, an, the go; contractions get their apostrophe.
 
 TextVQA (EvalAIAnswerProcessor) first lower-cases, deletes , and ? and puts a blank before 's.
+
+LLaVA's answer file of TextVQA names a question by its image and its prompt; `textvqa_prompt_question` takes the
+question out of the latter (haotian-liu/LLaVA, eval_textvqa.py).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+OCR_MARK, OLD_OCR_MARK = "Reference OCR token:", "OCR tokens: "  # how LLaVA puts OCR tokens into a prompt
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = {"none": "0", "zero": "0"} | {
@@ -100,3 +104,38 @@ def textvqa_answer(text: str) -> str:
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return plain_words(strip_marks(strip_blanks(text)))
+
+
+def has_ocr_tokens(prompt: str) -> bool:
+    """Tell whether a prompt of LLaVA's TextVQA file has OCR tokens."""
+    return OCR_MARK in prompt or prompt.startswith(OLD_OCR_MARK)
+
+
+def textvqa_prompt_question(prompt: str) -> str:
+    """Return the question in a prompt of LLaVA's TextVQA file, in lower case.
+
+    The last line, which asks for a short answer, goes, and so does a line of OCR tokens before or after the question.
+    An older form is "OCR tokens: ... Question: ... Short answer:". On these forms this returns what LLaVA's script
+    does, but where a question has several lines before that last one: the script stops, this returns them all.
+
+    Raises:
+        ValueError: there is no question in it.
+
+    >>> textvqa_prompt_question("What is it?\\nReference OCR token: A, B\\nAnswer the question using a single word.")
+    'what is it?'
+    """
+    if prompt.startswith(OLD_OCR_MARK):
+        match = re.search("Question: (.*?) Short answer:", prompt, re.DOTALL)
+        question = match[1] if match else ""
+    else:
+        question = "\n".join(_question_lines(prompt.split("\n")))
+    if not question.strip():
+        raise ValueError(f"no question in the prompt {prompt[:80]!r}; expected it on a line before that of the request")
+    return question.lower()
+
+
+def _question_lines(lines: list[str]) -> list[str]:
+    marked = [place for place, line in enumerate(lines) if line.startswith(OCR_MARK)]
+    if marked and marked[0] > 0:
+        return lines[: marked[0]]
+    return lines[len(marked[:1]) : -1]
