@@ -25,7 +25,7 @@ COMMANDS = {
     "score": "score every sample of a pool by its influence on target tasks",
     "select": "write the fraction of the pool with the lowest (most helpful) scores",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
-    "evaluate": "answer the questions of VQAv2, GQA, POPE or TextVQA and compute the metrics",
+    "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
 }
 
 

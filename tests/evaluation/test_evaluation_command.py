@@ -81,20 +81,20 @@ def test_a_run_goes_on_from_half_of_its_answers(home, tmp_path):
 
 
 def test_what_was_asked_how_is_recorded(home, tmp_path):
-    for protocol in ("bare", "short"):
+    for protocol in ("bare", "llava15"):
         assert evaluate(home, tmp_path / protocol, "textvqa", "--protocol", protocol) == 0
-    bare, short = result(tmp_path / "bare")["protocol"], result(tmp_path / "short")["protocol"]
-    assert bare.pop("prompt") == "bare" and short.pop("prompt") == "short"
+    bare, short = result(tmp_path / "bare")["protocol"], result(tmp_path / "llava15")["protocol"]
+    assert bare.pop("prompt") == "bare" and short.pop("prompt") == "llava15"
     assert bare == short
-    assert bare["max_new_tokens"] == 3 and bare["ocr_tokens"] == "none" and {"template", "image_mode"} <= set(bare)
+    assert bare["max_new_tokens"] == 3 and bare["headline"] == "without OCR tokens" and {"template", "image_mode"} <= set(bare)
 
 
 def test_another_protocol_in_the_same_folder_is_refused(home, tmp_path, capsys):
     assert evaluate(home, tmp_path / "run", "gqa", "--protocol", "bare") == 0
     capsys.readouterr()
-    assert evaluate(home, tmp_path / "run", "gqa", "--protocol", "short") == 2
+    assert evaluate(home, tmp_path / "run", "gqa", "--protocol", "llava15") == 2
     error = capsys.readouterr().err
-    assert "protocol: bare" in error and "protocol: short" in error and error.count("\n") == 1
+    assert "protocol: bare" in error and "protocol: llava15" in error and error.count("\n") == 1
 
 
 def refused(call, capsys):
@@ -141,7 +141,7 @@ def test_a_questions_file_of_another_task(home, tmp_path, capsys):
     ("option", "value", "message"),
     [
         ("--task", "okvqa", "no task is called 'okvqa'; there are vqav2"),
-        ("--protocol", "long", "protocol must be one of short, bare; got 'long'"),
+        ("--protocol", "long", "protocol must be one of llava15, prismatic, bare; got 'long'"),
         ("--batch_size", "0", "must be at least 1, got 0 and 3"),
         ("--max_new_tokens", "0", "must be at least 1, got 32 and 0"),
         ("--model", "nowhere", "nowhere: no model"),

@@ -1,30 +1,43 @@
-"""The file of answers: what is asked, what is gone on from, and what is refused."""
+"""The file of answers: what is asked, what is gone on from, and what is refused; several processes."""
 
 import json
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
-from vlmsel.evaluation.harness import answer_all, prompt, read_answers
-from vlmsel.evaluation.questions import Question
+from vlmsel.evaluation.harness import Responder, answer_all, read_lines
 
-QUESTIONS = [Question(str(i), f"{i}.png", "what" + "?" * (i % 3), ("yes",), "all") for i in range(7)]
+ASKED = {str(i): {"prompt": "what" + "?" * (i % 3)} for i in range(7)}
 
 
 class Model:
     """Answers a question with its id and remembers the batches."""
 
     def __init__(self, stop_after=None):
-        self.batches, self.stop_after = [], stop_after
+        self.batches, self.prepared, self.stop_after = [], [], stop_after
 
-    def __call__(self, batch):
+    def prepare(self, ids):
+        self.prepared += ids
+        return list(ids)
+
+    def respond(self, ids):
         if len(self.batches) == self.stop_after:
             raise KeyboardInterrupt
-        self.batches.append([question.id for question, _ in batch])
-        return [f"answer {question.id} é\n" for question, _ in batch]
+        self.batches.append(ids)
+        return [f"answer {identity} é\n" for identity in ids]
 
     @property
     def asked(self):
         return sorted(identity for batch in self.batches for identity in batch)
+
+
+def answer(model, path, asked=ASKED, **settings):
+    return answer_all(asked, Responder(model.prepare, model.respond), path, **settings)
+
+
+RIGHT = {identity: f"answer {identity} é\n" for identity in ASKED}
 
 
 def lines(path):
@@ -37,36 +50,68 @@ def line(identity, text="yes", asked="what"):
 
 def test_every_question_is_asked_once_and_written_down(tmp_path):
     model, path = Model(), tmp_path / "run/predictions.jsonl"
-    answers = answer_all(QUESTIONS, model, path, batch_size=3)
-    assert answers == {q.id: f"answer {q.id} é\n" for q in QUESTIONS}
-    assert model.asked == [q.id for q in QUESTIONS] and [len(batch) for batch in model.batches] == [3, 3, 1]
-    assert {one["question_id"]: one["text"] for one in lines(path)} == answers
-    assert {one["question_id"]: one["prompt"] for one in lines(path)} == {q.id: prompt(q, "short") for q in QUESTIONS}
+    assert answer(model, path, batch_size=3) == RIGHT
+    assert model.asked == sorted(model.prepared) == list(ASKED) and [len(b) for b in model.batches] == [3, 3, 1]
+    assert {one["question_id"]: one["text"] for one in lines(path)} == RIGHT
+    assert {one["question_id"]: {"prompt": one["prompt"]} for one in lines(path)} == ASKED
+
+
+def test_questions_of_like_length_share_a_batch(tmp_path):
+    model = Model()
+    answer(model, tmp_path / "predictions.jsonl", batch_size=3)
+    lengths = [len(ASKED[identity]["prompt"]) for batch in model.batches for identity in batch]
+    assert lengths == sorted(lengths)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_a_stopped_run_goes_on(tmp_path, stop):
     path, first, second = tmp_path / "predictions.jsonl", Model(stop_after=stop), Model()
     with pytest.raises(KeyboardInterrupt):
-        answer_all(QUESTIONS, first, path, batch_size=3)
+        answer(first, path, batch_size=3)
     assert path.is_file() == (stop > 0)  # nothing to go on from, no file
-    answers = answer_all(QUESTIONS, second, path, batch_size=2)
-    assert sorted(first.asked + second.asked) == [q.id for q in QUESTIONS]
-    assert (
-        answers == answer_all(QUESTIONS, Model(stop_after=0), path) == {q.id: f"answer {q.id} é\n" for q in QUESTIONS}
-    )
-    assert len(lines(path)) == len(QUESTIONS)
+    answers = answer(second, path, batch_size=2)
+    assert sorted(first.asked + second.asked) == list(ASKED)
+    assert answers == answer(Model(stop_after=0), path) == RIGHT
+    assert len(lines(path)) == len(ASKED)
+
+
+def test_the_next_batch_is_prepared_while_one_is_answered(tmp_path):
+    model, seen = Model(), []
+
+    def respond(ids):
+        seen.append((len(model.batches), len(model.prepared)))
+        return model.respond(ids)
+
+    def slow(ids):
+        return model.prepare(ids)
+
+    answer_all(ASKED, Responder(slow, respond), tmp_path / "predictions.jsonl", batch_size=2)
+    assert [batches for batches, _ in seen] == [0, 1, 2, 3]
+    assert all(prepared >= 2 * batches + 1 for batches, prepared in seen)
+
+
+def test_a_fault_while_preparing_is_raised_after_the_batches_before_it(tmp_path):
+    model, path = Model(), tmp_path / "predictions.jsonl"
+
+    def prepare(ids):
+        if "5" in ids:
+            raise ValueError("question 5: no picture")
+        return model.prepare(ids)
+
+    with pytest.raises(ValueError, match="question 5: no picture"):
+        answer_all(ASKED, Responder(prepare, model.respond), path, batch_size=1)
+    assert set(read_lines(path)) == {i for i in ASKED if len(ASKED[i]["prompt"]) < len(ASKED["5"]["prompt"])} | {"2"}
 
 
 @pytest.mark.parametrize("kept", [1, 20, 40, -1, -2, -4])
 def test_a_half_written_line_is_dropped_and_asked_again(tmp_path, kept):
     path = tmp_path / "predictions.jsonl"
-    expected = answer_all(QUESTIONS, Model(), path)
+    answer(Model(), path)
     whole = path.read_bytes()
     last = whole[:-1].rfind(b"\n") + 1
     path.write_bytes(whole[:last] + whole[last:][:kept])
     model = Model()
-    assert answer_all(QUESTIONS, model, path) == expected
+    assert answer(model, path) == RIGHT
     assert len(model.asked) == 1
     assert path.read_bytes() == whole
 
@@ -74,12 +119,8 @@ def test_a_half_written_line_is_dropped_and_asked_again(tmp_path, kept):
 def test_a_line_that_ends_within_a_letter_is_dropped(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_bytes(line("1").encode() + "é".encode()[:1])
-    assert read_answers(path) == {"1": ("what", "yes")}
+    assert answer(Model(), path, {"1": {"prompt": "what"}}) == {"1": "yes"}
     assert path.read_bytes() == line("1").encode()
-
-
-def test_no_file_no_answers(tmp_path):
-    assert read_answers(tmp_path / "predictions.jsonl") == {}
 
 
 @pytest.mark.parametrize(
@@ -91,47 +132,100 @@ def test_a_broken_line_before_the_end_is_refused(tmp_path, bad):
     bad = bad if isinstance(bad, bytes) else bad.encode()
     path.write_bytes(line("0").encode() + bad + b"\n" + line("2").encode())
     with pytest.raises(ValueError, match=r"predictions.jsonl: line 2 is no prediction; delete the file"):
-        read_answers(path)
+        read_lines(path)
+
+
+def test_numbers_are_answers_where_they_are_asked_for(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    responder = Responder(list, lambda ids: [[-1.5, -float(identity)] for identity in ids])
+    found = answer_all(ASKED, responder, path, "loglikelihoods")
+    assert found["3"] == [-1.5, -3.0]
+    assert answer_all(ASKED, Responder(list, None), path, "loglikelihoods") == found
+    with pytest.raises(ValueError, match="line 1 is no prediction"):
+        answer(Model(), path)
 
 
 def test_the_same_answer_twice_is_harmless_and_two_answers_are_not(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text(line("1") + line("1"))
-    assert read_answers(path) == {"1": ("what", "yes")}
+    assert list(read_lines(path)) == ["1"]
     path.write_text(line("1") + line("1", "no"))
     with pytest.raises(ValueError, match="line 2 gives question 1 another answer"):
-        read_answers(path)
+        read_lines(path)
 
 
 def test_answers_to_other_questions_are_left_out(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text(line("elsewhere"))
-    assert set(answer_all(QUESTIONS, Model(), path)) == {q.id for q in QUESTIONS}
+    assert answer(Model(), path) == RIGHT
 
 
 def test_answers_to_another_prompt_are_not_used(tmp_path):
     path = tmp_path / "predictions.jsonl"
-    answer_all(QUESTIONS, Model(), path, "short")
-    with pytest.raises(ValueError, match=r"question 0 was asked as .*single word.*, now it would be 'what'; choose"):
-        answer_all(QUESTIONS, Model(), path, "bare")
-    changed = [Question(q.id, q.image, "why", q.references, q.group) for q in QUESTIONS]
-    with pytest.raises(ValueError, match="question 0 was asked as"):
-        answer_all(changed, Model(), path, "short")
-
-
-def test_the_suffix_stands_on_a_line_of_its_own():
-    assert prompt(QUESTIONS[0], "short") == "what\nAnswer the question using a single word or phrase."
-    assert prompt(QUESTIONS[0], "bare") == "what"
-    with pytest.raises(ValueError, match="protocol must be one of short, bare; got 'long'"):
-        prompt(QUESTIONS[0], "long")
+    answer(Model(), path)
+    changed = {identity: {"prompt": "why"} for identity in ASKED}
+    with pytest.raises(ValueError, match=r"question 0 was asked as 'what', now it would be 'why'; choose another"):
+        answer(Model(), path, changed)
+    more = {identity: {**one, "choices": ["a"]} for identity, one in ASKED.items()}
+    with pytest.raises(ValueError, match=r"question 0 was asked as None, now it would be \['a'\]"):
+        answer(Model(), path, more)
 
 
 def test_wrong_use_is_refused(tmp_path):
     path = tmp_path / "predictions.jsonl"
     with pytest.raises(ValueError, match="batch_size must be at least 1, got -1"):
-        answer_all(QUESTIONS, Model(), path, batch_size=-1)
-    with pytest.raises(ValueError, match="8 questions have only 7 different ids"):
-        answer_all([*QUESTIONS, QUESTIONS[0]], Model(), path)
+        answer(Model(), path, batch_size=-1)
     with pytest.raises(ValueError, match="zip"):
-        answer_all(QUESTIONS, lambda batch: ["one answer"], path)
+        answer_all(ASKED, Responder(list, lambda ids: ["one answer"]), path)
     assert not path.exists()
+
+
+# Several processes
+
+
+def test_files_that_other_processes_left_are_gone_on_from_and_merged(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(line("0"))
+    (tmp_path / "predictions.1.jsonl").write_text(line("1", asked="what?") + line("4", asked="what?")[:9])
+    model = Model()
+    answers = answer(model, path)
+    assert model.asked == ["2", "3", "4", "5", "6"]
+    assert answers == RIGHT | {"0": "yes", "1": "yes"}
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.jsonl"]
+    assert len(lines(path)) == len(ASKED)
+
+
+def test_two_processes_that_gave_two_answers(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(line("0"))
+    (tmp_path / "predictions.1.jsonl").write_text(line("0", "no"))
+    with pytest.raises(ValueError, match=r"predictions.1.jsonl gives question 0 another answer than .*delete"):
+        answer(Model(), path)
+
+
+def test_two_real_processes_deal_the_batches(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            from pathlib import Path
+            from vlmsel import processes
+            from vlmsel.evaluation.harness import Responder, answer_all
+
+            folder = Path({str(tmp_path)!r})
+            asked = {{str(i): {{"prompt": "what"}} for i in range(10)}}
+            done = []
+            respond = lambda ids: done.extend(ids) or [f"by {{processes.rank()}}" for _ in ids]
+            found = answer_all(asked, Responder(list, respond), folder / "predictions.jsonl", batch_size=2)
+            assert set(found) == set(asked) and set(found.values()) == {{"by 0", "by 1"}}
+            (folder / f"done{{processes.rank()}}").write_text(" ".join(done))
+            """
+        )
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(program)]
+    ended = subprocess.run(launch, capture_output=True, text=True, timeout=180)
+    assert ended.returncode == 0, ended.stderr
+    first, second = ((tmp_path / f"done{rank}").read_text().split() for rank in (0, 1))
+    assert (len(first), len(second)) == (6, 4) and sorted(first + second) == [str(i) for i in range(10)]
+    assert len(lines(tmp_path / "predictions.jsonl")) == 10
+    assert not (tmp_path / "predictions.1.jsonl").exists()

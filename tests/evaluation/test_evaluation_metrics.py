@@ -1,7 +1,10 @@
 """Metrics against the shared worked cases, plain twins, and each other."""
 
 import json
+import math
 import random
+import statistics
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -9,12 +12,12 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option
+from vlmsel.evaluation.averages import f1_error, mean, standard_error
 from vlmsel.evaluation.metrics import (
     GLUE,
     glue_metrics,
     gqa_match,
     gqa_metrics,
-    mean,
     multiple_choice,
     pope_metrics,
     pope_parse,
@@ -358,3 +361,29 @@ def test_logiqa_options_lose_two_characters_whatever_they_are():
 def test_no_mean_of_nothing():
     with pytest.raises(ValueError, match="no question"):
         mean([])
+
+
+# Standard errors
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (3, 7), (40, 50), (9, 9)])
+def test_the_standard_error_of_right_and_wrong_answers(right, count):
+    share = right / count
+    assert standard_error([1.0] * right + [0.0] * (count - right)) == close((share * (1 - share) / (count - 1)) ** 0.5)
+
+
+def test_one_question_has_no_standard_error():
+    assert math.isnan(standard_error([1.0]))
+
+
+def test_the_error_of_f1_is_that_of_drawing_questions_again():
+    """The spread of F1 over 4,000 samples of 300 questions drawn again with replacement."""
+    rng = random.Random(0)
+    kinds = ["tp"] * 120 + ["wrong"] * 60 + ["tn"] * 120
+    drawn = [Counter(rng.choices(kinds, k=300)) for _ in range(4000)]
+    spread = statistics.stdev(2 * one["tp"] / (2 * one["tp"] + one["wrong"]) for one in drawn)
+    assert f1_error(120, 60) == pytest.approx(spread, rel=0.05)
+
+
+def test_the_error_of_f1_without_a_true_positive():
+    assert f1_error(0, 5) == f1_error(0, 0) == 0

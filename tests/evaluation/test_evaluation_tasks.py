@@ -1,13 +1,16 @@
 """Readers of the official files, from the embedded world and by hand; constant answers; scores of whole tasks."""
 
 import json
+import statistics
 from collections import Counter
 
 import pytest
 
 from vlmsel.data.world_files import WorldSizes, benchmark_files, write_world
+from vlmsel.evaluation.averages import f1_error
 from vlmsel.evaluation.questions import Question
-from vlmsel.evaluation.tasks import GQA, POPE, TASKS, TextVQA, VQAv2, load_task
+from vlmsel.evaluation.tasks import VISUAL_TASKS, load_task
+from vlmsel.evaluation.vqa_tasks import GQA, POPE, PopeLogit, TextVQA, VisualTask, VQAv2
 
 QUESTIONS = 12
 
@@ -58,6 +61,8 @@ def gqa_record(**changes):
         "isBalanced": True,
         "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"},
         "groups": {"global": None, "local": "06-yes"},
+        "entailed": [],
+        "semantic": [{"operation": "select", "argument": "car (1)", "dependencies": []}],
     } | changes
 
 
@@ -91,14 +96,14 @@ def read_textvqa(folder, *records):
 # The official files
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_the_worlds_files_are_read(world, name):
     task = load_task(name, **world[name])
-    assert type(task) is TASKS[name]
+    assert type(task).__name__.lower() == name
     assert len(task.questions) == len({question.id for question in task.questions}) == QUESTIONS
     right = {q.id: Counter(q.references).most_common(1)[0][0] for q in task.questions}
     assert task.score(right)[task.headline] == 1
-    assert task.score(dict.fromkeys(right, "nothing of the kind"))["accuracy"] < 1
+    assert task.score(dict.fromkeys(right, "not of the kind"))[task.headline] < 1
 
 
 def test_vqav2_names_images_as_coco_does(tmp_path):
@@ -117,15 +122,34 @@ def test_vqav2_may_ask_a_part_of_what_is_annotated(tmp_path):
 
 
 def test_gqa_ids_stay_strings(tmp_path):
-    records = {"02930152": gqa_record(), "2930152": gqa_record(types={"structural": "query"})}
+    records = {"02930152": gqa_record(), "2930152": gqa_record(types={"structural": "query", "semantic": "attr"})}
     first, second = read_gqa(tmp_path, records).questions
     assert (first.id, first.group, first.image) == ("02930152", "binary", "n161313.jpg")
     assert (second.id, second.group) == ("2930152", "open")
 
 
-def test_gqa_asks_balanced_questions_only(tmp_path):
-    found = read_gqa(tmp_path, {"1": gqa_record(isBalanced=False), "2": gqa_record()})
-    assert [question.id for question in found.questions] == ["2"]
+def test_gqa_asks_balanced_questions_and_those_they_entail(tmp_path):
+    records = {
+        "1": gqa_record(isBalanced=False),
+        "2": gqa_record(entailed=["2", "3"]),
+        "3": gqa_record(isBalanced=False),
+    }
+    found = read_gqa(tmp_path, records)
+    assert [question.id for question in found.questions] == ["2", "3"]
+    assert found.score({"2": "yes", "3": "no"})["accuracy"] == 1  # only balanced ones count
+    assert found.score({"2": "yes", "3": "no"})["consistency"] == 0
+    assert read_gqa(tmp_path, {"2": records["2"]}).score({"2": "yes"})["consistency"] is None
+
+
+def test_gqa_gives_all_that_the_script_prints(tmp_path):
+    records = {"1": gqa_record(), "2": gqa_record(types={"structural": "query", "semantic": "rel"}, answer="car")}
+    records["2"]["groups"] = {"global": "vehicle", "local": ""}
+    found = read_gqa(tmp_path, records).score({"1": "Yes.", "2": "bus"})
+    assert (found["accuracy"], found["accuracy/binary"], found["accuracy/open"]) == (0.5, 1, 0)
+    assert found["accuracy/semantic/rel"] == 0 and found["accuracy/structural/verify"] == 1
+    assert found["accuracy/steps/1"] == 0.5 and found["accuracy/words/3"] == 0.5
+    assert found["distribution"] == pytest.approx(0.01)
+    assert found["validity"] is found["plausibility"] is found["grounding"] is None
 
 
 def test_pope_ids_are_told_apart_by_category(tmp_path):
@@ -133,6 +157,39 @@ def test_pope_ids_are_told_apart_by_category(tmp_path):
     found = load_task("pope", files).questions
     assert [q.id for q in found[:3]] == ["random/1", "random/2", "popular/1"]
     assert Counter(q.group for q in found) == {"random": 2, "popular": 2, "adversarial": 2}
+
+
+def test_popes_other_files_are_json_lists(tmp_path):
+    path = write(tmp_path / "gqa_pope_seem_random.json", json.dumps([pope_line(1), pope_line(2, label="no")], indent=4))
+    assert [(q.id, q.references) for q in load_task("pope", [path]).questions] == [
+        ("random/1", ("yes",)),
+        ("random/2", ("no",)),
+    ]
+
+
+def read_ocr(folder, tokens, *records):
+    path = write(folder / "TextVQA_0.5.1_val.json", {"data": list(records)})
+    data = [{"image_id": image, "ocr_tokens": own, "ocr_info": []} for image, own in tokens.items()]
+    return load_task("textvqa", [path], ocr=write(folder / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": data}))
+
+
+def test_textvqa_is_asked_without_and_with_ocr_tokens(tmp_path):
+    task = read_ocr(tmp_path, {"003a8ae2ef43b901": ["DAKOTA", "DIGITAL"]}, textvqa_record())
+    pure, ocr = task.questions
+    assert (pure.id, ocr.id) == ("34602", "34602/ocr")
+    assert pure.text == "what is the brand of this camera?"
+    assert ocr.text == "what is the brand of this camera?\nReference OCR token: DAKOTA, DIGITAL"
+    assert task.score({"34602": "nikon", "34602/ocr": "dakota"}) == {"textvqa_pure": 0, "textvqa_ocr": pytest.approx(1)}
+    assert task.headline == "textvqa_ocr" and task.groups == {"ocr": 1, "pure": 1}
+
+
+def test_images_without_ocr_tokens_are_counted(tmp_path):
+    records = [textvqa_record(5), textvqa_record(6, image_id="other"), textvqa_record(7, image_id="other")]
+    fails(
+        ValueError,
+        lambda: read_ocr(tmp_path, {"003a8ae2ef43b901": []}, *records),
+        "val.json: no OCR tokens for the images of 2 of 3 questions, the first: 6 (other.jpg); give the OCR file",
+    )
 
 
 def test_textvqa_is_read(tmp_path):
@@ -179,6 +236,16 @@ def fails(error, call, *parts):
         (["who?"], [vqa_annotation(7)], ["questions.json: no 'question_id'"]),
         (None, [vqa_annotation(7)], ["questions.json: 'questions' must be list"]),
         ([], [], ["questions.json: no question in it"]),
+        (
+            [vqa_question(7)],
+            [vqa_annotation(7, answer_type="maybe")],
+            ["question 7: answer_type must be yes/no, number"],
+        ),
+        (
+            [vqa_question(i) for i in (1, 2, 3, 4)],
+            [vqa_annotation(3)],
+            ["annotations.json: question 1", "no annotation", "(3 of 4 questions have a fault)"],
+        ),
     ],
 )
 def test_wrong_vqav2_files(tmp_path, questions, annotations, parts):
@@ -194,6 +261,11 @@ def test_wrong_vqav2_files(tmp_path, questions, annotations, parts):
         ({"01": gqa_record(answer=1)}, ["question 01: 'answer' must be str, got '1'"]),
         ({"01": "what?"}, ["question 01: no 'types'"]),
         ({"01": gqa_record(isBalanced=False)}, ["no question in it"]),
+        ({"01": gqa_record(isBalanced="yes")}, ["question 01: 'isBalanced' must be true or false"]),
+        ({"01": gqa_record(groups={})}, ["question 01: no 'global'"]),
+        ({"01": gqa_record(semantic=["select"])}, ["question 01: no 'operation'"]),
+        ({"01": gqa_record(entailed=None)}, ["question 01: 'entailed' must be list"]),
+        ({"01": gqa_record(answer=1), "02": {}}, ["question 01", "(2 of 2 questions have a fault)"]),
         ({}, ["no question in it"]),
         (f'{{"01": {json.dumps(gqa_record())}, "01": {json.dumps(gqa_record())}}}', ["question 01", "more than once"]),
         ("{", ["questions.json: not a JSON file"]),
@@ -246,7 +318,7 @@ def test_one_textvqa_id_twice(tmp_path):
     fails(ValueError, lambda: read_textvqa(tmp_path, textvqa_record(5), textvqa_record(5)), "question 5", "take one")
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_a_missing_file_is_named(tmp_path, name):
     annotations = tmp_path / "a.json" if name == "vqav2" else None
     fails(FileNotFoundError, lambda: load_task(name, [tmp_path / "q.json"], annotations), "q.json: no such file")
@@ -258,7 +330,7 @@ def test_a_missing_annotations_file_is_named(tmp_path):
 
 
 def test_the_right_number_of_files_is_needed(tmp_path):
-    fails(ValueError, lambda: load_task("okvqa", []), "no task is called 'okvqa'; there are vqav2, gqa, pope, textvqa")
+    fails(ValueError, lambda: load_task("okvqa", []), "no task is called 'okvqa'; there are vqav2, gqa")
     fails(ValueError, lambda: load_task("gqa", []), "gqa needs one question file, got 0")
     fails(ValueError, lambda: load_task("gqa", ["a", "b"]), "gqa needs one question file, got 2")
     fails(ValueError, lambda: load_task("pope", []), "pope needs question files, got 0")
@@ -269,7 +341,7 @@ def test_the_right_number_of_files_is_needed(tmp_path):
 # Scores
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_a_missing_answer_is_an_error_and_never_a_smaller_denominator(world, name):
     task = load_task(name, **world[name])
     predictions = {question.id: "yes" for question in task.questions}
@@ -278,7 +350,7 @@ def test_a_missing_answer_is_an_error_and_never_a_smaller_denominator(world, nam
         task.score(predictions)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_answers_to_other_questions_change_nothing(world, name):
     task = load_task(name, **world[name])
     predictions = {question.id: "yes" for question in task.questions}
@@ -290,6 +362,8 @@ def test_accuracy_is_split_by_group():
     task = VQAv2([Question("1", "", "", ten, "yes/no"), Question("2", "", "", ("2",) * 10, "number")])
     found = task.score({"1": "Yes", "2": "3"})
     assert found == {"accuracy": 0.5, "accuracy/yes/no": 1, "accuracy/number": 0, "accuracy_official": 0}
+    errors = task.errors({"1": "Yes", "2": "3"})
+    assert errors["accuracy"] == pytest.approx(0.5) and set(errors) == set(found)
 
 
 def test_popes_headline_is_the_mean_of_the_categories():
@@ -300,6 +374,37 @@ def test_popes_headline_is_the_mean_of_the_categories():
     assert "TP" not in found  # a mean of counts says nothing
 
 
+def test_popes_standard_errors_are_those_of_its_answers():
+    questions = [Question(f"{c}/{i}", "", "", ("yes" if i % 2 else "no",), c) for c in "ab" for i in range(20)]
+    task = POPE(questions)
+    given = {q.id: "yes" if i % 3 else "no" for i, q in enumerate(questions)}
+    errors, scores = task.errors(given), task.score(given)
+    right = {c: [float(given[q.id] == q.references[0]) for q in questions if q.group == c] for c in "ab"}
+    for category in "ab":
+        assert errors[f"accuracy/{category}"] == pytest.approx(statistics.stdev(right[category]) / 20**0.5)
+        wrong = scores[f"FP/{category}"] + scores[f"FN/{category}"]
+        assert errors[f"f1/{category}"] == f1_error(scores[f"TP/{category}"], wrong)
+    for name in ("accuracy", "f1"):
+        assert errors[name] == pytest.approx((errors[f"{name}/a"] ** 2 + errors[f"{name}/b"] ** 2) ** 0.5 / 2)
+
+
+def test_pope_off_probabilities():
+    questions = [Question(f"a/{i}", "", "", (label,), "a") for i, label in enumerate(["yes", "no", "yes", "no"])]
+    given = {"a/0": [-0.1, -2.0], "a/1": [-3.0, -0.2], "a/2": [-1.5, -0.5], "a/3": [-1.0, -1.4]}
+    task = PopeLogit(questions)
+    found = task.score(given)
+    assert (found["accuracy"], found["f1"], found["auroc"]) == (0.5, 0.5, 0.75)
+    assert found["aupr"] == pytest.approx((1 + 2 / 3) / 2)  # the two yes stand first and third
+    assert task.errors(given)["accuracy"] == pytest.approx((0.25 / 3) ** 0.5)
+    assert task.majority()[1]["accuracy"] == 0.5
+
+
+def test_pope_off_probabilities_with_labels_of_one_kind():
+    task = PopeLogit([Question("a/0", "", "", ("yes",), "a"), Question("a/1", "", "", ("yes",), "a")])
+    found = task.score({"a/0": [-1.0, -2.0], "a/1": [-1.0, -2.0]})
+    assert found["accuracy"] == 1 and found["auroc/a"] is None and "auroc" not in found
+
+
 # Constant answers
 
 
@@ -307,22 +412,23 @@ def every_reference(task):
     return {reference for question in task.questions for reference in question.references}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_no_other_constant_is_better(world, name):
     task = load_task(name, **world[name])
     constant, metrics = task.majority()
     tried = [task.score({q.id: c for q in task.questions})[task.headline] for c in every_reference(task)]
+    assert isinstance(task, VisualTask)
     assert metrics == task.score({q.id: constant for q in task.questions})
     assert metrics[task.headline] == pytest.approx(max(tried))
 
 
 def test_the_most_frequent_reference_is_not_always_the_best_constant():
-    sure = [Question(f"s{i}", "", "", (f"answer{i}",) * 10, "other") for i in range(25)]
-    unsure = [Question(f"u{i}", "", "", ("red",) * 4 + tuple(f"word{i}{j}" for j in range(6)), "other") for i in (0, 1)]
+    sure = [Question(f"s{i}", "", "", (f"answer{i}",) * 10, "pure") for i in range(25)]
+    unsure = [Question(f"u{i}", "", "", ("red",) * 4 + tuple(f"word{i}{j}" for j in range(6)), "pure") for i in (0, 1)]
     for kind in (VQAv2, TextVQA):
         constant, metrics = kind([*sure, *unsure]).majority()
         assert constant == "red"
-        assert metrics["accuracy"] == pytest.approx(2 / 27)
+        assert metrics[kind.headline] == pytest.approx(2 / 27)
 
 
 def test_spellings_of_one_answer_count_together():
@@ -334,13 +440,15 @@ def test_spellings_of_one_answer_count_together():
 
 def test_a_constant_is_compared_as_it_was_written():
     """TextVQA makes what's of whats, but what 's of what's: a key must not be answered in its references' place."""
-    constant, metrics = TextVQA([Question("1", "", "", ("whats",) * 10, "all")]).majority()
-    assert (constant, metrics["accuracy"]) == ("whats", 1)
+    constant, metrics = TextVQA([Question("1", "", "", ("whats",) * 10, "pure")]).majority()
+    assert (constant, metrics["textvqa_pure"]) == ("whats", 1)
 
 
 def test_an_unreachable_gqa_reference_is_no_constant():
     references = ["Mt.", "Mt.", "cat"]
-    constant, metrics = GQA([Question(str(i), "", "", (own,), "open") for i, own in enumerate(references)]).majority()
+    records = [gqa_record(answer=own) for own in references]
+    questions = [Question(str(i), "", "", (own["answer"],), "open", own) for i, own in enumerate(records)]
+    constant, metrics = GQA(questions).majority()
     assert (constant, metrics["accuracy"]) == ("cat", pytest.approx(1 / 3))
 
 

@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 
-from vlmsel import runs
+from vlmsel import processes, runs
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.llava_json import Problem, read_samples
-from vlmsel.models import checkpoint
+from vlmsel.evaluation.engine import Engine
+from vlmsel.evaluation.engine_hf import ClassifierEngine, ImageTextEngine, LanguageEngine
+from vlmsel.evaluation.engine_vlm import VLMEngine
+from vlmsel.models import checkpoint, huggingface
+from vlmsel.models.language import load_language, load_tokenizer
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.presets import PRESETS, preset
 from vlmsel.models.vlm import VLM, build
@@ -22,9 +26,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` is the first GPU, or else the CPU."""
+    """Return the device called `name`; `auto` is this process's GPU, the first where there is one, or else the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{processes.local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -40,17 +44,53 @@ def open_model(source: str, device: str = "auto", dtype: str = "float32") -> VLM
     Raises:
         FileNotFoundError: neither a preset nor a folder with a model.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    place, folder = pick_device(device), Path(source)
+    kind, place, folder = _dtype(dtype), pick_device(device), Path(source)
     for candidate in (folder, folder / "model"):
         if (candidate / checkpoint.CONFIG).is_file():
-            return checkpoint.load(candidate, DTYPES[dtype], place)
+            return checkpoint.load(candidate, kind, place)
     if source in PRESETS:
-        return build(preset(source), DTYPES[dtype], place)
+        return build(preset(source), kind, place)
     raise FileNotFoundError(
         f"{source}: no model; give a preset ({', '.join(PRESETS)}), or a folder that align or tune wrote"
     )
+
+
+def open_engine(source: str, device: str = "auto", dtype: str = "float32", template: str | None = None) -> Engine:
+    """Load a model for evaluation: one of ours as `open_model` does, or a Hugging Face model from a folder.
+
+    Args:
+        source: a run folder, a model folder or a preset.
+        device: as for `pick_device`.
+        dtype: float32 or bfloat16.
+        template: the template that a Hugging Face model is asked with, when it is not its processor's own.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the model cannot be evaluated, its projector was never trained, or it has a template of its own.
+    """
+    if (Path(source) / "config.json").is_file():
+        return _hugging_face(source, pick_device(device), _dtype(dtype), template)
+    model = open_model(source, device, dtype)
+    if template not in (None, model.vlm_config.template):
+        raise ValueError(f"{source} was trained with the template {model.vlm_config.template}; leave --template out")
+    model.require_ready()
+    return VLMEngine(model)
+
+
+def _hugging_face(folder: str, device: torch.device, dtype: torch.dtype, template: str | None) -> Engine:
+    kind = huggingface.kind_of(folder)
+    if kind == "image-text":
+        model, processor = huggingface.load_image_text(folder, dtype)
+        return ImageTextEngine(model.to(device), processor, template)
+    if kind == "classifier":
+        return ClassifierEngine(huggingface.load_classifier(folder, dtype).to(device), load_tokenizer(folder))
+    return LanguageEngine(load_language(folder, dtype).to(device).eval(), load_tokenizer(folder))
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
 
 
 @dataclass(frozen=True)

@@ -1,121 +1,188 @@
 """Ask every question once, batch by batch, into a file of answers that a stopped run goes on from.
 
-`predictions.jsonl` has one line `{"question_id", "prompt", "text"}` per question. A line that a killed process left
-half-written is dropped and its question asked again. An answer is used again only if the question would be asked in the
-same words.
+`predictions.jsonl` has one line per question: `question_id`, what was asked (`prompt`, and `choices` where there are
+some) and the answer (`text`, or log-probabilities). A line that a killed process left half-written is dropped and its
+question asked again. An answer is used again only if the question would be asked in the same words.
+
+Several processes deal the batches among them. All but the first write files of their own, `predictions.<rank>.jsonl`;
+these are merged at the end, or by the next run, which may have another number of processes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from vlmsel.evaluation.questions import Question
+from vlmsel import processes, runs
 
-# As in LLaVA-1.5; the line break before it is part of the protocol.
-SUFFIXES = {"short": "\nAnswer the question using a single word or phrase.", "bare": ""}
-
-
-def prompt(question: Question, protocol: str) -> str:
-    """Return what the model is asked.
-
-    Raises:
-        ValueError: there is no such protocol.
-    """
-    if protocol not in SUFFIXES:
-        raise ValueError(f"protocol must be one of {', '.join(SUFFIXES)}; got {protocol!r}")
-    return question.text + SUFFIXES[protocol]
+Prepared = TypeVar("Prepared")
+Line = dict[str, Any]
+BROKEN = "delete the file to start anew"
 
 
-def read_answers(path: Path) -> dict[str, tuple[str, str]]:
-    """Return (prompt, answer) by question id from a predictions file; an unfinished last line is cut off the file.
+@dataclass(frozen=True)
+class Responder(Generic[Prepared]):
+    """How a batch of questions, given by id, is answered: `prepare` may run beside the model, one batch ahead."""
 
-    Raises:
-        ValueError: another line cannot be read, or a question has two different answers.
-    """
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    answers: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
-        identity, found = _read_line(line, f"{path}: line {number}")
-        if answers.setdefault(identity, found) != found:
-            raise ValueError(
-                f"{path}: line {number} gives question {identity} another answer than a line before it; "
-                "delete the file to start anew"
-            )
-    return answers
-
-
-def _read_line(line: bytes, place: str) -> tuple[str, tuple[str, str]]:
-    try:
-        one = json.loads(line)
-        identity, asked, text = one["question_id"], one["prompt"], one["text"]
-    except (ValueError, KeyError, TypeError):  # UnicodeDecodeError is a ValueError
-        identity = asked = text = None
-    if not (isinstance(identity, str) and isinstance(asked, str) and isinstance(text, str)):
-        raise ValueError(f"{place} is no prediction; delete the file to start anew")
-    return identity, (asked, text)
+    prepare: Callable[[Sequence[str]], Prepared]
+    respond: Callable[[Prepared], Sequence[Any]]
 
 
 def answer_all(
-    questions: Sequence[Question],
-    generate: Callable[[Sequence[tuple[Question, str]]], Sequence[str]],
-    path: Path,
-    protocol: str = "short",
-    batch_size: int = 32,
-) -> dict[str, str]:
+    asked: Mapping[str, Line], responder: Responder[Any], path: Path, answer: str = "text", batch_size: int = 32
+) -> dict[str, Any]:
     """Answer the questions that `path` does not hold yet and return the answers to all of them by question id.
 
     Args:
-        questions: the questions, in any order; their ids must differ.
-        generate: answers a batch of (question, prompt).
+        asked: by question id, what the answer depends on; written beside the answer.
+        responder: answers a batch.
         path: the predictions file.
-        protocol: short or bare.
+        answer: the name of what is answered.
         batch_size: questions per batch.
 
     Raises:
-        ValueError: two questions have one id, a setting is wrong, or the predictions file cannot be gone on from.
+        ValueError: batch_size is below 1, or the predictions file cannot be gone on from.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    prompts = {q.id: prompt(q, protocol) for q in questions}
-    if len(prompts) < len(questions):
-        raise ValueError(f"{len(questions)} questions have only {len(prompts)} different ids; no two may share one")
-    earlier = read_answers(path)
-    _require_same_prompts(earlier, prompts, path)
-    answers = {identity: text for identity, (_, text) in earlier.items() if identity in prompts}
-    todo = sorted((q for q in questions if q.id not in answers), key=lambda q: len(q.text))
-    with tqdm(total=len(questions), initial=len(answers), desc="answering", unit="question", delay=2) as bar:
-        for start in range(0, len(todo), batch_size):
-            batch = [(q, prompts[q.id]) for q in todo[start : start + batch_size]]
-            texts = generate(batch)
-            answers |= {q.id: text for (q, _), text in zip(batch, texts, strict=True)}
-            _append(path, batch, texts)
+    earlier = _earlier(path, answer)
+    _require_same(earlier, asked, path)
+    processes.wait()  # nobody writes before all have read
+    todo = sorted((identity for identity in asked if identity not in earlier), key=lambda i: _length(asked[i]))
+    batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+    own = batches[processes.rank() :: processes.count()]
+    mine = own_file(path)
+    done = sum(identity in earlier for identity in asked) + len(todo) - sum(map(len, own))
+    quiet = not processes.is_main()
+    with tqdm(total=len(asked), initial=done, desc="answering", unit="question", delay=2, disable=quiet) as bar:
+        for batch, prepared in _ahead(own, responder.prepare):
+            found = responder.respond(prepared)
+            _append(mine, [{"question_id": i, **asked[i], answer: a} for i, a in zip(batch, found, strict=True)])
             bar.update(len(batch))
-    return answers
+    return _gather(path, asked, answer)
 
 
-def _require_same_prompts(earlier: dict[str, tuple[str, str]], prompts: dict[str, str], path: Path) -> None:
-    for identity, (asked, _) in earlier.items():
-        if prompts.get(identity, asked) != asked:
+def _length(asked: Line) -> int:
+    return sum(len(str(value)) for value in asked.values())
+
+
+def _ahead(
+    batches: Sequence[Sequence[str]], prepare: Callable[[Sequence[str]], Prepared]
+) -> Iterator[tuple[Sequence[str], Prepared]]:
+    """Give each batch as it is prepared, while the next one is being prepared in a thread."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = [(batch, thread.submit(prepare, batch)) for batch in batches[:1]]
+        for following in [*batches[1:], None]:
+            if not waiting:
+                return
+            batch, prepared = waiting.pop()
+            ready = prepared.result()
+            if following is not None:
+                waiting.append((following, thread.submit(prepare, following)))
+            yield batch, ready
+
+
+# The files
+
+
+def own_file(path: Path) -> Path:
+    """Return the file that this process writes to."""
+    return path if processes.is_main() else path.with_name(f"{path.stem}.{processes.rank()}{path.suffix}")
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the predictions file and those that other processes left, where they exist."""
+    parts = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    return [file for file in (path, *parts) if file.is_file()]
+
+
+def _earlier(path: Path, answer: str) -> dict[str, Line]:
+    """Read all files; the first process has cut off their unfinished lines before the others look."""
+    if processes.is_main():
+        for file in _files(path):
+            _drop_unfinished(file)
+    processes.wait()
+    found: dict[str, Line] = {}
+    for file in _files(path):
+        for identity, line in read_lines(file, answer).items():
+            if found.setdefault(identity, line) != line:
+                raise ValueError(f"{file} gives question {identity} another answer than {path}; {BROKEN}")
+    return found
+
+
+def _drop_unfinished(path: Path) -> None:
+    content = path.read_bytes()
+    if (whole := content.rfind(b"\n") + 1) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def read_lines(path: Path, answer: str = "text") -> dict[str, Line]:
+    """Return the lines of a predictions file by question id.
+
+    Raises:
+        ValueError: a line cannot be read, or a question has two different answers.
+    """
+    lines: dict[str, Line] = {}
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        line = _read_line(text, answer, f"{path}: line {number}")
+        if lines.setdefault(line["question_id"], line) != line:
             raise ValueError(
-                f"{path}: question {identity} was asked as {asked!r}, now it would be {prompts[identity]!r}; "
+                f"{path}: line {number} gives question {line['question_id']} another answer than a line before it; "
+                f"{BROKEN}"
+            )
+    return lines
+
+
+def _read_line(text: bytes, answer: str, place: str) -> Line:
+    try:
+        line = json.loads(text)
+    except ValueError:  # UnicodeDecodeError is one
+        line = None
+    good = isinstance(line, dict) and isinstance(line.get("question_id"), str) and isinstance(line.get("prompt"), str)
+    if not good or not _is_answer(line.get(answer), answer):
+        raise ValueError(f"{place} is no prediction; {BROKEN}")
+    return line
+
+
+def _is_answer(value: Any, answer: str) -> bool:
+    if answer == "text":
+        return isinstance(value, str)
+    return isinstance(value, list) and all(isinstance(one, (int, float)) for one in value)
+
+
+def _require_same(earlier: Mapping[str, Line], asked: Mapping[str, Line], path: Path) -> None:
+    for identity, line in earlier.items():
+        was = {name: line.get(name) for name in asked.get(identity, {})}
+        if identity in asked and was != asked[identity]:
+            name = next(name for name in was if was[name] != asked[identity][name])
+            raise ValueError(
+                f"{path}: question {identity} was asked as {was[name]!r}, now it would be {asked[identity][name]!r}; "
                 "choose another --out or delete the file"
             )
 
 
-def _append(path: Path, batch: Sequence[tuple[Question, str]], texts: Sequence[str]) -> None:
+def _append(path: Path, lines: Sequence[Line]) -> None:
     """Add a batch to the file, which is made with the first answers: before them there is nothing to go on from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="\n") as file:
-        for (question, asked), text in zip(batch, texts, strict=True):
-            line = {"question_id": question.id, "prompt": asked, "text": text}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _gather(path: Path, asked: Mapping[str, Line], answer: str) -> dict[str, Any]:
+    """Merge what all processes wrote and return the answers to what was asked."""
+    processes.wait()
+    found = {identity: line for file in _files(path) for identity, line in read_lines(file, answer).items()}
+    processes.wait()  # nobody removes a file before all have read it
+    if processes.is_main() and len(files := _files(path)) > 1:
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.values())
+        runs.write_text(path, lines)
+        for file in files[1:]:
+            file.unlink()
+    return {identity: found[identity][answer] for identity in asked}

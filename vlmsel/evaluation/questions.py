@@ -1,9 +1,12 @@
-"""The questions of the four benchmarks, read from the official files.
+"""The questions of the four visual benchmarks, read from the official files.
 
 VQAv2    questions and annotations (`v2_OpenEnded_mscoco_*_questions.json`, `v2_mscoco_*_annotations.json`)
-GQA      a dictionary of questions (`testdev_balanced_questions.json`); only balanced ones are asked
-POPE     JSON lines, one file per category (`coco_pope_{random,popular,adversarial}.json`)
-TextVQA  `TextVQA_0.5.1_val.json`; questions are asked without OCR tokens
+GQA      a dictionary of questions (`testdev_balanced_questions.json`); asked are balanced ones and those they entail,
+         which only the `*_all_questions.json` files hold
+POPE     JSON lines (`coco_pope_{random,popular,adversarial}.json`) or a JSON list (`*_pope_seem_*.json`), one file per
+         category
+TextVQA  `TextVQA_0.5.1_val.json`; with a file of OCR tokens (`TextVQA_Rosetta_OCR_v0.2_val.json`) every question is
+         asked twice, without them and with them, LLaVA's way
 
 Every file is checked as a whole before a question is asked, so that no metric is taken over fewer questions than the
 benchmark has.
@@ -13,8 +16,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +25,83 @@ from vlmsel.runs import read_json
 
 REFERENCES = 10  # per question of VQAv2 and TextVQA
 POPE_LABELS = ("yes", "no")
+VQAV2_TYPES = ("yes/no", "number", "other")
+PURE, OCR = "pure", "ocr"  # TextVQA's groups
+OCR_LINE = "\nReference OCR token: "
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image; `group` is what metrics are split by, `references` are the right answers."""
+    """A question about an image; `group` is what metrics are split by, `references` are the right answers.
+
+    `record` is GQA's own, which its metrics are computed from.
+    """
 
     id: str
     image: str
     text: str
     references: tuple[str, ...]
     group: str
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-def read_questions(name: str, questions: Sequence[str | Path], annotations: str | Path | None = None) -> list[Question]:
+@dataclass(frozen=True)
+class Files:
+    """The official files of one benchmark: questions, and where it has them annotations and OCR tokens."""
+
+    questions: tuple[Path, ...]
+    annotations: Path | None = None
+    ocr: Path | None = None
+
+
+def read_questions(name: str, files: Files) -> list[Question]:
     """Read a benchmark's official files.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is too many or too few, or not what it should be; names file and question.
+        ValueError: files are too many or too few, or not what they should be; names file and question, and how many
+            questions have a fault.
     """
-    paths = [Path(path) for path in questions]
-    if not paths or (len(paths) > 1 and name != "pope"):
-        raise ValueError(
-            f"{name} needs {'question files' if name == 'pope' else 'one question file'}, got {len(paths)}"
-        )
-    if (annotations is not None) != (name == "vqav2"):
-        raise ValueError(f"{name} {'needs an' if name == 'vqav2' else 'has no'} annotations file")
-    found = READERS[name](paths, None if annotations is None else Path(annotations))
+    _check_files(name, files)
+    found = READERS[name](files)
     if not found:
-        raise ValueError(f"{paths[0]}: no question in it; is this the benchmark's official file?")
+        raise ValueError(f"{files.questions[0]}: no question in it; is this the benchmark's official file?")
     if twice := _repeated([question.id for question in found]):
         mend = "give each category's file once" if name == "pope" else "take one of the two out"
-        raise ValueError(f"{paths[0]}: question {twice} occurs more than once; {mend}")
+        raise ValueError(f"{files.questions[0]}: question {twice} occurs more than once; {mend}")
     return found
+
+
+def _check_files(name: str, files: Files) -> None:
+    count = len(files.questions)
+    if not count or (count > 1 and name != "pope"):
+        raise ValueError(f"{name} needs {'question files' if name == 'pope' else 'one question file'}, got {count}")
+    if (files.annotations is not None) != (name == "vqav2"):
+        raise ValueError(f"{name} {'needs an' if name == 'vqav2' else 'has no'} annotations file")
+    if files.ocr is not None and name != "textvqa":
+        raise ValueError(f"{name} has no file of OCR tokens; textvqa has")
 
 
 def _repeated(names: Sequence[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _each(records: Iterable[Any], read: Callable[[Any], Question]) -> list[Question]:
+    """Read every record, so that a fault is told with how many records have one.
+
+    Raises:
+        ValueError: a record has a fault; the first is named.
+    """
+    found, faults = [], []
+    for record in records:
+        try:
+            found.append(read(record))
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        more = f" ({len(faults)} of {len(faults) + len(found)} questions have a fault)" if len(faults) > 1 else ""
+        raise ValueError(faults[0] + more)
+    return found
 
 
 def _need(record: Any, key: str, place: str, kind: type | tuple[type, ...] = str) -> Any:
@@ -70,6 +112,12 @@ def _need(record: Any, key: str, place: str, kind: type | tuple[type, ...] = str
         kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{place}: {key!r} must be {kinds}, got {str(record[key])[:40]!r}; mend it")
     return record[key]
+
+
+def _one_of(value: str, allowed: Sequence[str], what: str, place: str) -> str:
+    if value not in allowed:
+        raise ValueError(f"{place}: {what} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}; mend it")
+    return value
 
 
 def _ten(answers: Sequence[Any], place: str) -> tuple[str, ...]:
@@ -83,22 +131,26 @@ def _ten(answers: Sequence[Any], place: str) -> tuple[str, ...]:
     return tuple(answers)
 
 
-def _vqav2(paths: Sequence[Path], annotations: Path | None) -> list[Question]:
+# VQAv2
+
+
+def _vqav2(files: Files) -> list[Question]:
+    path, annotations = files.questions[0], files.annotations
     assert annotations is not None
-    path, content, noted = paths[0], read_json(paths[0]), _annotations(annotations)
+    content, noted = read_json(path), _annotations(annotations)
     subset = _need(content, "data_subtype", str(path))
-    found = []
-    for one in _need(content, "questions", str(path), list):
+
+    def read(one: Any) -> Question:
         number = str(_need(one, "question_id", str(path), (int, str)))
-        place = f"{annotations}: question {number}"
+        place, asked = f"{annotations}: question {number}", f"{path}: question {number}"
         if number not in noted:
             raise ValueError(f"{place} of {path} has no annotation; give the annotations of the same split")
         answers = [_need(answer, "answer", place) for answer in _need(noted[number], "answers", place, list)]
-        kind = str(noted[number].get("answer_type", "other"))
-        asked = f"{path}: question {number}"
+        kind = _one_of(_need(noted[number], "answer_type", place), VQAV2_TYPES, "answer_type", place)
         image = f"COCO_{subset}_{_need(one, 'image_id', asked, int):012d}.jpg"
-        found.append(Question(number, image, _need(one, "question", asked), _ten(answers, place), kind))
-    return found
+        return Question(number, image, _need(one, "question", asked), _ten(answers, place), kind)
+
+    return _each(_need(content, "questions", str(path), list), read)
 
 
 def _annotations(path: Path) -> dict[str, Any]:
@@ -112,64 +164,123 @@ def _annotations(path: Path) -> dict[str, Any]:
     return noted
 
 
-def _gqa(paths: Sequence[Path], annotations: Path | None) -> list[Question]:
-    path, content = paths[0], read_json(paths[0])
+# GQA
+
+
+def _gqa(files: Files) -> list[Question]:
+    path = files.questions[0]
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dictionary of questions by id, as GQA's files have")
     # read as pairs, because a dictionary keeps only the last of two questions with one id
     pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
     if twice := _repeated([identity for identity, _ in pairs]):
         raise ValueError(f"{path}: question {twice} occurs more than once; take one of the two out")
-    found = []
-    for identity, one in content.items():
-        place = f"{path}: question {identity}"
-        structural = _need(_need(one, "types", place, dict), "structural", place)
-        answer, image = _need(one, "answer", place), f"{_need(one, 'imageId', place, (str, int))}.jpg"
-        group = "open" if structural == "query" else "binary"
-        if one.get("isBalanced", True):
-            found.append(Question(identity, image, _need(one, "question", place), (answer,), group))
-    return found
+    found = _each(content.items(), lambda one: _gqa_question(one[0], one[1], f"{path}: question {one[0]}"))
+    balanced = [question for question in found if question.record["isBalanced"]]
+    entailed = {other for question in balanced for other in question.record["entailed"]}
+    return [question for question in found if question.record["isBalanced"] or question.id in entailed]
 
 
-def _pope(paths: Sequence[Path], annotations: Path | None) -> list[Question]:
-    return [question for path in paths for question in _pope_category(path)]
+def _gqa_question(identity: str, record: Any, place: str) -> Question:
+    structural = _need(_need(record, "types", place, dict), "structural", place)
+    _need(record["types"], "semantic", place)
+    answer, image = _need(record, "answer", place), f"{_need(record, 'imageId', place, (str, int))}.jpg"
+    _need(_need(record, "groups", place, dict), "global", place, (str, type(None)))
+    _need(record, "entailed", place, list)
+    for step in _need(record, "semantic", place, list):
+        _need(step, "operation", place)
+        _need(step, "argument", place)
+    if not isinstance(record.get("isBalanced"), bool):
+        raise ValueError(f"{place}: 'isBalanced' must be true or false; is this the benchmark's official file?")
+    group = "open" if structural == "query" else "binary"
+    return Question(identity, image, _need(record, "question", place), (answer,), group, record)
+
+
+# POPE
+
+
+def _pope(files: Files) -> list[Question]:
+    return [question for path in files.questions for question in _pope_category(path)]
 
 
 def _pope_category(path: Path) -> list[Question]:
     """Read one of POPE's files; ids begin anew in each, so that the category is made a part of them."""
+    category = path.stem.rpartition("_")[2]
+
+    def read(numbered: tuple[str, Any]) -> Question:
+        place, one = numbered
+        label = _one_of(_need(one, "label", place), POPE_LABELS, "label", place)
+        identity = f"{category}/{_need(one, 'question_id', place, (int, str))}"
+        return Question(identity, _need(one, "image", place), _need(one, "text", place), (label,), category)
+
+    return _each(_pope_records(path), read)
+
+
+def _pope_records(path: Path) -> list[tuple[str, Any]]:
+    """Return a file's records with their places."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    category, found = path.stem.rpartition("_")[2], []
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        text = path.read_text(encoding="utf-8").rstrip("\n")
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path}: not a text file ({problem}); POPE's files are JSON lines") from None
-    for number, line in enumerate(lines, start=1):
+    if text.startswith("[\n"):
+        return [(f"{path}: entry {number}", one) for number, one in enumerate(read_json(path), start=1)]
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
         place = f"{path}: line {number}"
         try:
-            one = json.loads(line)
+            found.append((place, json.loads(line)))
         except json.JSONDecodeError as problem:
             raise ValueError(f"{place}: not JSON ({problem}); POPE's files are JSON lines") from None
-        label = _need(one, "label", place)
-        if label not in POPE_LABELS:
-            raise ValueError(f"{place}: label must be yes or no, got {label!r}; mend it")
-        identity = f"{category}/{_need(one, 'question_id', place, (int, str))}"
-        found.append(Question(identity, _need(one, "image", place), _need(one, "text", place), (label,), category))
     return found
 
 
-def _textvqa(paths: Sequence[Path], annotations: Path | None) -> list[Question]:
-    path, found = paths[0], []
-    for one in _need(read_json(path), "data", str(path), list):
+# TextVQA
+
+
+def _textvqa(files: Files) -> list[Question]:
+    path = files.questions[0]
+
+    def read(one: Any) -> Question:
         identity = str(_need(one, "question_id", str(path), (int, str)))
         place = f"{path}: question {identity}"
         if "answers" not in one:
             raise ValueError(f"{place} has no answers; the test split's are not public, take the val file")
         answers = _ten(_need(one, "answers", place, list), place)
         image = f"{_need(one, 'image_id', place, (str, int))}.jpg"
-        found.append(Question(identity, image, _need(one, "question", place), answers, "all"))
-    return found
+        return Question(identity, image, _need(one, "question", place), answers, PURE)
+
+    pure = _each(_need(read_json(path), "data", str(path), list), read)
+    return pure if files.ocr is None else [*pure, *_with_tokens(pure, files.ocr)]
 
 
-Reader = Callable[[Sequence[Path], "Path | None"], list[Question]]
-READERS: dict[str, Reader] = {"vqav2": _vqav2, "gqa": _gqa, "pope": _pope, "textvqa": _textvqa}
+def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
+    """Return the questions once more, with the OCR tokens of their images in the prompt.
+
+    Raises:
+        ValueError: an image has no entry in the file; one without tokens has an empty list.
+    """
+    tokens: dict[str, list[str]] = {}
+    for one in _need(read_json(path), "data", str(path), list):
+        image = str(_need(one, "image_id", str(path), (str, int)))
+        tokens[f"{image}.jpg"] = _need(one, "ocr_tokens", f"{path}: image {image}", list)
+    lacking = [question for question in questions if question.image not in tokens]
+    if lacking:
+        raise ValueError(
+            f"{path}: no OCR tokens for the images of {len(lacking)} of {len(questions)} questions, the first: "
+            f"{lacking[0].id} ({lacking[0].image}); give the OCR file of the same split"
+        )
+    return [
+        Question(f"{q.id}/{OCR}", q.image, q.text + OCR_LINE + ", ".join(map(str, tokens[q.image])), q.references, OCR)
+        for q in questions
+    ]
+
+
+READERS: dict[str, Callable[[Files], list[Question]]] = {
+    "vqav2": _vqav2,
+    "gqa": _gqa,
+    "pope": _pope,
+    "textvqa": _textvqa,
+}

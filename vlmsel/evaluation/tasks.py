@@ -1,150 +1,38 @@
-"""The four benchmarks as tasks: their questions, how answers are scored, and what a blind model can reach."""
+"""All benchmarks by name, read from their official files."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
-from vlmsel.evaluation.metrics import gqa_answer, gqa_match, mean, pope_metrics, textvqa_accuracy, vqa_accuracy
-from vlmsel.evaluation.questions import POPE_LABELS, Question, read_questions
-from vlmsel.evaluation.vqa_text import textvqa_answer, vqav2_answer
+from vlmsel.data.glue import GLUE_TASKS, read_glue
+from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
+from vlmsel.data.multiple_choice import read_choices
+from vlmsel.evaluation.choice_tasks import ChoiceTask, GlueTask
+from vlmsel.evaluation.protocols import PopeMode
+from vlmsel.evaluation.questions import Files, read_questions
+from vlmsel.evaluation.task import Task
+from vlmsel.evaluation.vqa_tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VisualTask, VQAv2
 
-Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Task(ABC):
-    """A benchmark: its questions and how a set of answers is scored, with fractions from 0 to 1.
-
-    `protocol` says which of the rules in use is followed, for published numbers differ in them.
-    """
-
-    questions: Sequence[Question]
-    headline: ClassVar[str] = "accuracy"
-    protocol: ClassVar[Mapping[str, str]] = {}
-
-    @abstractmethod
-    def score(self, predictions: Mapping[str, str]) -> Metrics:
-        """Compute the metrics from the answer to each question, by id."""
-
-    @abstractmethod
-    def constant(self) -> str:
-        """Return the answer that has the best headline when it is given to every question."""
-
-    def majority(self) -> tuple[str, Metrics]:
-        """Return the best constant answer and its metrics: what a blind model can reach."""
-        constant = self.constant()
-        return constant, self.score({question.id: constant for question in self.questions})
-
-    def answers(self, predictions: Mapping[str, str]) -> list[tuple[Question, str]]:
-        """Pair questions with their answers.
-
-        Raises:
-            ValueError: a question has no answer.
-        """
-        lacking = [q.id for q in self.questions if q.id not in predictions]
-        if lacking:
-            raise ValueError(
-                f"{len(lacking)} of {len(self.questions)} questions have no answer, the first: {lacking[0]}"
-            )
-        return [(q, predictions[q.id]) for q in self.questions]
+VISUAL_TASKS = ("vqav2", "gqa", "pope", "textvqa")
+TASKS = (*VISUAL_TASKS, *CHOICE_TASKS, *GLUE_TASKS)
 
 
-def _best_constant(
-    questions: Sequence[Question], key: Callable[[str], str], credit: Callable[[str, Question], float]
-) -> str:
-    """Return the reference answer with the highest sum of credit over all questions; the first of equals.
-
-    `key` brings an answer to the form in which it is compared. The answer is returned as it was written, because a
-    key need not be its own key.
-    """
-    total: dict[str, float] = {}
-    written: dict[str, str] = {}
-    for question in questions:
-        own = {key(reference): reference for reference in reversed(question.references)}
-        for name, reference in own.items():
-            written.setdefault(name, reference)
-            total[name] = total.get(name, 0.0) + credit(reference, question)
-    return written[max(total, key=lambda name: total[name])]
-
-
-def _by_group(scored: Sequence[tuple[Question, float]]) -> Metrics:
-    groups: dict[str, list[float]] = {}
-    for question, value in scored:
-        groups.setdefault(question.group, []).append(value)
-    split = {f"accuracy/{group}": mean(groups[group]) for group in sorted(groups)}
-    return {"accuracy": mean([value for _, value in scored]), **split}
-
-
-class VQAv2(Task):
-    """Soft accuracy, overall and by answer type; `accuracy_official` follows the script's rule for equal references."""
-
-    protocol = {"normalize": "always (accuracy), official (accuracy_official)"}
-
-    def score(self, predictions: Mapping[str, str]) -> Metrics:
-        pairs = self.answers(predictions)
-        official = mean([vqa_accuracy(answer, q.references, "official") for q, answer in pairs])
-        return _by_group([(q, vqa_accuracy(a, q.references)) for q, a in pairs]) | {"accuracy_official": official}
-
-    def constant(self) -> str:
-        return _best_constant(self.questions, vqav2_answer, lambda answer, q: vqa_accuracy(answer, q.references))
-
-
-class TextVQA(Task):
-    """Soft accuracy, without OCR tokens in the prompt."""
-
-    protocol = {"ocr_tokens": "none"}
-
-    def score(self, predictions: Mapping[str, str]) -> Metrics:
-        return {"accuracy": mean([textvqa_accuracy(a, q.references) for q, a in self.answers(predictions)])}
-
-    def constant(self) -> str:
-        return _best_constant(self.questions, textvqa_answer, lambda answer, q: textvqa_accuracy(answer, q.references))
-
-
-class GQA(Task):
-    """Exact accuracy, overall and on open (structural type query) and binary questions."""
-
-    protocol = {"match": "strip, lower case, no final period (LLaVA)"}
-
-    def score(self, predictions: Mapping[str, str]) -> Metrics:
-        return _by_group([(q, gqa_match(answer, q.references[0])) for q, answer in self.answers(predictions)])
-
-    def constant(self) -> str:
-        return _best_constant(self.questions, gqa_answer, lambda answer, q: gqa_match(answer, q.references[0]))
-
-
-class POPE(Task):
-    """Mean over categories of F1 (headline), accuracy, precision, recall and share of yes; also each category's.
-
-    `undefined` is the share of categories in which one of them is a division by zero.
-    """
-
-    headline = "f1"
-    protocol = {"parse": "official: no if the first sentence has No, no or not"}
-
-    def score(self, predictions: Mapping[str, str]) -> Metrics:
-        pairs = self.answers(predictions)
-        found = {}
-        for category in sorted({q.group for q in self.questions}):
-            own = [(answer, q.references[0]) for q, answer in pairs if q.group == category]
-            found[category] = pope_metrics([answer for answer, _ in own], [label for _, label in own])
-        names = [name for name in next(iter(found.values())) if name.islower()]  # all but the counts TP, FP, TN, FN
-        split = {f"{name}/{category}": value for category, one in found.items() for name, value in one.items()}
-        return {name: mean([one[name] for one in found.values()]) for name in names} | split
-
-    def constant(self) -> str:
-        return max(POPE_LABELS, key=lambda label: self.score({q.id: label for q in self.questions})[self.headline])
-
-
-TASKS: dict[str, type[Task]] = {"vqav2": VQAv2, "gqa": GQA, "pope": POPE, "textvqa": TextVQA}
-
-
-def load_task(name: str, questions: Sequence[str | Path], annotations: str | Path | None = None) -> Task:
+def load_task(
+    name: str,
+    questions: Sequence[str | Path],
+    annotations: str | Path | None = None,
+    ocr: str | Path | None = None,
+    pope: PopeMode = "text",
+) -> Task:
     """Read a benchmark's official files.
+
+    Args:
+        name: one of `TASKS`.
+        questions: its question files; POPE has several.
+        annotations: VQAv2's annotations, PIQA's labels.
+        ocr: TextVQA's OCR tokens.
+        pope: how POPE's answers are read, as text or off the probabilities of yes and no.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -152,4 +40,42 @@ def load_task(name: str, questions: Sequence[str | Path], annotations: str | Pat
     """
     if name not in TASKS:
         raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name](read_questions(name, questions, annotations))
+    if pope not in ("text", "logit"):
+        raise ValueError(f"pope_mode must be text or logit, got {pope!r}")
+    paths, noted = tuple(map(Path, questions)), None if annotations is None else Path(annotations)
+    if name in VISUAL_TASKS:
+        return _visual(name, Files(paths, noted, None if ocr is None else Path(ocr)), pope)
+    if len(paths) != 1 or ocr is not None:
+        raise ValueError(f"{name} needs one question file and has no OCR tokens, got {len(paths)} files")
+    return _choice(name, paths[0], noted) if name in CHOICE_TASKS else _glue(name, paths[0], noted)
+
+
+def _visual(name: str, files: Files, pope: PopeMode) -> VisualTask:
+    questions = read_questions(name, files)
+    if name == "pope":
+        return PopeLogit(questions) if pope == "logit" else POPE(questions)
+    if name == "textvqa":
+        return TextVQA(questions) if files.ocr is None else TextVQABoth(questions)
+    return {"vqav2": VQAv2, "gqa": GQA}[name](questions)
+
+
+def _choice(name: str, path: Path, labels: Path | None) -> ChoiceTask:
+    questions = read_choices(name, path, labels)
+    _require_labels([question.answer for question in questions], path)
+    return ChoiceTask(name, questions)
+
+
+def _glue(name: str, path: Path, labels: Path | None) -> GlueTask:
+    if labels is not None:
+        raise ValueError(f"{name} has its labels in the question file; leave --annotations out")
+    file = read_glue(name, path)
+    _require_labels([example.label for example in file.examples], path)
+    return GlueTask(name, file.examples, len(file.skipped))
+
+
+def _require_labels(labels: Sequence[int | None], path: Path) -> None:
+    if lacking := labels.count(None):
+        raise ValueError(
+            f"{path}: {lacking} of {len(labels)} questions have no label; test labels are not public, take the "
+            "validation file (PIQA's labels are a file of their own: --annotations)"
+        )

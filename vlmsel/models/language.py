@@ -35,6 +35,22 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_pretrained(auto: Any, what: str, source: str, dtype: torch.dtype) -> Any:
+    """Load a model with a class of transformers' `Auto` kind from a folder or the hub, on the CPU; safetensors only.
+
+    Raises:
+        ValueError: a file is damaged, or weights are missing in the files.
+    """
+    check_folder(Path(source))
+    with quiet_transformers(), loading(what, source):
+        loaded: Any = auto.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{what} {source}: {len(missing)} weights are missing, the first is {missing[0]}")
+    return model
+
+
 def load_language(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load a causal language model from a folder, the hub or `assets:<name>`, on the CPU; safetensors only.
 
@@ -42,16 +58,7 @@ def load_language(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         ValueError: a file is damaged, weights are missing in the files, or the model changes its logits after the
             output head.
     """
-    folder = resolve(source)
-    check_folder(Path(folder))
-    with quiet_transformers(), loading("language model", source):
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(f"language model {source}: {len(missing)} weights are missing, the first is {missing[0]}")
+    model = load_pretrained(transformers.AutoModelForCausalLM, "language model", resolve(source), dtype)
     check_head(model)
     return model
 

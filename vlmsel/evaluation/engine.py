@@ -1,0 +1,87 @@
+"""What an evaluation asks of a model, whatever library it comes from.
+
+An engine can answer questions about images (`prepare`, then `generate` or `first_words`), score texts that follow
+others (`loglikelihoods`), or sort texts into classes (`classify`); what it cannot do ends in one line that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question about one image: the image's path within the folder `images`."""
+
+    id: str
+    prompt: str
+    images: Path
+    image: str
+
+
+Spellings = Sequence[Sequence[str]]
+
+
+class Engine:
+    """A model as evaluations use it. Concrete engines override what their model can do.
+
+    `about` is what of it belongs to a result's protocol, such as the template; `cut` counts the texts so far that were
+    longer than the model takes.
+    """
+
+    kind: ClassVar[str] = "this model"
+    about: dict[str, Any]
+    cut: int = 0
+
+    def prepare(self, asks: Sequence[Ask]) -> Any:
+        """Read the images of a batch and encode it; may run in a thread of its own."""
+        raise self._cannot("read images", "a vision-language model")
+
+    def generate(self, batch: Any, max_new_tokens: int) -> list[str]:
+        """Answer what `prepare` returned, greedily."""
+        raise self._cannot("answer questions about images", "a vision-language model")
+
+    def first_words(self, batch: Any, words: Spellings) -> list[list[float]]:
+        """Return, per question, the log-probability that the answer begins with each word, in any of its spellings."""
+        raise self._cannot("answer questions about images", "a vision-language model")
+
+    def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Return log p(continuation | context) in nats for each pair of texts."""
+        raise self._cannot("score text", "a causal language model")
+
+    def classify(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Return the score of each class for each text or pair of texts."""
+        raise self._cannot("classify", "a sequence classifier")
+
+    def _cannot(self, what: str, instead: str) -> ValueError:
+        return ValueError(f"{self.kind} cannot {what}; evaluate {instead} on this task")
+
+
+@contextmanager
+def about(ask: Ask) -> Iterator[None]:
+    """Name the question that a problem with its picture or its prompt belongs to."""
+    try:
+        yield
+    except (ValueError, OSError) as problem:
+        raise ValueError(f"question {ask.id}: {problem}") from None
+
+
+def first_ids(rows: Sequence[Sequence[Sequence[int]]], words: Spellings) -> list[list[int]]:
+    """Return each word's first token ids, one per spelling, from the ids of the spellings.
+
+    Raises:
+        ValueError: two words begin with the same token, so that the first one does not tell them apart.
+    """
+    firsts = [sorted({ids[0] for ids in spellings}) for spellings in rows]
+    for i, one in enumerate(firsts):
+        for j, other in enumerate(firsts[:i]):
+            if set(one) & set(other):
+                raise ValueError(
+                    f"the tokenizer begins {words[j][0]!r} and {words[i][0]!r} with the same token, so that the first "
+                    "token does not tell them apart; use --pope_mode text"
+                )
+    return firsts

@@ -1,0 +1,92 @@
+"""What a benchmark is: what is asked, how a set of answers is scored, and what a blind model can reach.
+
+Most metrics are means over questions, so that they have a standard error, s / sqrt(n) of the per-question values (for
+right and wrong answers that is sqrt(p (1 - p) / (n - 1))).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vlmsel.evaluation.averages import mean, standard_error
+
+Metrics = dict[str, Any]  # name -> a number, or None where it cannot be computed
+Answers = Mapping[str, Any]  # question id -> a text, or a list of log-probabilities
+Asked = dict[str, dict[str, Any]]  # question id -> what the answer depends on, as it is written beside the answer
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A benchmark with its questions; fractions from 0 to 1.
+
+    `answer` is the name of what a model gives: `text`, `loglikelihoods` (of choices), `logprobs` (of first words).
+    `rules` says which of the rules in use is followed, for published numbers differ in them.
+    """
+
+    headline: ClassVar[str] = "accuracy"
+    answer: ClassVar[str] = "text"
+    rules: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    @abstractmethod
+    def ids(self) -> Collection[str]:
+        """The ids of all questions."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> Mapping[str, int]:
+        """How many questions there are of each kind."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the result must know about the questions."""
+        return []
+
+    @abstractmethod
+    def values(self, answers: Answers) -> dict[str, list[float]]:
+        """Return the per-question values of every metric that is their mean; `answers` is complete."""
+
+    def others(self, answers: Answers) -> Metrics:
+        """Compute the metrics that are no means; `answers` is complete."""
+        return {}
+
+    def other_errors(self, answers: Answers) -> dict[str, float]:
+        """Return the standard errors of `others`, where they have one."""
+        return {}
+
+    @abstractmethod
+    def majority(self) -> tuple[str, Metrics]:
+        """Return the best constant answer and its metrics: what a blind model can reach."""
+
+    def require_all(self, answers: Answers) -> None:
+        """Refuse answers to some of the questions only.
+
+        Raises:
+            ValueError: a question has no answer.
+        """
+        lacking = [identity for identity in self.ids if identity not in answers]
+        if lacking:
+            raise ValueError(f"{len(lacking)} of {len(self.ids)} questions have no answer, the first: {lacking[0]}")
+
+    def score(self, answers: Answers) -> Metrics:
+        """Compute every metric from the answer to each question, by id.
+
+        Raises:
+            ValueError: a question has no answer.
+        """
+        self.require_all(answers)
+        means = {name: mean(values) for name, values in self.values(answers).items()}
+        return means | self.others(answers)
+
+    def errors(self, answers: Answers) -> dict[str, float]:
+        """Return the standard error of each metric that has one.
+
+        Raises:
+            ValueError: a question has no answer.
+        """
+        self.require_all(answers)
+        own = {name: standard_error(values) for name, values in self.values(answers).items()}
+        return own | self.other_errors(answers)
