@@ -1,0 +1,93 @@
+r"""What a language model reads before the choices of a question, as lm-evaluation-harness words it.
+
+A choice is scored as the continuation `" " + choice`. QASC is no task of the harness; it is asked in ARC's words.
+GLUE's labels are scored as words, `GLUE_CHOICES[task][label]`.
+
+>>> from types import SimpleNamespace
+>>> glue_context("rte", SimpleNamespace(texts=("It rains.", "It is wet.")))
+'It rains.\nQuestion: It is wet. True or False?\nAnswer:'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlmsel.data.glue import GlueExample
+    from vlmsel.data.multiple_choice import ChoiceQuestion
+
+GLUE_PROMPTS = {
+    "cola": "{}\nQuestion: Does this sentence make sense?\nAnswer:",
+    "sst2": "{}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+    "mrpc": "Sentence 1: {}\nSentence 2: {}\nQuestion: Do both sentences mean the same thing?\nAnswer:",
+    "qqp": "Question 1: {}\nQuestion 2: {}\nQuestion: Do both questions ask the same thing?\nAnswer:",
+    "qnli": "{}\n{}\nQuestion: Does this response answer the question?\nAnswer:",
+    "rte": "{}\nQuestion: {} True or False?\nAnswer:",
+}
+# By label: 0 of qnli and rte is entailment.
+GLUE_CHOICES: dict[str, tuple[str, str]] = {
+    "cola": ("no", "yes"),
+    "sst2": ("negative", "positive"),
+    "mrpc": ("no", "yes"),
+    "qqp": ("no", "yes"),
+    "qnli": ("yes", "no"),
+    "rte": ("True", "False"),
+}
+
+
+def _query(question: ChoiceQuestion) -> str:
+    return question.question
+
+
+def _asked(question: ChoiceQuestion) -> str:
+    return f"Question: {question.question}\nAnswer:"
+
+
+def _passage(question: ChoiceQuestion) -> str:
+    lettered = zip(ascii_uppercase, question.choices, strict=False)
+    options = "".join(f"{letter}. {choice}\n" for letter, choice in lettered)
+    return f"Passage: {question.passage}\nQuestion: {question.question}\nChoices:\n{options}Answer:"
+
+
+CHOICE_CONTEXTS: dict[str, Callable[[ChoiceQuestion], str]] = {
+    "qasc": _asked,
+    "hellaswag": _query,
+    "piqa": _asked,
+    "logiqa": _passage,
+}
+
+
+def choice_context(task: str, question: ChoiceQuestion) -> str:
+    """Return what the choices of a multiple-choice question go on from.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task not in CHOICE_CONTEXTS:
+        raise ValueError(f"multiple-choice task must be one of {', '.join(CHOICE_CONTEXTS)}; got {task!r}")
+    return CHOICE_CONTEXTS[task](question)
+
+
+def glue_context(task: str, example: GlueExample) -> str:
+    """Return what the label's word of a GLUE example goes on from.
+
+    Raises:
+        ValueError: there is no such task, or the example has another number of texts than the task.
+    """
+    if task not in GLUE_PROMPTS:
+        raise ValueError(f"GLUE task must be one of {', '.join(GLUE_PROMPTS)}; got {task!r}")
+    expected, got = GLUE_PROMPTS[task].count("{}"), len(example.texts)
+    if got != expected:
+        raise ValueError(f"{task} example {example.id} has {got} texts, and the task has {expected}")
+    return GLUE_PROMPTS[task].format(*example.texts)
+
+
+def continuation(choice: str) -> str:
+    """Return the text that is scored for a choice.
+
+    >>> continuation("yes")
+    ' yes'
+    """
+    return f" {choice}"
