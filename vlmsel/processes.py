@@ -34,6 +34,8 @@ def wait() -> None:
         import torch
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())  # without the flag accelerate takes CPUs for one process
+        state = PartialState(
+            cpu=not torch.cuda.is_available()
+        )  # without the flag accelerate takes CPUs for one process
         assert state.num_processes == count(), f"{state.num_processes} processes found, {count()} announced"
         state.wait_for_everyone()

@@ -86,7 +86,11 @@ def test_what_was_asked_how_is_recorded(home, tmp_path):
     bare, short = result(tmp_path / "bare")["protocol"], result(tmp_path / "llava15")["protocol"]
     assert bare.pop("prompt") == "bare" and short.pop("prompt") == "llava15"
     assert bare == short
-    assert bare["max_new_tokens"] == 3 and bare["headline"] == "without OCR tokens" and {"template", "image_mode"} <= set(bare)
+    assert (
+        bare["max_new_tokens"] == 3
+        and bare["headline"] == "without OCR tokens"
+        and {"template", "image_mode"} <= set(bare)
+    )
 
 
 def test_another_protocol_in_the_same_folder_is_refused(home, tmp_path, capsys):

@@ -7,7 +7,7 @@ import torch
 from tiny_models import save_backbones, tiny_clip
 
 from vlmsel.models.config import VLMConfig
-from vlmsel.models.vision import VisionTower, load_vision, shape_vision, uses_quick_gelu
+from vlmsel.models.vision import VisionTower, load_vision, normalise, shape_vision, uses_quick_gelu
 
 
 def penultimate(visual, pixels):
@@ -16,6 +16,18 @@ def penultimate(visual, pixels):
     for block in visual.transformer.resblocks[:-1]:
         x = block(x)
     return x[:, 1:]
+
+
+def test_bytes_are_normalised_by_the_towers_own_mean_and_deviation():
+    visual = tiny_clip().visual
+    visual.image_mean, visual.image_std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    expected = (pixels.double() / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.3, 0.4])[
+        :, None, None
+    ]
+    torch.testing.assert_close(normalise(pixels, visual.image_mean, visual.image_std), expected.float())
+    tower = VisionTower(visual)
+    torch.testing.assert_close(tower(pixels), tower(expected.float()))
 
 
 def test_features_are_the_penultimate_blocks_patches_without_norm():

@@ -17,7 +17,6 @@ from vlmsel.evaluation.engine import Engine
 from vlmsel.evaluation.engine_hf import ClassifierEngine, ImageTextEngine, LanguageEngine
 from vlmsel.evaluation.engine_vlm import VLMEngine
 from vlmsel.models import checkpoint, huggingface
-from vlmsel.models.language import load_language, load_tokenizer
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.presets import PRESETS, preset
 from vlmsel.models.vlm import VLM, build
@@ -68,7 +67,7 @@ def open_engine(source: str, device: str = "auto", dtype: str = "float32", templ
         FileNotFoundError: there is no model.
         ValueError: the model cannot be evaluated, its projector was never trained, or it has a template of its own.
     """
-    if (Path(source) / "config.json").is_file():
+    if huggingface.is_hugging_face(source):
         return _hugging_face(source, pick_device(device), _dtype(dtype), template)
     model = open_model(source, device, dtype)
     if template not in (None, model.vlm_config.template):
@@ -82,9 +81,13 @@ def _hugging_face(folder: str, device: torch.device, dtype: torch.dtype, templat
     if kind == "image-text":
         model, processor = huggingface.load_image_text(folder, dtype)
         return ImageTextEngine(model.to(device), processor, template)
+    if template is not None:
+        raise ValueError(f"{folder}: a {kind} model is asked without a template; leave --template out")
     if kind == "classifier":
-        return ClassifierEngine(huggingface.load_classifier(folder, dtype).to(device), load_tokenizer(folder))
-    return LanguageEngine(load_language(folder, dtype).to(device).eval(), load_tokenizer(folder))
+        model, tokenizer = huggingface.load_classifier(folder, dtype)
+        return ClassifierEngine(model.to(device), tokenizer)
+    model, tokenizer = (huggingface.load_adapter if kind == "adapter" else huggingface.load_causal)(folder, dtype)
+    return LanguageEngine(model.to(device), tokenizer)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -133,7 +136,6 @@ def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int)
         size=tower.image_size,
         mode=config.image_mode,
         mean=tower.image_mean,
-        std=tower.image_std,
         image_tokens=tower.patches,
         max_length=max_length,
     )

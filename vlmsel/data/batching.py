@@ -42,7 +42,7 @@ class Batch:
     input_ids: Tensor  # [n, t], -200 where an image stands
     labels: Tensor  # [n, t], -100 where nothing is supervised
     attention_mask: Tensor  # [n, t], 0 at padding
-    pixel_values: Tensor | None  # [m, 3, S, S], None without images
+    pixel_values: Tensor | None  # [m, 3, S, S] bytes, None without images
     image_index: Tensor  # [r] row of pixel_values
     image_samples: Tensor  # [r] row of input_ids
     uids: Tensor  # [n]
@@ -52,13 +52,12 @@ class Batch:
         """Say, by module, which sample a row belongs to where rows are not samples."""
         return {"projector": self.image_samples}
 
-    def to(self, device: Any, dtype: torch.dtype | None = None, non_blocking: bool = False) -> Batch:
-        """Copy to a device; `dtype` is that of the pixels."""
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """Copy to a device."""
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, tensor in moved.items():
             if tensor is not None:
-                kind = dtype if name == "pixel_values" else None
-                moved[name] = tensor.to(device=device, dtype=kind, non_blocking=non_blocking)
+                moved[name] = tensor.to(device, non_blocking=non_blocking)
         return Batch(**moved)
 
 

@@ -1,6 +1,6 @@
 """Samples as a model reads them: encoded turns with their pictures, by position, ready for a `Collator`.
 
-    item(position) = token ids with -200 where a picture stands, labels, and the pictures [3, S, S]
+    item(position) = token ids with -200 where a picture stands, labels, and the pictures [3, S, S] as bytes
 
 Nothing is kept in memory but the samples and their lengths. `check` looks at every sample and every picture before
 work begins, and says which samples cannot be used and why; the others keep their positions and uids.
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vlmsel.data.batching import Item
 from vlmsel.data.encode import IGNORED, Encoded, encode, generation_ids
-from vlmsel.data.images import CLIP_MEAN, CLIP_STD, load_image, preprocess, require_folder, require_mode
+from vlmsel.data.images import CLIP_MEAN, load_image, require_folder, require_mode, square
 from vlmsel.data.llava_json import Problem
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.data.templates import find_template
@@ -35,15 +35,14 @@ class Pictures:
     size: int
     mode: str
     mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
 
     def __call__(self, relative: str) -> Tensor:
-        """Return a picture as float32 [3, size, size].
+        """Return a picture as uint8 [3, size, size].
 
         Raises:
             FileNotFoundError, ValueError: it is missing or cannot be used.
         """
-        return preprocess(load_image(self.folder, relative), self.size, self.mode, self.mean, self.std)
+        return square(load_image(self.folder, relative), self.size, self.mode, self.mean)
 
     def problem(self, relative: str) -> str | None:
         """Say why a picture cannot be used, None when it can."""
@@ -66,8 +65,7 @@ class SampleDataset(Dataset[Item]):
         mode: how it gets there, one of `images.MODES`.
         image_tokens: places a picture takes in the sequence.
         max_length: longest sequence, pictures' places included; what is longer is cut.
-        mean: channel means that pictures are normalised with.
-        std: channel standard deviations.
+        mean: the tower's channel means, which pictures are padded with.
 
     Raises:
         FileNotFoundError: samples have images and there is no image folder.
@@ -86,12 +84,11 @@ class SampleDataset(Dataset[Item]):
         image_tokens: int,
         max_length: int = 2048,
         mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
     ) -> None:
         if any(sample.images for sample in samples):
             require_folder(image_folder)
         self.samples = samples
-        self.pictures = Pictures(Path(image_folder), size, require_mode(mode), tuple(mean), tuple(std))
+        self.pictures = Pictures(Path(image_folder), size, require_mode(mode), tuple(mean))
         self.tokenizer, self.template = tokenizer, find_template(template)
         self.image_tokens, self.max_length = image_tokens, max_length
         self._lengths: list[int] | None = None

@@ -1,6 +1,6 @@
-"""Images: opened from an untrusted list of paths, brought to a square, normalised as CLIP expects.
+"""Images: opened from an untrusted list of paths and brought to a square, resized bicubically by Pillow.
 
-    x = (pixel / 255 - mean) / std,    resized bicubically by Pillow
+They stay bytes; the vision tower normalises a whole batch of them at once, on its own device.
 
 Ways to a square of `size` pixels:
 
@@ -16,7 +16,8 @@ path leads out of the image folder, and a picture that would fill the memory is 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -27,7 +28,6 @@ from torch import Tensor
 from vlmsel.data.llava_json import path_problem
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MODES = ("pad", "crop", "squash", "letterbox")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM", "TIFF")  # no format whose reader runs a program
@@ -47,6 +47,7 @@ def require_folder(folder: str | Path) -> Path:
     return Path(folder)
 
 
+@lru_cache(maxsize=1 << 16)  # a picture is looked for in a check of the whole file, and again whenever it is read
 def find_image(folder: str | Path, relative: str) -> Path:
     """Return the file that `relative` names in `folder`, or the one that differs in its extension only.
 
@@ -58,15 +59,20 @@ def find_image(folder: str | Path, relative: str) -> Path:
     """
     if problem := path_problem(relative):
         raise ValueError(problem)
-    stem = str(PurePosixPath(relative).with_suffix("")) if PurePosixPath(relative).name else relative
-    names = [relative, *(stem + extension for extension in EXTENSIONS)]
-    found = next((name for name in names if os.path.isfile(os.path.join(folder, name))), None)
+    found = next((name for name in _names(relative) if os.path.isfile(os.path.join(folder, name))), None)
     if found is None:
         raise FileNotFoundError(f"image {relative!r} is missing in {folder}")
     real, root = os.path.realpath(os.path.join(folder, found)), os.path.realpath(folder)
     if os.path.commonpath([real, root]) != root:
         raise ValueError(f"image {relative!r} is a link that leads out of {folder}; put the file itself there")
     return Path(real)
+
+
+def _names(relative: str) -> Iterator[str]:
+    """Give a path as it is written, then with other extensions."""
+    yield relative
+    stem = str(PurePosixPath(relative).with_suffix("")) if PurePosixPath(relative).name else relative
+    yield from (stem + extension for extension in EXTENSIONS)
 
 
 def load_image(folder: str | Path, relative: str) -> Image.Image:
@@ -105,10 +111,10 @@ def size_problem(width: int, height: int) -> str | None:
     return None
 
 
-def preprocess(
-    image: Image.Image, size: int, mode: str, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
-) -> Tensor:
-    """Bring an RGB image to a normalised square. -> float32 [3, size, size]
+def square(image: Image.Image, size: int, mode: str, mean: Sequence[float] = CLIP_MEAN) -> Tensor:
+    """Bring an RGB image to a square. -> uint8 [3, size, size]
+
+    `mean` is the tower's channel means, the colour of padding.
 
     Raises:
         ValueError: there is no such mode.
@@ -119,9 +125,8 @@ def preprocess(
         image = expand2square(image, fill)
     elif mode == "letterbox":
         image = letterbox(image, fill)
-    square = _resize(image, size, size) if mode == "squash" else _crop(image, size)
-    pixels = torch.from_numpy(np.array(square, dtype=np.float32)).permute(2, 0, 1) / 255
-    return ((pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]).contiguous()
+    small = _resize(image, size, size) if mode == "squash" else _crop(image, size)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 
 def require_mode(mode: str) -> str:

@@ -7,6 +7,7 @@ LLaVA-1.5 and Prismatic; for ViT-L/14 at 336 px that is [576, 1024] per image.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map images [m, 3, S, S] to patch features [m, patches, width].
+        """Map images [m, 3, S, S], as bytes or normalised, to patch features [m, patches, width].
 
         Raises:
             ValueError: the images do not have the tower's size.
@@ -76,6 +77,8 @@ class VisionTower(nn.Module):
         expected = (3, *self.visual.image_size)
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(f"the vision tower takes images [m, {expected}], got {list(pixel_values.shape)}")
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalise(pixel_values, self.image_mean, self.image_std)
         out = self.visual.forward_intermediates(
             pixel_values.to(self.visual.conv1.weight.dtype),
             indices=[self.layer],
@@ -84,6 +87,12 @@ class VisionTower(nn.Module):
             stop_early=True,
         )
         return out["image_intermediates"][0]
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bring bytes [..., 3, S, S] to the range that a tower was trained with, (pixel / 255 - mean) / std, in float32."""
+    channels = torch.tensor([mean, std], dtype=torch.float32).to(pixels.device)[:, :, None, None]
+    return (pixels.float() / 255 - channels[0]) / channels[1]
 
 
 def uses_quick_gelu(visual: nn.Module) -> bool:
