@@ -58,7 +58,7 @@ def open_engine(source: str, device: str = "auto", dtype: str = "float32", templ
     """Load a model for evaluation: one of ours as `open_model` does, or a Hugging Face model from a folder.
 
     Args:
-        source: a run folder, a model folder or a preset.
+        source: a run folder, a model folder (ours, Hugging Face's, or PEFT's with adapters) or a preset.
         device: as for `pick_device`.
         dtype: float32 or bfloat16.
         template: the template that a Hugging Face model is asked with, when it is not its processor's own.

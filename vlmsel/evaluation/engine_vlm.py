@@ -32,7 +32,7 @@ class VLMEngine(Engine):
 
     def _make_encoder(self, images: Path) -> PromptEncoder:
         tower, config = self.model.vision, self.model.vlm_config
-        pictures = Pictures(images, tower.image_size, config.image_mode, tower.image_mean, tower.image_std)
+        pictures = Pictures(images, tower.image_size, config.image_mode, tower.image_mean)
         return PromptEncoder(self.model.tokenizer, config.template, pictures)
 
     def prepare(self, asks: Sequence[Ask]) -> Batch:

@@ -88,8 +88,9 @@ def shape_language(source: str) -> nn.Module:
 
 
 def check_head(model: Any) -> None:
-    """Refuse a language model whose logits are not simply its head applied to the decoder's output."""
-    changes = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    """Refuse a model whose logits are not simply its head applied to its (text) decoder's output."""
+    config = model.config.get_text_config()
+    changes = [name for name in LOGIT_CHANGES if getattr(config, name, None) not in (None, 1, 1.0)]
     if changes or model.get_output_embeddings() is None:
         raise ValueError(
             f"{type(model).__name__} is not supported: "
