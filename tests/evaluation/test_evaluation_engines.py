@@ -23,7 +23,7 @@ from vlmsel import cli
 from vlmsel.commands.inputs import open_engine
 from vlmsel.data.templates import CURIOUS
 from vlmsel.data.world_files import WorldSizes, benchmark_files, write_world
-from vlmsel.evaluation.engine import Ask
+from vlmsel.evaluation.engine import Ask, first_ids
 from vlmsel.evaluation.engine_hf import ClassifierEngine, ImageTextEngine, LanguageEngine, put_images
 from vlmsel.evaluation.engine_vlm import VLMEngine
 from vlmsel.models.config import VLMConfig
@@ -288,9 +288,16 @@ def test_words_that_begin_with_the_same_token_are_refused(asks):
     message = "begins 'Yes' and 'No' with the same token, .*; use --pope_mode text"
     model = own_model("pure")
     model.tokenizer = byte_tokenizer()
-    for engine in (VLMEngine(model), llava_engine("pure", words=()), llava_engine("chat", words=())):
+    for engine in (VLMEngine(model), llava_engine("pure", words=())):
         with pytest.raises(ValueError, match=message):
             engine.first_words(engine.prepare(asks), YES_NO)
+
+
+def test_a_token_that_both_words_may_begin_with_says_nothing():
+    yes, no = [[5, 1], [7], [8]], [[5, 2], [9], [8, 3]]
+    assert first_ids([yes, no], YES_NO) == [[7], [9]]
+    with pytest.raises(ValueError, match="begins 'Yes' and 'No' with the same token"):
+        first_ids([[[5, 1]], [[5, 2], [9]]], YES_NO)
 
 
 # Text
@@ -404,9 +411,6 @@ def home(tmp_path_factory):
     return folder
 
 
-CLASSIFIERS_ON_CHOICES = pytest.mark.xfail(strict=True, reason="a classifier's logits pass for scores of choices")
-
-
 def evaluate(home, out, model, task, *more):
     files = {
         "gqa": ["--questions", benchmark_files(home / "world")["gqa"]["questions"][0]],
@@ -442,9 +446,9 @@ def test_what_each_kind_of_model_can_do(home, tmp_path, model, task, more):
 @pytest.mark.parametrize(
     ("model", "task", "more", "message"),
     [
-        pytest.param("bert", "piqa", [], "a sequence classifier cannot score text", marks=CLASSIFIERS_ON_CHOICES),
+        ("bert", "piqa", [], "a sequence classifier cannot score text"),
         ("cut", "gqa", [], "cut/model.safetensors cannot be read"),
-        ("bytes", "pope", ["--pope_mode", "logit"], "begins 'Yes' and 'No' with the same token"),
+        ("bytes", "pope", ["--pope_mode", "logit", "--template", "pure"], "begins 'Yes' and 'No' with the same token"),
         ("llama", "gqa", [], "a causal language model cannot read images; evaluate a vision-language model"),
         ("bert", "gqa", [], "a sequence classifier cannot read images; evaluate a vision-language model"),
         ("llama", "rte", ["--template", "pure"], "a causal model is asked without a template; leave --template out"),

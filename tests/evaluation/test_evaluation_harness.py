@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -82,15 +83,24 @@ def test_the_next_batch_is_prepared_while_one_is_answered(tmp_path):
         seen.append((len(model.batches), len(model.prepared)))
         return model.respond(ids)
 
-    def slow(ids):
-        return model.prepare(ids)
-
-    answer_all(ASKED, Responder(slow, respond), tmp_path / "predictions.jsonl", batch_size=2)
+    answer_all(ASKED, Responder(model.prepare, respond, ahead=True), tmp_path / "predictions.jsonl", batch_size=2)
     assert [batches for batches, _ in seen] == [0, 1, 2, 3]
-    assert all(prepared >= 2 * batches + 1 for batches, prepared in seen)
+    assert model.asked == list(ASKED)
+    prepared = threading.Event()
+
+    def second(ids):
+        prepared.set() if "3" in ids or "6" in ids else None
+        return ids
+
+    def wait(ids):
+        assert prepared.wait(10), "the second batch is not prepared while the first is answered"
+        return ids
+
+    answer_all(ASKED, Responder(second, wait, ahead=True), tmp_path / "again.jsonl", batch_size=4)
 
 
-def test_a_fault_while_preparing_is_raised_after_the_batches_before_it(tmp_path):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_fault_while_preparing_is_raised_after_the_batches_before_it(tmp_path, ahead):
     model, path = Model(), tmp_path / "predictions.jsonl"
 
     def prepare(ids):
@@ -99,7 +109,7 @@ def test_a_fault_while_preparing_is_raised_after_the_batches_before_it(tmp_path)
         return model.prepare(ids)
 
     with pytest.raises(ValueError, match="question 5: no picture"):
-        answer_all(ASKED, Responder(prepare, model.respond), path, batch_size=1)
+        answer_all(ASKED, Responder(prepare, model.respond, ahead), path, batch_size=1)
     assert set(read_lines(path)) == {i for i in ASKED if len(ASKED[i]["prompt"]) < len(ASKED["5"]["prompt"])} | {"2"}
 
 

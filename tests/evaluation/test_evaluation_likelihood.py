@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlmsel.evaluation.likelihood import encode_pair, loglikelihoods, max_positions
+from vlmsel.evaluation.likelihood import encode_pairs, joint_ids, loglikelihoods, max_positions, windows
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.language import decoder_and_head, load_tokenizer
 from vlmsel.models.lora import attach_lora, merge_lora
@@ -47,6 +47,12 @@ def templated(single, **special):
 
 def plain_ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_pair(tokenizer, context, continuation, max_length):
+    """The ids and the number of continuation tokens of a pair that is one row."""
+    ((row,),) = encode_pairs(tokenizer, [(context, continuation)], max_length)
+    return row.ids, row.count
 
 
 def naive(model, tokenizer, context, continuation, max_length=10**6):
@@ -206,13 +212,29 @@ def test_a_choice_without_tokens_is_refused():
         encode_pair(shipped(), "the squ", "are", 99)
 
 
-def test_a_choice_that_does_not_fit_is_refused():
-    tokenizer = templated("<s> $A", bos_token="<s>")
-    with pytest.raises(ValueError, match=r"1 of 1 .*number 0 \('cdef'\) has 4 tokens, and max_length 4 has room for 3"):
-        encode_pair(tokenizer, "ab", "cdef", 4)
-    assert encode_pair(tokenizer, "ab", "cde", 4)[1] == 3
-    with pytest.raises(ValueError, match="number 0 .* has room for 23"):
-        loglikelihoods(gpt2(), shipped(), [("In:", " a red circle" * 30)])
+def test_a_choice_longer_than_the_model_is_scored_in_windows():
+    """Every token once, with what fits before it; the twin scores each token in a row of its own."""
+    model, tokenizer = llama(), shipped()
+    context, choice = "In: what is it?\nOut:", " a red circle left of a small blue square and a green star above it"
+    for max_length in (4, 7, 12):
+        ids, count = joint_ids(tokenizer, context, choice, 0)
+        assert count >= max_length
+        expected = 0.0
+        for row in windows(ids, count, max_length):
+            assert len(row.ids) <= max_length and 0 < row.count <= max_length // 2
+            logs = model(torch.tensor([row.ids])).logits[0].detach().log_softmax(-1)
+            expected += sum(float(logs[t - 1, row.ids[t]]) for t in range(len(row.ids) - row.count, len(row.ids)))
+        (found,) = loglikelihoods(model, tokenizer, [(context, choice)], max_length)
+        assert found.value == pytest.approx(expected, abs=1e-9) and found.tokens == count and found.truncated
+
+
+@pytest.mark.parametrize(("length", "count", "most"), [(9, 5, 5), (20, 19, 4), (7, 6, 2), (30, 10, 9), (5, 2, 9)])
+def test_windows_score_every_token_of_the_continuation_once(length, count, most):
+    ids = list(range(length))
+    rows = windows(ids, count, most)
+    assert [token for row in rows for token in row.ids[len(row.ids) - row.count :]] == ids[length - count :]
+    assert all(row.count < len(row.ids) <= most for row in rows)
+    assert len(rows) == 1 or count >= most
 
 
 def test_results_that_are_not_finite_are_refused():
@@ -225,7 +247,7 @@ def test_results_that_are_not_finite_are_refused():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="batch_tokens must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_tokens must be at least 1; got None and 0"):
         loglikelihoods(llama(), shipped(), PAIRS, batch_tokens=0)
     for wrong in (1, 25):
         with pytest.raises(ValueError, match=f"max_length must be from 2 to the model's 24 positions, got {wrong}"):

@@ -163,15 +163,15 @@ def _run(engine: Engine, one: _Loaded, folder: Path) -> dict[str, Any]:
     """Evaluate a model on a benchmark; write and print the result."""
     if isinstance(one.task, VisualTask):
         require_images(one.task, one.images)
-    path = folder / "predictions.jsonl"
+    path, before = folder / "predictions.jsonl", engine.cut
     answers = answer_task(one.task, engine, one.protocol, one.images, path, one.batch_size, one.max_new_tokens)
     how = {"prompt": one.protocol.name, "decoding": "greedy", "max_new_tokens": one.max_new_tokens}
     own = how if isinstance(one.task, VisualTask) else {}
     found = result(one.name, one.task, answers, {**own, "model": engine.kind, **engine.about})
     if processes.is_main():
         _write(found, one.task, answers, folder)
-        if engine.cut:
-            print(f"{engine.cut} texts were longer than the model takes and were cut")
+        if engine.cut > before:
+            print(f"{engine.cut - before} texts were longer than the model takes and were cut")
     return found
 
 

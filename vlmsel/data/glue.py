@@ -22,7 +22,7 @@ NO_LABEL = "-1"
 
 
 @dataclass(frozen=True)
-class GlueTask:
+class GlueFormat:
     """The columns of a task's files and what its labels 0 and 1 mean; `others` are columns that are not read.
 
     `worded` says that the files hold the classes' names; other files hold 0 and 1. `skips` says that malformed rows are
@@ -58,16 +58,16 @@ class GlueFile:
 _ENTAILMENT = ("entailment", "not_entailment")
 GLUE_TASKS = MappingProxyType(
     {
-        "cola": GlueTask(("sentence",), "label", ("unacceptable", "acceptable"), others=("source", "mark")),
-        "sst2": GlueTask(("sentence",), "label", ("negative", "positive")),
-        "mrpc": GlueTask(
+        "cola": GlueFormat(("sentence",), "label", ("unacceptable", "acceptable"), others=("source", "mark")),
+        "sst2": GlueFormat(("sentence",), "label", ("negative", "positive")),
+        "mrpc": GlueFormat(
             ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), others=("#1 ID", "#2 ID")
         ),
-        "qqp": GlueTask(
+        "qqp": GlueFormat(
             ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), identity="id", skips=True
         ),
-        "qnli": GlueTask(("question", "sentence"), "label", _ENTAILMENT, worded=True),
-        "rte": GlueTask(("sentence1", "sentence2"), "label", _ENTAILMENT, worded=True),
+        "qnli": GlueFormat(("question", "sentence"), "label", _ENTAILMENT, worded=True),
+        "rte": GlueFormat(("sentence1", "sentence2"), "label", _ENTAILMENT, worded=True),
     }
 )
 
@@ -130,7 +130,9 @@ def _malformed(rows: Sequence[Sequence[str]], width: int, first: int) -> list[tu
     return [(line, reason) for line, reason in reasons if reason]
 
 
-def _example_reader(shape: GlueTask, columns: Sequence[str]) -> Callable[[int, tuple[int, Sequence[str]]], GlueExample]:
+def _example_reader(
+    shape: GlueFormat, columns: Sequence[str]
+) -> Callable[[int, tuple[int, Sequence[str]]], GlueExample]:
     """Return the function that makes an example of a row, given with its number in the file."""
     written = shape.classes if shape.worded else ("0", "1")
 

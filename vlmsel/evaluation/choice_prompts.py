@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from string import ascii_uppercase
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vlmsel.data.glue import GlueExample
-    from vlmsel.data.multiple_choice import ChoiceQuestion
+from vlmsel.data.glue import GlueExample
+from vlmsel.data.multiple_choice import ChoiceQuestion
 
 GLUE_PROMPTS = {
     "cola": "{}\nQuestion: Does this sentence make sense?\nAnswer:",

@@ -30,12 +30,14 @@ class Engine:
     """A model as evaluations use it. Concrete engines override what their model can do.
 
     `about` is what of it belongs to a result's protocol, such as the template; `cut` counts the texts so far that were
-    longer than the model takes.
+    longer than the model takes; `ahead` says that a batch is best prepared while the one before is answered, which
+    gains nothing where both would share the CPU.
     """
 
     kind: ClassVar[str] = "this model"
     about: dict[str, Any]
     cut: int = 0
+    ahead: bool = False
 
     def prepare(self, asks: Sequence[Ask]) -> Any:
         """Read the images of a batch and encode it; may run in a thread of its own."""
@@ -71,17 +73,20 @@ def about(ask: Ask) -> Iterator[None]:
 
 
 def first_ids(rows: Sequence[Sequence[Sequence[int]]], words: Spellings) -> list[list[int]]:
-    """Return each word's first token ids, one per spelling, from the ids of the spellings.
+    """Return the first token ids that tell the words apart, from the ids of each word's spellings.
+
+    A token that spellings of two words begin with says nothing and is left out: some tokenizers know " yes" and " no"
+    as tokens and begin " Yes" and " No" with the blank.
 
     Raises:
-        ValueError: two words begin with the same token, so that the first one does not tell them apart.
+        ValueError: a word has no token of its own.
     """
-    firsts = [sorted({ids[0] for ids in spellings}) for spellings in rows]
-    for i, one in enumerate(firsts):
-        for j, other in enumerate(firsts[:i]):
-            if set(one) & set(other):
-                raise ValueError(
-                    f"the tokenizer begins {words[j][0]!r} and {words[i][0]!r} with the same token, so that the first "
-                    "token does not tell them apart; use --pope_mode text"
-                )
-    return firsts
+    firsts = [{ids[0] for ids in spellings} for spellings in rows]
+    own = [one - set().union(*(firsts[:i] + firsts[i + 1 :])) for i, one in enumerate(firsts)]
+    if not all(own):
+        names = " and ".join(repr(spellings[0]) for spellings in words)
+        raise ValueError(
+            f"the tokenizer begins {names} with the same token, so that the first token does not tell them apart; "
+            "use --pope_mode text"
+        )
+    return [sorted(one) for one in own]

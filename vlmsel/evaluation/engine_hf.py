@@ -65,6 +65,7 @@ class ImageTextEngine(LanguageEngine):
         if template is not None and not getattr(processor, "image_token", None):
             raise ValueError("the model's processor has no image token to put in a template; leave --template out")
         set_padding(processor.tokenizer)
+        self.ahead = model.device.type != "cpu"
         self.processor, self.template = processor, None if template is None else find_template(template)
         self.about = {"template": template or "chat template of the processor", "image_mode": "that of the processor"}
         if self.template is None:

@@ -24,7 +24,7 @@ class VLMEngine(Engine):
     kind = "a vlmsel model"
 
     def __init__(self, model: VLM) -> None:
-        self.model = model
+        self.model, self.ahead = model, model.device.type != "cpu"
         config = model.vlm_config
         self.about = {"template": config.template, "image_mode": config.image_mode}
         self._collate = Collator(pad_id(model.tokenizer))

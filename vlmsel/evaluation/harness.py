@@ -28,10 +28,11 @@ BROKEN = "delete the file to start anew"
 
 @dataclass(frozen=True)
 class Responder(Generic[Prepared]):
-    """How a batch of questions, given by id, is answered: `prepare` may run beside the model, one batch ahead."""
+    """How a batch of questions, given by id, is answered; with `ahead` the next is prepared beside it, in a thread."""
 
     prepare: Callable[[Sequence[str]], Prepared]
     respond: Callable[[Prepared], Sequence[Any]]
+    ahead: bool = False
 
 
 def answer_all(
@@ -61,7 +62,7 @@ def answer_all(
     done = sum(identity in earlier for identity in asked) + len(todo) - sum(map(len, own))
     quiet = not processes.is_main()
     with tqdm(total=len(asked), initial=done, desc="answering", unit="question", delay=2, disable=quiet) as bar:
-        for batch, prepared in _ahead(own, responder.prepare):
+        for batch, prepared in _prepared(own, responder):
             found = responder.respond(prepared)
             _append(mine, [{"question_id": i, **asked[i], answer: a} for i, a in zip(batch, found, strict=True)])
             bar.update(len(batch))
@@ -72,10 +73,14 @@ def _length(asked: Line) -> int:
     return sum(len(str(value)) for value in asked.values())
 
 
-def _ahead(
-    batches: Sequence[Sequence[str]], prepare: Callable[[Sequence[str]], Prepared]
+def _prepared(
+    batches: Sequence[Sequence[str]], responder: Responder[Prepared]
 ) -> Iterator[tuple[Sequence[str], Prepared]]:
-    """Give each batch as it is prepared, while the next one is being prepared in a thread."""
+    """Give each batch as it is prepared."""
+    if not responder.ahead:
+        yield from ((batch, responder.prepare(batch)) for batch in batches)
+        return
+    prepare = responder.prepare
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = [(batch, thread.submit(prepare, batch)) for batch in batches[:1]]
         for following in [*batches[1:], None]:

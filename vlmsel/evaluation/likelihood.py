@@ -5,20 +5,21 @@
 Context and continuation are tokenised together, and the continuation's tokens are those behind as many tokens as the
 context alone has; blanks at the context's end move to the continuation first, because tokenizers join a blank to the
 word behind it. What does not fit the model's positions is cut off at the left, BOS included. What differs: all tokens
-are fed and not all but the last, so that a pair that is cut keeps one token of its context less; and special tokens
-that a tokenizer puts behind a text (an EOS) are left out, where the harness would score them.
+are fed and not all but the last, so that a pair that is cut keeps one token of its context less; special tokens that a
+tokenizer puts behind a text (an EOS) are left out, where the harness would score them; and a continuation that is
+longer than the model takes is scored in several windows, where the harness stops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from vlmsel.data.batching import length_batches
 from vlmsel.models.generation import evaluating
 from vlmsel.models.language import check_head, pad_id, unwrap
 from vlmsel.models.losses import token_losses
@@ -105,27 +106,35 @@ def joint_ids(tokenizer: Any, context: str, continuation: str, behind: int) -> t
     return ids, max(0, len(ids) - (len(token_ids(tokenizer, kept)) - behind))
 
 
-def encode_pair(tokenizer: Any, context: str, continuation: str, max_length: int) -> tuple[list[int], int]:
-    """Tokenise a context and its continuation together; return ids [t] and the number of continuation tokens.
+def windows(ids: list[int], count: int, max_length: int) -> list[Row]:
+    """Cut ids whose last `count` are scored into rows of at most `max_length`, each token scored once.
+
+    One row, cut at the left, is enough for all but a continuation that fills the model by itself; that goes in steps of
+    half a row, so that every token has at least half a row before it.
+
+    >>> [(row.ids, row.count) for row in windows([1, 2, 3, 4, 5, 6], 5, 4)]
+    [([1, 2, 3], 2), ([2, 3, 4, 5], 2), ([3, 4, 5, 6], 1)]
+    """
+    if count < max_length:
+        return [Row(ids[-max_length:], count, len(ids) > max_length)]
+    rows, start = [], len(ids) - count
+    while start < len(ids):
+        end = min(len(ids), start + max_length // 2)
+        rows.append(Row(ids[max(0, end - max_length) : end], end - start, end > max_length))
+        start = end
+    return rows
+
+
+def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[list[Row]]:
+    """Tokenise every (context, continuation) together; the last tokens of a pair's rows make up its continuation.
 
     Args:
         tokenizer: a Hugging Face tokenizer; special tokens that it puts in front of a text stay.
-        context: what the continuation follows; an empty one is conditioned on BOS, or EOS where there is no BOS.
-        continuation: what is scored.
-        max_length: the most tokens to keep; tokens go at the left.
+        pairs: contexts and continuations; an empty context stands for BOS, or EOS where there is no BOS.
+        max_length: the most tokens in a row.
 
     Raises:
-        ValueError: the continuation has no token, or more than max_length - 1.
-    """
-    (row,) = encode_rows(tokenizer, [(context, continuation)], max_length)
-    return row.ids, row.count
-
-
-def encode_rows(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[Row]:
-    """Tokenise all pairs, see `encode_pair`.
-
-    Raises:
-        ValueError: continuations have no token, or too many; says how many, and which is the first.
+        ValueError: continuations have no token; says how many, and which is the first.
     """
     behind = appended(tokenizer)
     encoded = [joint_ids(tokenizer, *pair, behind) for pair in pairs]
@@ -134,14 +143,7 @@ def encode_rows(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: in
         raise ValueError(
             f"{_which(empty, pairs)} yields no token of its own; give every choice a text that begins with a blank"
         )
-    long = [i for i, (_, count) in enumerate(encoded) if count >= max_length]
-    if long:
-        tokens = encoded[long[0]][1]
-        raise ValueError(
-            f"{_which(long, pairs)} has {tokens} tokens, and max_length {max_length} has room for {max_length - 1} "
-            "behind one of context; shorten it or take a model with more positions"
-        )
-    return [Row(ids[-max_length:], count, len(ids) > max_length) for ids, count in encoded]
+    return [windows(ids, count, max_length) for ids, count in encoded]
 
 
 def _which(found: list[int], pairs: Sequence[tuple[str, str]]) -> str:
@@ -167,22 +169,24 @@ def loglikelihoods(
         batch_tokens: tokens per batch, padding included; a longer row is a batch of its own.
 
     Raises:
-        ValueError: a continuation has no token or does not fit; a result is not finite; a setting is wrong; the model
+        ValueError: a continuation has no token; a result is not finite; a setting is wrong; the model
             changes its logits after the output head.
     """
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
     check_head(unwrap(model))
-    rows = encode_rows(tokenizer, pairs, _row_length(model, tokenizer, max_length))
-    values = torch.full((len(rows),), torch.nan, dtype=torch.float64)
-    with evaluating(model), tqdm(total=len(rows), desc="scoring choices", unit="choice", delay=2) as bar:
-        for batch in length_batches([len(row.ids) for row in rows], batch_tokens):
-            values[batch] = row_sums(model, [rows[i] for i in batch], pad_id(tokenizer))
-            bar.update(len(batch))
+    encoded = encode_pairs(tokenizer, pairs, _row_length(model, tokenizer, max_length))
+    rows, owner = [row for own in encoded for row in own], [i for i, own in enumerate(encoded) for _ in own]
+    sums = torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    with evaluating(model):
+        for batch in length_batches([len(row.ids) for row in rows], max_tokens=batch_tokens):
+            sums[batch] = row_sums(model, [rows[i] for i in batch], pad_id(tokenizer))
+    values = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, torch.tensor(owner, dtype=torch.long), sums)
     bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(f"{_which(bad, pairs)} has log-likelihood {values[bad[0]]}; look at the model's weights")
-    return [Likelihood(value, row.count, row.truncated) for value, row in zip(values.tolist(), rows, strict=True)]
+    return [
+        Likelihood(value, sum(row.count for row in own), any(row.truncated for row in own))
+        for value, own in zip(values.tolist(), encoded, strict=True)
+    ]
 
 
 def _row_length(model: Any, tokenizer: Any, max_length: int | None) -> int:
@@ -193,22 +197,6 @@ def _row_length(model: Any, tokenizer: Any, max_length: int | None) -> int:
     if not 2 <= max_length <= held:
         raise ValueError(f"max_length must be from 2 to the model's {held} positions, got {max_length}")
     return max_length
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Deal rows of like length into batches, the longest first, so that too little memory shows at once.
-
-    >>> list(length_batches([3, 9, 4, 2], batch_tokens=8))
-    [[1], [2, 0], [3]]
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 @torch.no_grad()

@@ -74,10 +74,10 @@ def _responder(task: Task, engine: Engine, asked: Asked, images: Path, max_new_t
             return engine.prepare([asks[identity] for identity in ids])
 
         if isinstance(task, PopeLogit):
-            return Responder(prepare, lambda batch: engine.first_words(batch, task.spellings))
-        return Responder(prepare, lambda batch: engine.generate(batch, max_new_tokens))
-    if isinstance(engine, ClassifierEngine):
-        return Responder(lambda ids: [asked[i].get("texts", [asked[i]["prompt"]]) for i in ids], engine.classify)
+            return Responder(prepare, lambda batch: engine.first_words(batch, task.spellings), engine.ahead)
+        return Responder(prepare, lambda batch: engine.generate(batch, max_new_tokens), engine.ahead)
+    if isinstance(engine, ClassifierEngine) and isinstance(task, GlueTask):
+        return Responder(lambda ids: [asked[i]["texts"] for i in ids], engine.classify)
     return Responder(lambda ids: [asked[i] for i in ids], lambda lines: _likelihoods(engine, lines))
 
 
