@@ -9,7 +9,7 @@ work begins, and says which samples cannot be used and why; the others keep thei
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -188,7 +188,7 @@ class PromptEncoder:
 
     tokenizer: Any
     template: str
-    pictures: Pictures
+    pictures: Callable[[str], Tensor]
 
     def __call__(self, uid: int, turns: Sequence[Turn], images: Sequence[str] = ()) -> Item:
         """Encode turns that end in a question, up to where the answer begins.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from vlmsel.data.batching import Batch, Collator
@@ -16,6 +16,8 @@ from vlmsel.evaluation.likelihood import loglikelihoods
 from vlmsel.models.generation import generate, next_token_logits
 from vlmsel.models.language import pad_id
 from vlmsel.models.vlm import VLM
+
+KEPT = 64  # pictures that are kept as bytes, because the next question is often about the same one
 
 
 class VLMEngine(Engine):
@@ -33,7 +35,7 @@ class VLMEngine(Engine):
     def _make_encoder(self, images: Path) -> PromptEncoder:
         tower, config = self.model.vision, self.model.vlm_config
         pictures = Pictures(images, tower.image_size, config.image_mode, tower.image_mean)
-        return PromptEncoder(self.model.tokenizer, config.template, pictures)
+        return PromptEncoder(self.model.tokenizer, config.template, lru_cache(KEPT)(pictures))
 
     def prepare(self, asks: Sequence[Ask]) -> Batch:
         items = []

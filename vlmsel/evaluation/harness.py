@@ -36,7 +36,12 @@ class Responder(Generic[Prepared]):
 
 
 def answer_all(
-    asked: Mapping[str, Line], responder: Responder[Any], path: Path, answer: str = "text", batch_size: int = 32
+    asked: Mapping[str, Line],
+    responder: Responder[Any],
+    path: Path,
+    answer: str = "text",
+    batch_size: int = 32,
+    order: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
     """Answer the questions that `path` does not hold yet and return the answers to all of them by question id.
 
@@ -46,6 +51,7 @@ def answer_all(
         path: the predictions file.
         answer: the name of what is answered.
         batch_size: questions per batch.
+        order: what questions are sorted by, given by id, to make batches; the length of what is asked when left out.
 
     Raises:
         ValueError: batch_size is below 1, or the predictions file cannot be gone on from.
@@ -55,7 +61,7 @@ def answer_all(
     earlier = _earlier(path, answer)
     _require_same(earlier, asked, path)
     processes.wait()  # nobody writes before all have read
-    todo = sorted((identity for identity in asked if identity not in earlier), key=lambda i: _length(asked[i]))
+    todo = sorted((i for i in asked if i not in earlier), key=order or (lambda i: _length(asked[i])))
     batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
     own = batches[processes.rank() :: processes.count()]
     mine = own_file(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,21 @@ def answer_task(
     """
     asked = asked_of(task, protocol)
     respond = _responder(task, engine, asked, images, max_new_tokens)
-    answers = answer_all(asked, respond, path, task.answer, batch_size)
+    answers = answer_all(asked, respond, path, task.answer, batch_size, by_image(task))
     if task.answer == "text" and not any(answers.values()):
         raise ValueError(
             f"all {len(answers)} answers in {path} are empty: the model ends before it says anything; was it trained "
             "with this template and prompt (--protocol, --template)?"
         )
     return answers
+
+
+def by_image(task: Task) -> Callable[[str], Any] | None:
+    """Return the order in which questions about one image follow each other, so that a batch reads it once."""
+    if not isinstance(task, VisualTask):
+        return None
+    keys = {question.id: (question.image, len(question.text)) for question in task.questions}
+    return lambda identity: keys[identity]
 
 
 def _responder(task: Task, engine: Engine, asked: Asked, images: Path, max_new_tokens: int) -> Responder[Any]:

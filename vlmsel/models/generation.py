@@ -2,19 +2,24 @@
 
 Rows are padded on the left with positions counted from the mask, because right padding puts padding between question
 and answer. Decoding stops at the tokenizer's EOS; special tokens are left out of the text.
+
+Questions about one image begin with the same tokens up to the image's last patch, most of a prompt. In a batch that has
+several questions about an image, these are read once per image, and their keys and values are shared out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
-from vlmsel.models.language import decode, decoder_and_head, pad_id, unwrap
+from vlmsel.models.language import cache_name, decode, decoder_and_head, pad_id, unwrap
+from vlmsel.models.splice import IMAGE_ID
 from vlmsel.models.vlm import VLM, BatchLike
 
 
@@ -58,9 +63,70 @@ def generate(model: VLM, batch: BatchLike, tokenizer: Any, max_new_tokens: int) 
     )
     base = unwrap(model.language_model)
     with evaluating(model), replaced_settings(base, settings):
-        plan, embeddings = model.embed(batch, left=True)
-        ids = base.generate(inputs_embeds=embeddings, attention_mask=plan.attention_mask)
+        ids = base.generate(**_inputs(model, batch))
     return [answer_text(row, tokenizer) for row in ids.tolist()]
+
+
+@dataclass
+class _Part:
+    """Some columns of a batch, with the images that stand in them."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+    pixel_values: Tensor | None
+    image_index: Tensor
+    image_samples: Tensor
+
+
+def _inputs(model: VLM, batch: BatchLike) -> dict[str, Any]:
+    """Return what `generate` of transformers needs to answer a batch."""
+    end = shared_start(batch)
+    if not end:
+        plan, embeddings = model.embed(batch, left=True)
+        return {"inputs_embeds": embeddings, "attention_mask": plan.attention_mask}
+    assert batch.pixel_values is not None
+    ids, mask, images = (
+        batch.input_ids,
+        batch.attention_mask,
+        torch.arange(len(batch.pixel_values), device=model.device),
+    )
+    start = ids[:1, :end].expand(len(images), -1)
+    _, embeddings = model.embed(_Part(start, start, torch.ones_like(start), batch.pixel_values, images, images))
+    cache = _read(model, embeddings)
+    cache.batch_select_indices(batch.image_index)
+    rest = _Part(ids[:, end:], ids[:, end:], mask[:, end:], None, images[:0], images[:0])
+    plan, text = model.embed(rest, left=True)
+    # generate takes the sequence as a whole and skips what the cache holds, whose embeddings may be anything
+    held = text.new_zeros(1, 1, 1).expand(len(text), embeddings.shape[1], text.shape[2])
+    full = torch.cat([mask.new_ones(len(mask), embeddings.shape[1]), plan.attention_mask], dim=1)
+    name = cache_name(decoder_and_head(model.language_model)[0])
+    return {"inputs_embeds": torch.cat([held, text], dim=1), "attention_mask": full, name: cache}
+
+
+def _read(model: VLM, embeddings: Tensor) -> DynamicCache:
+    """Run the decoder over embeddings [m, t, d] and return their keys and values."""
+    decoder, _ = decoder_and_head(model.language_model)
+    cache = DynamicCache(config=unwrap(model.language_model).config)
+    decoder(inputs_embeds=embeddings, use_cache=True, **{cache_name(decoder): cache})
+    return cache
+
+
+def shared_start(batch: BatchLike) -> int:
+    """Count the ids that all rows begin with, the image's placeholder being the last of them.
+
+    0 where nothing would be saved: rows have other numbers of images than one, begin differently, or no two rows show
+    the same image.
+    """
+    ids, rows = batch.input_ids, len(batch.input_ids)
+    if batch.pixel_values is None or len(batch.pixel_values) == rows:
+        return 0
+    places = ids == IMAGE_ID
+    if not torch.equal(batch.image_samples.cpu(), torch.arange(rows)) or int(places.sum()) != rows:
+        return 0
+    end = int(places[0].int().argmax()) + 1
+    same = places[:, end - 1].all() and (ids[:, :end] == ids[0, :end]).all() and batch.attention_mask[:, :end].all()
+    return end if same and batch.attention_mask[:, end:].any(dim=1).all() else 0
 
 
 def answer_text(ids: list[int], tokenizer: Any) -> str:
@@ -73,7 +139,6 @@ def answer_text(ids: list[int], tokenizer: Any) -> str:
 def next_token_logits(model: VLM, batch: BatchLike) -> Tensor:
     """Return the logits of the first token after each prompt, at least float32. [n, vocabulary]"""
     with evaluating(model):
-        plan, embeddings = model.embed(batch, left=True)
         decoder, head = decoder_and_head(model.language_model)
-        logits = head(decode(decoder, plan.attention_mask, inputs_embeds=embeddings)[:, -1])
+        logits = head(decode(decoder, **_inputs(model, batch))[:, -1])
     return logits if logits.dtype == torch.float64 else logits.float()

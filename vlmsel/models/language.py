@@ -118,11 +118,24 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def decode(decoder: Any, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-    """Run the decoder on `input_ids` [n, t] or `inputs_embeds` [n, t, d]; return its hidden states [n, t, d]."""
+def decode(decoder: Any, attention_mask: Tensor, **inputs: Any) -> Tensor:
+    """Run the decoder on `input_ids` [n, t] or `inputs_embeds` [n, t, d]; return its hidden states [n, t, d].
+
+    With a cache (see `cache_name`) that holds the first k positions of every row, `inputs_embeds` still counts them,
+    and hidden states are those of the others, [n, t - k, d].
+    """
+    places, cache = position_ids(attention_mask), inputs.get(cache_name(decoder))
+    if cache is not None:
+        held = cache.get_seq_length()
+        inputs["inputs_embeds"], places = inputs["inputs_embeds"][:, held:], places[:, held:]
     if "position_ids" in inspect.signature(decoder.forward).parameters:
-        inputs["position_ids"] = position_ids(attention_mask)
-    return decoder(attention_mask=attention_mask, use_cache=False, **inputs).last_hidden_state
+        inputs["position_ids"] = places
+    return decoder(attention_mask=attention_mask, use_cache=cache is not None, **inputs).last_hidden_state
+
+
+def cache_name(decoder: Any) -> str:
+    """Return how this version of transformers calls the keys and values of earlier positions."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def pad_id(tokenizer: Any) -> int:
