@@ -10,7 +10,8 @@ harness / bare     time of the harness over that of a loop of `generate` over th
 
 Questions are VQAv2's of the embedded world, of which --per_image follow each other on one image, whatever they ask.
 VQAv2 has 5.4 questions per image, TextVQA 1.6, POPE 18, GQA's testdev 32. Without --model the tiny preset answers,
-whose fresh projector makes its answers meaningless but not their cost: --max_new_tokens bounds them as short answers do.
+whose fresh projector makes its answers meaningless but not their cost; --max_new_tokens bounds them as short answers
+do.
 """
 
 from __future__ import annotations
