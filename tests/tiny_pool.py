@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from naive_gradients import loop_gradients
@@ -17,8 +16,9 @@ from vlmsel.gradients import Block, Factor
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer
-from vlmsel.scoring.directions import Streams
-from vlmsel.scoring.passes import Objective
+from vlmsel.scoring.directions import Pass, Streams
+from vlmsel.scoring.fitting import Budget
+from vlmsel.scoring.passes import Bad, Objective
 from vlmsel.scoring.stream import BatchPlan
 
 OBJECTIVE = Objective(sample_losses, row_samples)
@@ -69,8 +69,12 @@ def tiny_streams(
     """Everything that the passes before the score pass read; damping is measured on all fit samples."""
     fit = range(len(items)) if fit is None else fit
     plan = tiny_plan(items, batch_size, fit)
-    goals = {name: partial(tiny_plan(some, batch_size).batches) for name, some in targets.items()}
-    return Streams(fit=plan.batches, scale=plan.batches, targets=goals, fit_count=len(fit))
+    return Streams(plan, plan, {name: tiny_plan(some, batch_size) for name, some in targets.items()})
+
+
+def job(model: VLM, blocks: Sequence[Block], objective: Objective = OBJECTIVE) -> Pass:
+    """What every pass needs."""
+    return Pass(model, objective, blocks, Bad(), Budget())
 
 
 def broken(item: Item, how: str) -> Item:

@@ -37,7 +37,8 @@ from vlmsel.models.config import ALL_LINEAR, LoraSpec
 from vlmsel.models.lora import attach_lora
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.passes import Bad, Objective, curvature_pass, score_batch
+from vlmsel.scoring.fitting import Budget
+from vlmsel.scoring.passes import Bad, Objective, backward, curvature_pass, scoring
 
 OBJECTIVE = Objective(sample_losses, row_samples)
 SCORERS = (HyperINF(), DataInf(), LiSSA(batch="stream"), TracIn())
@@ -138,8 +139,10 @@ def forward(setting: Setting) -> None:
 
 def score(setting: Setting) -> None:
     """The score pass."""
-    for batch in setting.batches:
-        score_batch(setting.model, batch, OBJECTIVE, setting.blocks, setting.directions)
+    with scoring(setting.model, OBJECTIVE, setting.blocks, setting.directions, Budget()) as one:
+        for batch in setting.batches:
+            for _ in one(batch):
+                pass
 
 
 def both(setting: Setting) -> None:
@@ -151,7 +154,9 @@ def both(setting: Setting) -> None:
         for block in setting.blocks
     }
     part = setting.batches[5::10]  # batches come by length
-    curvature_pass(setting.model, part, OBJECTIVE, accumulators, setting.blocks, Bad())
+    with backward(setting.model, OBJECTIVE, setting.blocks, Budget()) as run:
+        for _ in curvature_pass(part, run, accumulators, Bad()):
+            pass
     score(setting)
 
 

@@ -1,11 +1,17 @@
-"""Which of several processes this one is, as `accelerate launch` and `torchrun` say, and a place where they all wait.
+"""Which of several processes this one is, as `accelerate launch` and `torchrun` say, and what they do together.
 
-Work is dealt by rank and merged through files in the run folder, which all processes must see.
+Results are merged through files in the run folder, which all processes must see; sums that are large or needed at once
+go through torch.distributed (gloo on CPUs, nccl on GPUs). Alone, a process does none of it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def rank() -> int:
@@ -28,14 +34,55 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def _join() -> Any:
+    """Make the processes know each other, once; return accelerate's state."""
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())  # without it accelerate takes CPUs for one process
+    assert state.num_processes == count(), f"{state.num_processes} processes found, {count()} announced"
+    return state
+
+
 def wait() -> None:
     """Go on when every process has come here; at once when there is only one."""
     if count() > 1:
-        import torch
-        from accelerate import PartialState
+        _join().wait_for_everyone()
 
-        state = PartialState(
-            cpu=not torch.cuda.is_available()
-        )  # without the flag accelerate takes CPUs for one process
-        assert state.num_processes == count(), f"{state.num_processes} processes found, {count()} announced"
-        state.wait_for_everyone()
+
+def add_up(tensor: Tensor) -> None:
+    """Replace a tensor by its sum over all processes, in place."""
+    if count() == 1:
+        return
+    import torch.distributed as dist
+
+    here = tensor.to(_join().device)  # nccl moves what lies on the GPU only
+    dist.all_reduce(here)
+    if here is not tensor:
+        tensor.copy_(here)
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, by rank; for small things and for tensors on the CPU."""
+    if count() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    _join()
+    found: list[Any] = [None] * count()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def share(tensors: Sequence[Tensor], owner: int) -> None:
+    """Give every process the tensors of the process `owner`, in place."""
+    if count() == 1:
+        return
+    import torch.distributed as dist
+
+    state = _join()
+    for tensor in tensors:
+        here = tensor.to(state.device)
+        dist.broadcast(here, src=owner)
+        if here is not tensor:
+            tensor.copy_(here)

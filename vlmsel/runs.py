@@ -34,7 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the place of `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several jobs may write the same file
     try:
         yield part
         os.replace(part, path)
@@ -89,12 +89,13 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def open_run(folder: str | Path, config: str) -> Path:
+def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     """Make or reopen a run folder.
 
     Args:
         folder: the run folder.
         config: the resolved configuration as text; one setting per line.
+        worker: tells apart the jobs that share the folder; at most one of each name works in it at a time.
 
     Returns:
         The folder.
@@ -107,7 +108,9 @@ def open_run(folder: str | Path, config: str) -> Path:
     if folder.exists() and not path.is_file() and (not folder.is_dir() or list(_contents(folder))):
         raise ValueError(f"{folder}: exists but is not a run folder (no config.yaml); choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    _lock(folder)
+    _lock(folder / f"{_LOCK}{worker}")
+    if not worker:
+        _tidy(folder)
     if path.is_file() and (difference := _difference(path.read_text(encoding="utf-8"), config)):
         if any(not _before_results(file.name) for file in _contents(folder)):
             raise ValueError(
@@ -121,9 +124,16 @@ def open_run(folder: str | Path, config: str) -> Path:
     return folder
 
 
+def _tidy(folder: Path) -> None:
+    """Delete what killed processes left half-written; nobody else is at work in the folder."""
+    for file in folder.rglob("*.part"):
+        if file.is_file():
+            file.unlink()
+
+
 def _contents(folder: Path) -> Iterator[Path]:
     """Give what lies in a folder, but for what a killed process may leave behind."""
-    return (file for file in folder.iterdir() if file.name != _LOCK and not file.name.endswith(".part"))
+    return (file for file in folder.iterdir() if not file.name.startswith(_LOCK) and not file.name.endswith(".part"))
 
 
 def _before_results(name: str) -> bool:
@@ -135,7 +145,7 @@ def _clear(files: Iterable[Path]) -> None:
         file.unlink()
 
 
-def _lock(folder: Path) -> None:
+def _lock(path: Path) -> None:
     """Keep other processes out of a folder until this one ends: two would write the same files.
 
     The system drops a record lock when its process ends, however it ends, but also when the process closes the file;
@@ -143,13 +153,13 @@ def _lock(folder: Path) -> None:
     """
     if fcntl is None:
         return
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         os.close(handle)
         raise ValueError(
-            f"{folder}: another process is at work in this folder; wait until it ends, or choose another --out"
+            f"{path.parent}: another process is at work in this folder; wait until it ends, or choose another --out"
         ) from None
     except OSError:  # a file system without locks
         os.close(handle)

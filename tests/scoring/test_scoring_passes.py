@@ -8,6 +8,7 @@ from tiny_pool import (
     OBJECTIVE,
     POOL,
     broken,
+    job,
     loop,
     loop_means,
     scores_by_hand,
@@ -18,8 +19,9 @@ from tiny_pool import (
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
-from vlmsel.scoring.directions import find_directions
-from vlmsel.scoring.passes import Bad, mean_squares, score_batch, target_gradients
+from vlmsel.scoring.directions import _mean_squares, find_directions
+from vlmsel.scoring.fitting import Budget
+from vlmsel.scoring.passes import backward, scoring, target_sums
 from vlmsel.scoring.run import score_pool
 
 SCORERS = [
@@ -57,12 +59,24 @@ def scored(model, items, out, spec="projector+lora", batch_size=3, fit=None, sco
     """Scores by column name and uid, losses by uid, and what was left out."""
     targets = goals(next(model.projector.parameters()).dtype) if targets is None else targets
     streams = tiny_streams(items, targets, batch_size, fit)
-    found, bad = score_pool(
-        model, tiny_plan(items, batch_size), streams, scorers, select_blocks(model, spec), OBJECTIVE, out
-    )
+    work = job(model, select_blocks(model, spec))
+    found = score_pool(work, tiny_plan(items, batch_size), streams, scorers, out)
     order = found.uids.argsort()
     columns = {f"{s}/{t}": column[order] for (s, t), column in zip(found.names, found.scores, strict=True)}
-    return columns, found.losses[order], bad.reasons
+    return columns, found.losses[order], work.bad.reasons
+
+
+def mean_gradients(model, items, objective=OBJECTIVE, spec="projector+lora"):
+    blocks = select_blocks(model, spec)
+    with backward(model, objective, blocks, Budget()) as run:
+        sums, count = target_sums(tiny_plan(items).batches() if items else [], run, blocks)
+    return {name: total / count for name, total in sums.items()}
+
+
+def score_batch(model, items, stacks):
+    with scoring(model, OBJECTIVE, select_blocks(model, "projector+lora"), stacks, Budget()) as score:
+        (found,) = score(COLLATE(items))
+    return found.scores
 
 
 def assert_near(found, expected, tolerance):
@@ -122,12 +136,10 @@ def test_order_of_the_pool_changes_nothing_but_rounding(model, tmp_path):
 def test_padding_changes_nothing_but_rounding(exact_model, model):
     for one, tolerance in ((exact_model, 1e-10), (model, 1e-5)):
         dtype = next(one.projector.parameters()).dtype
-        items, blocks = tiny_items(dtype=dtype), select_blocks(one, "projector+lora")
-        mean, _ = target_gradients(one, tiny_plan(items).batches(), OBJECTIVE, blocks)
-        stacks = {name: gradient[None] for name, gradient in mean.items()}
+        items = tiny_items(dtype=dtype)
+        stacks = {name: gradient[None] for name, gradient in mean_gradients(one, items).items()}
         short, long = items[0], items[3]
-        alone, _ = score_batch(one, COLLATE([short]), OBJECTIVE, blocks, stacks)
-        padded, _ = score_batch(one, COLLATE([short, long]), OBJECTIVE, blocks, stacks)
+        alone, padded = score_batch(one, [short], stacks), score_batch(one, [short, long], stacks)
         assert len(long.input_ids) > len(short.input_ids)
         assert padded[0, 0].item() == pytest.approx(alone[0, 0].item(), rel=tolerance)
 
@@ -172,35 +184,35 @@ def test_a_gradient_that_is_not_finite_is_reported(exact_model, tmp_path):
     items, targets = tiny_items(dtype=torch.float64), goals(torch.float64)
     blocks = select_blocks(exact_model, "projector+lora")
     clean, _, _ = scored(exact_model, items[:-1], tmp_path / "a")
-    found, bad = score_pool(
-        exact_model, tiny_plan(items), tiny_streams(items, targets), SCORERS, blocks, exploding(31), tmp_path / "b"
-    )
-    assert bad.reasons == {31: "the gradient is not finite"}
+    work = job(exact_model, blocks, exploding(31))
+    found = score_pool(work, tiny_plan(items), tiny_streams(items, targets), SCORERS, tmp_path / "b")
+    assert work.bad.reasons == {31: "the gradient is not finite"}
     order = found.uids.argsort()
     columns = {f"{s}/{t}": c[order][:-1] for (s, t), c in zip(found.names, found.scores, strict=True)}
     assert torch.isnan(found.scores[:, order[-1]]).all() and torch.isfinite(found.losses).all()
     assert_near(columns, clean, 1e-8)
 
 
-def test_a_target_must_be_finite(exact_model):
+def test_a_target_must_be_finite(exact_model, tmp_path):
     blocks = select_blocks(exact_model, "projector+lora")
     items = tiny_items(dtype=torch.float64)
-    with pytest.raises(ValueError, match="the gradient of sample 16 is not finite; remove it"):
-        target_gradients(exact_model, tiny_plan(items).batches(), exploding(16), blocks)
+    with pytest.raises(ValueError, match="sample 16: the gradient is not finite; remove it"):
+        mean_gradients(exact_model, items, exploding(16))
     items[4] = broken(items[4], "loss")
     streams = tiny_streams(items, {"good": items[:2], "spoilt": items})
-    with pytest.raises(ValueError, match="target spoilt: the loss of sample 22 is not finite; remove it"):
-        find_directions(exact_model, streams, [TracIn()], blocks, OBJECTIVE, Bad())
+    with pytest.raises(ValueError, match="target spoilt: sample 22: the loss is not finite; remove it"):
+        find_directions(job(exact_model, blocks), streams, [TracIn()], tmp_path)
 
 
-def test_an_empty_target_has_no_gradient(model):
-    with pytest.raises(ValueError, match="without usable samples"):
-        target_gradients(model, [], OBJECTIVE, select_blocks(model, "projector"))
+def test_an_empty_target_has_no_gradient(model, tmp_path):
+    streams = tiny_streams(tiny_items(), {"empty": []})
+    with pytest.raises(ValueError, match="target empty: .* without usable samples"):
+        find_directions(job(model, select_blocks(model, "projector")), streams, [TracIn()], tmp_path)
 
 
 def test_mean_squares_are_those_of_dense_gradients(exact_model):
     items, blocks = tiny_items(dtype=torch.float64), select_blocks(exact_model, "projector+lora")
-    found = mean_squares(exact_model, tiny_plan(items).batches(), OBJECTIVE, blocks, Bad())
+    found = _mean_squares(job(exact_model, blocks), tiny_plan(items))
     for name, dense in loop(exact_model, items, blocks).items():
         assert found[name] == pytest.approx(dense.square().mean().item(), rel=1e-10), name
 
@@ -208,7 +220,7 @@ def test_mean_squares_are_those_of_dense_gradients(exact_model):
 def test_damping_cannot_be_measured_on_samples_that_are_all_broken(model):
     items = [broken(item, "loss") for item in tiny_items([0, 1])]
     with pytest.raises(ValueError, match="no sample with a finite gradient"):
-        mean_squares(model, tiny_plan(items).batches(), OBJECTIVE, select_blocks(model, "lora"), Bad())
+        _mean_squares(job(model, select_blocks(model, "lora")), tiny_plan(items))
 
 
 def test_a_pool_of_text_has_nothing_to_say_about_the_projector(model, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import OBJECTIVE, broken, tiny_items, tiny_plan, tiny_streams
+from tiny_pool import OBJECTIVE, broken, job, tiny_items, tiny_plan, tiny_streams
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, HyperINF, Random, TracIn
@@ -41,7 +41,8 @@ def pool():
 def score(model, out, items=None, objective=OBJECTIVE, scorers=SCORERS, spec="projector+lora", fit=None):
     items = pool() if items is None else items
     streams = tiny_streams(items, {"a": tiny_items([1, 0], seed=1), "b": tiny_items([2], seed=2)}, 1, fit)
-    return score_pool(model, tiny_plan(items, 1), streams, scorers, select_blocks(model, spec), objective, out)
+    work = job(model, select_blocks(model, spec), objective)
+    return score_pool(work, tiny_plan(items, 1), streams, scorers, out), work.bad
 
 
 def stopping(after):

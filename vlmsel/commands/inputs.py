@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vlmsel import processes, runs
+from vlmsel.commands.features import open_features
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.llava_json import Problem, read_samples
 from vlmsel.evaluation.engine import Engine
@@ -35,6 +36,22 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"there is no device {name}: torch sees {torch.cuda.device_count()} GPUs; give auto or cpu")
     return device
+
+
+def open_together(out: str, config: str, worker: str = "") -> Path:
+    """Open a run folder in the first of several processes; the others go on when it is open.
+
+    `worker` tells jobs apart that work in one folder without knowing of each other.
+    """
+    if processes.is_main():
+        runs.open_run(out, config, worker)
+    processes.wait()
+    return Path(out)
+
+
+def without(config: str, setting: str) -> str:
+    """Take a setting out of a resolved configuration that does not change the result."""
+    return "".join(line for line in config.splitlines(keepends=True) if not line.startswith(f"{setting}:"))
 
 
 def open_model(source: str, device: str = "auto", dtype: str = "float32") -> VLM:
@@ -120,14 +137,27 @@ class Data:
         print(f"{self.path}: {len(problems)} of {self.total} samples left out, listed in {out} ({first})")
 
 
-def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int) -> Data:
+def open_data(
+    model: VLM,
+    path: str | Path,
+    images: str | Path,
+    max_length: int,
+    features: str | Path | None = None,
+    feature_dtype: str | None = None,
+) -> Data:
     """Read a LLaVA file for a model and check every sample of it.
+
+    With a folder of `features`, those that it lacks are computed first, and samples hold features instead of pictures.
 
     Raises:
         FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, or no sample can.
     """
     pool, sha256 = read_samples(path), runs.file_hash(path)
     tower, config = model.vision, model.vlm_config
+    reader = None
+    if features:
+        names = (image for sample in pool.samples for image in sample.images)
+        reader = open_features(model, images, names, features, feature_dtype)
     data = SampleDataset(
         pool.samples,
         images,
@@ -138,6 +168,7 @@ def open_data(model: VLM, path: str | Path, images: str | Path, max_length: int)
         mean=tower.image_mean,
         image_tokens=tower.patches,
         max_length=max_length,
+        features=reader,
     )
     problems = [*pool.problems, *data.check()]
     if not data.usable():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from vlmsel import runs
-from vlmsel.commands.inputs import Data, digest, open_data, open_model, pad_id
+from vlmsel import processes, runs
+from vlmsel.commands.inputs import Data, digest, open_data, open_model, open_together, pad_id, without
 from vlmsel.data.batching import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.llava_json import Problem
@@ -20,9 +19,10 @@ from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.load import load_scorer
-from vlmsel.scoring.directions import Streams
-from vlmsel.scoring.passes import Objective
-from vlmsel.scoring.run import Scored, score_pool
+from vlmsel.scoring.directions import Pass, Streams
+from vlmsel.scoring.fitting import Budget
+from vlmsel.scoring.passes import Bad, Objective
+from vlmsel.scoring.run import Scored, Share, score_pool
 from vlmsel.scoring.stream import BatchPlan, seeded_part
 from vlmsel.scoring.table import write_table
 
@@ -37,7 +37,8 @@ def score(
     out: str,
     scorers: tuple[str, ...] = ("HyperINF", "DataInf", "LiSSA", "TracIn"),
     blocks: str = "projector+lora",
-    batch_size: int = 32,
+    batch_tokens: int = 8192,
+    batch_size: int | None = None,
     fit_samples: int | None = None,
     scale_samples: int | None = 512,
     target_images: str | None = None,
@@ -46,6 +47,7 @@ def score(
     dtype: str = "float32",
     device: str = "auto",
     workers: int = 0,
+    shard: str | None = None,
     allow_untrained: bool = False,
     config: str = "",
 ) -> None:
@@ -59,7 +61,9 @@ def score(
         out: the run folder.
         scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
         blocks: whose gradients count: projector+lora, lora, projector, last-block, or a regular expression on names.
-        batch_size: samples per forward and backward pass.
+        batch_tokens: most tokens per forward and backward pass, patches and padding included; halved where memory runs
+            out.
+        batch_size: most samples per pass; as many as the tokens allow when left out.
         fit_samples: how many samples, drawn with `seed`, curvature is fitted on; all when left out.
         scale_samples: how many fit samples the damping of DataInf is measured on before the pass; all of them when
             null.
@@ -69,18 +73,23 @@ def score(
         dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better.
         device: auto, cpu, cuda or cuda:<number>.
         workers: processes that read samples.
+        shard: i/n scores the i-th of n parts of the pool, as independent jobs on one folder do; the job that finds all
+            parts done writes the table. Processes started together by torchrun need no shards.
         allow_untrained: score with a projector that was never trained (selection before alignment).
         config: the resolved configuration as text.
     """
-    folder = runs.open_run(out, config)
+    share = Share.read(shard)
+    folder = open_together(out, without(config, "shard"), f".{share.index}of{share.of}" if share.of > 1 else "")
     loaded = load_scorers(scorers)
     _check_targets(targets)
-    _check_counts(batch_size=batch_size, fit_samples=fit_samples, scale_samples=scale_samples)
+    _check_counts(
+        batch_tokens=batch_tokens, batch_size=batch_size, fit_samples=fit_samples, scale_samples=scale_samples
+    )
     vlm = open_model(model, device, dtype)
     if not allow_untrained and not vlm.vlm_config.projector_trained:
         raise ValueError(f"the projector of {model} was never trained; align it first, or pass --allow_untrained true")
     chosen = select_blocks(vlm, blocks)
-    plans = _Plans(vlm, batch_size, workers)
+    plans = _Plans(vlm, batch_tokens, batch_size, workers)
     found = open_data(vlm, pool, images, max_length)
     found.report(folder / "skipped.json")
     goals = _open_targets(vlm, targets, target_images or images, max_length, folder)
@@ -88,13 +97,19 @@ def score(
     fit = seeded_part(found.samples.usable(), fit_samples, seed)
     samples = {name: goal.samples for name, goal in goals.items()}
     streams = _streams(plans, found.samples, samples, fit, seeded_part(fit, scale_samples, seed + 1))
-    scored, bad = score_pool(vlm, plans.of(found.samples), streams, loaded, chosen, OBJECTIVE, folder)
-    if bad.reasons:
-        found.report(folder / "skipped.json", [Problem(uid, reason) for uid, reason in bad.reasons.items()])
+    job = Pass(vlm, OBJECTIVE, chosen, Bad(), Budget())
+    scored = score_pool(job, plans.of(found.samples), streams, loaded, folder, share)
+    if not processes.is_main():
+        return
+    if scored is None:
+        print(f"{folder}: shard {shard} is done; the job that ends last writes the table")
+        return
+    if job.bad.reasons:
+        found.report(folder / "skipped.json", [Problem(uid, reason) for uid, reason in job.bad.reasons.items()])
     path = folder / "scores.parquet"
     about = {"pool": pool, "pool_sha256": found.sha256, "config": config, "environment": runs.environment()}
     write_table(path, _columns(found, scored), {**about, "details": scored.details})
-    count = len(scored.uids) - len(bad.reasons)
+    count = len(scored.uids) - len(job.bad.reasons)
     print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
 
 
@@ -151,14 +166,15 @@ def _require_same(folder: Path, inputs: dict[str, str]) -> None:
 class _Plans:
     """Plans batches of data sets for one model."""
 
-    def __init__(self, model: VLM, batch_size: int, workers: int) -> None:
-        self.device, self.batch_size, self.workers = model.device, batch_size, workers
+    def __init__(self, model: VLM, batch_tokens: int, batch_size: int | None, workers: int) -> None:
+        self.device, self.workers = model.device, workers
+        self.batch_tokens, self.batch_size = batch_tokens, batch_size
         self.collate = Collator(pad_id(model))
 
     def of(self, data: SampleDataset, positions: Sequence[int] | None = None) -> BatchPlan:
         """Put samples of like length into one batch; all usable ones when `positions` is left out."""
         positions, lengths = data.usable() if positions is None else positions, data.lengths()
-        groups = length_batches([lengths[i] for i in positions], self.batch_size)
+        groups = length_batches([lengths[i] for i in positions], self.batch_size, self.batch_tokens)
         groups = [[positions[i] for i in group] for group in groups]
         return BatchPlan(data, self.collate, groups, self.device, self.workers)
 
@@ -167,13 +183,7 @@ def _streams(
     plans: _Plans, data: SampleDataset, targets: Mapping[str, SampleDataset], fit: list[int], scale: list[int]
 ) -> Streams:
     """Say what the passes before the score pass read; `fit` and `scale` are positions in the pool."""
-    fit_plan, scale_plan = plans.of(data, fit), plans.of(data, scale)
-    return Streams(
-        fit=partial(fit_plan.shown, "curvature pass"),
-        scale=partial(scale_plan.shown, "damping"),
-        targets={name: partial(plans.of(one).shown, f"target {name}") for name, one in targets.items()},
-        fit_count=len(fit),
-    )
+    return Streams(plans.of(data, fit), plans.of(data, scale), {name: plans.of(one) for name, one in targets.items()})
 
 
 def _check_counts(**numbers: int | None) -> None:

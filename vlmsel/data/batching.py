@@ -25,7 +25,7 @@ class Item:
     """One encoded sample.
 
     `input_ids` holds -200 where an image stands; `labels` are as long; `images` names the pictures of these places in
-    order and `pixels` gives them, each [3, S, S].
+    order and `pixels` gives them, each [3, S, S], or their features, each [patches, width].
     """
 
     uid: int
@@ -42,7 +42,7 @@ class Batch:
     input_ids: Tensor  # [n, t], -200 where an image stands
     labels: Tensor  # [n, t], -100 where nothing is supervised
     attention_mask: Tensor  # [n, t], 0 at padding
-    pixel_values: Tensor | None  # [m, 3, S, S] bytes, None without images
+    pixel_values: Tensor | None  # [m, 3, S, S] bytes or features [m, patches, width], None without images
     image_index: Tensor  # [r] row of pixel_values
     image_samples: Tensor  # [r] row of input_ids
     uids: Tensor  # [n]
@@ -59,6 +59,27 @@ class Batch:
             if tensor is not None:
                 moved[name] = tensor.to(device, non_blocking=non_blocking)
         return Batch(**moved)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Cut a batch of two samples or more in two, each padded to its own longest sample."""
+        middle = len(self.uids) // 2
+        return self._part(0, middle), self._part(middle, len(self.uids))
+
+    def _part(self, start: int, stop: int) -> Batch:
+        mask = self.attention_mask[start:stop]
+        columns = mask.bool().any(dim=0)
+        rows = (self.image_samples >= start) & (self.image_samples < stop)
+        shown, index = self.image_index[rows].unique(return_inverse=True)
+        pixels = None if self.pixel_values is None or not len(shown) else self.pixel_values[shown]
+        return Batch(
+            input_ids=self.input_ids[start:stop, columns],
+            labels=self.labels[start:stop, columns],
+            attention_mask=mask[:, columns],
+            pixel_values=pixels,
+            image_index=index,
+            image_samples=self.image_samples[rows] - start,
+            uids=self.uids[start:stop],
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from vlmsel.gradients.factors import Factor, OuterFactor
 from vlmsel.gradients.merged import merge
 from vlmsel.gradients.rules import Rows, contribution
 
+Sink = Callable[[str, Factor], None]
 Uses = dict[str, list[tuple[str, str]]]  # module name -> (parameter's name in the module, block's name)
 
 
@@ -49,20 +50,33 @@ class _Tap(torch.autograd.Function):
 class Capture:
     """What a batched backward left behind: one factor per block.
 
-    `samples` may be set after the forward, when the number of losses is known, and before the backward.
+    `samples` may be set after the forward, when the number of losses is known, and before the backward. `start` makes
+    it ready for another batch, so that a pass installs its hooks once.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[Block], samples: int | None, row_samples: Mapping[str, Tensor]
+        self,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        samples: int | None,
+        row_samples: Mapping[str, Tensor],
+        sink: Sink | None = None,
     ) -> None:
-        self.samples = samples
-        self._blocks = list(blocks)
+        self._blocks, self._sink = list(blocks), sink
         self._parameters = {block.name: _parameter(model, block) for block in blocks}
         self._uses = _find_uses(model, self._parameters)
         self._modules = dict(model.named_modules())
-        self._row_samples = row_samples
         self._anchor = torch.zeros((), requires_grad=True)
-        self._parts: dict[str, list[Factor]] = {block.name: [] for block in blocks}
+        self.start(samples, row_samples)
+
+    def start(self, samples: int | None, row_samples: Mapping[str, Tensor] | None = None) -> None:
+        """Forget what was captured and expect another batch.
+
+        Raises:
+            ValueError: `row_samples` names a module that the model does not have.
+        """
+        self.samples, self._row_samples = samples, row_samples or {}
+        self._parts: dict[str, list[Factor]] = {block.name: [] for block in self._blocks}
         self._blind: set[str] = set()  # modules that ran without autograd
         self._seen: set[str] = set()  # modules that a backward reached
         self._ran = False
@@ -77,10 +91,12 @@ class Capture:
     def factors(self) -> dict[str, Factor]:
         """Return each block's factor, in the order of the blocks; zero for a block that the losses do not touch.
 
+        With a sink all are zero, for the sink has them.
+
         Raises:
             ValueError: the number of samples was never given, or gradients were cut off before they reached a block.
         """
-        self._check_cut_off()
+        self.check()
         return {name: merge(parts) if parts else self._zero(name) for name, parts in self._parts.items()}
 
     def _zero(self, name: str) -> Factor:
@@ -95,7 +111,12 @@ class Capture:
             )
         return self.samples
 
-    def _check_cut_off(self) -> None:
+    def check(self) -> None:
+        """Refuse gradients that were cut off before they reached a block.
+
+        Raises:
+            ValueError: names the module.
+        """
         cut = sorted(self._blind - self._seen) if self._ran else []
         if cut:
             raise ValueError(
@@ -137,7 +158,11 @@ class Capture:
         self._seen.add(name)
         rows = self._rows(name, x)
         for leaf, block in self._uses[name]:
-            self._parts[block].append(contribution(self._modules[name], leaf, x, delta.detach(), rows))
+            factor = contribution(self._modules[name], leaf, x, delta.detach(), rows)
+            if self._sink is None:
+                self._parts[block].append(factor)
+            else:
+                self._sink(block, factor)
 
     def _tap(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         """Forward hook of a selected layer."""
@@ -241,6 +266,7 @@ def capture(
     blocks: Sequence[Block],
     samples: int | None = None,
     row_samples: Mapping[str, Tensor] | None = None,
+    sink: Sink | None = None,
 ) -> Iterator[Capture]:
     """Capture the per-sample gradients of one forward and backward run inside; `factors()` of what it yields has them.
 
@@ -253,11 +279,13 @@ def capture(
         samples: the number of samples; if None, set it on the yielded `Capture` before the backward.
         row_samples: for modules whose input rows are not samples, by module name (covering what lies below it): the
             sample of each row, [rows] of 0 .. samples - 1. A sample may have no row or several.
+        sink: called with a block's name and a factor as soon as the backward has made it, instead of keeping it; a
+            block whose weight is used several times comes as often, and its gradient is the sum.
 
     Raises:
         ValueError: a block is not of this model, a layer read another number of rows than expected, or a map is wrong.
     """
-    captured = Capture(model, blocks, samples, row_samples or {})
+    captured = Capture(model, blocks, samples, row_samples or {}, sink)
     handles = captured.install()
     try:
         with frozen(model):

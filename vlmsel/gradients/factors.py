@@ -114,6 +114,14 @@ class Factor(ABC):
             raise ValueError(f"gradients have shape {list(grads.shape)}; expected [samples, rows, cols]")
         return DenseFactor(wide(grads))
 
+    def compact(self) -> Factor:
+        """Return the same gradients in the form that is smaller: as they are, or formed.
+
+        Formed is smaller where samples have many tokens and a side is short, as with LoRA; every operation is then
+        cheaper too, and none has to form them again.
+        """
+        return self
+
     def pieces(self) -> Iterator[Tensor]:
         """Form the gradients a few samples at a time. [some, rows, cols] each"""
         for span in spans(self.samples, self.rows * self.cols):
@@ -190,6 +198,10 @@ class OuterFactor(Factor):
 
     def dense(self) -> Tensor:
         return self.left.mT @ self.right
+
+    def compact(self) -> Factor:
+        formed = self.rows * self.cols < self.tokens * (self.rows + self.cols)
+        return DenseFactor(self.dense()) if formed else self
 
     def select(self, keep: Any) -> Factor:
         return OuterFactor(self.left[keep], self.right[keep])

@@ -1,12 +1,15 @@
 """From targets to preconditioned targets: h = P v for every scorer and target, from one curvature pass.
 
 The stack of all h per block is what the score pass needs; column c belongs to `names[c] = (scorer, target)`.
+
+Several processes deal the batches of every pass among them and add up what they gathered; each then solves its share of
+the blocks. A scorer whose P depends on the order of the batches sees all of them in every process.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlmsel import runs
+from vlmsel import processes, runs
 from vlmsel.gradients import Block
 from vlmsel.scorers import Scorer
-from vlmsel.scorers.memory import check_kept
-from vlmsel.scoring.passes import Bad, Objective, curvature_pass, gradient_scorers, mean_squares, target_gradients
+from vlmsel.scorers.memory import KeptGradients, check_kept
+from vlmsel.scoring.fitting import Budget
+from vlmsel.scoring.passes import (
+    Backward,
+    Bad,
+    Objective,
+    backward,
+    curvature_pass,
+    gradient_scorers,
+    square_sums,
+    target_sums,
+)
+from vlmsel.scoring.progress import Accumulators, Progress
+from vlmsel.scoring.stream import BatchPlan
 
-Batches = Callable[[], Iterable[Any]]  # a fresh stream each time it is called
 KEPT_GIGABYTES = 4.0  # per-sample gradients that scorers may keep in memory during the curvature pass
 
 
@@ -53,60 +67,148 @@ class Streams:
     """What the passes read: batches of the fit samples, of the samples that damping is measured on, and of each
     target."""
 
-    fit: Batches
-    scale: Batches
-    targets: Mapping[str, Batches]
-    fit_count: int
+    fit: BatchPlan
+    scale: BatchPlan
+    targets: Mapping[str, BatchPlan]
 
 
-def find_directions(
-    model: nn.Module,
-    streams: Streams,
-    scorers: Sequence[Scorer],
-    blocks: Sequence[Block],
-    objective: Objective,
-    bad: Bad,
-) -> Directions:
-    """Run the target passes and the curvature pass and solve every accumulator.
+@dataclass(frozen=True)
+class Pass:
+    """What every pass needs."""
+
+    model: nn.Module
+    objective: Objective
+    blocks: Sequence[Block]
+    bad: Bad
+    budget: Budget
+
+
+def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], folder: Path) -> Directions:
+    """Run the target passes and the curvature pass and solve every accumulator; `folder` keeps the progress.
 
     Raises:
         ValueError: a target without usable samples, or scorers that would not fit into memory.
     """
     scorers = gradient_scorers(scorers)
-    shapes = {block.name: (block.rows, block.cols) for block in blocks}
-    check_kept(scorers, streams.fit_count, shapes, limit=KEPT_GIGABYTES * 1e9)
-    targets = _stack_targets(model, streams, blocks, objective)
+    shapes = {block.name: (block.rows, block.cols) for block in job.blocks}
+    check_kept(scorers, sum(streams.fit.sizes), shapes, limit=KEPT_GIGABYTES * 1e9)
+    targets = _targets(job, streams)
     measured = any(scorer.needs_mean_square for scorer in scorers)
-    squares = mean_squares(model, streams.scale(), objective, blocks, bad) if measured else {}
+    squares = _mean_squares(job, streams.scale) if measured else {}
     accumulators = {
         (scorer.name, block.name): scorer.accumulator(targets[block.name], squares.get(block.name))
         for scorer in scorers
-        for block in blocks
+        for block in job.blocks
     }
-    curvature_pass(model, streams.fit(), objective, accumulators, blocks, bad)
-    return _solve(accumulators, scorers, blocks, list(streams.targets))
+    _accumulate(job, streams.fit, scorers, accumulators, folder)
+    for reasons in processes.gather(job.bad.reasons):
+        job.bad.reasons.update(reasons)
+    return _solve(accumulators, scorers, job.blocks, list(streams.targets))
 
 
-def _stack_targets(
-    model: nn.Module, streams: Streams, blocks: Sequence[Block], objective: Objective
-) -> dict[str, Tensor]:
-    means = {}
-    for name, batches in streams.targets.items():
-        try:
-            means[name] = target_gradients(model, batches(), objective, blocks)[0]
-        except ValueError as problem:
-            raise ValueError(f"target {name}: {problem}") from None
-    return {block.name: torch.stack([mean[block.name] for mean in means.values()]) for block in blocks}
+# Targets and damping
 
 
-def _solve(accumulators: Mapping, scorers: Sequence[Scorer], blocks: Sequence[Block], targets: list[str]) -> Directions:
+def _targets(job: Pass, streams: Streams) -> dict[str, Tensor]:
+    """Return the mean gradients of all targets, [targets, rows, cols] per block."""
+    means = []
+    with backward(job.model, job.objective, job.blocks, job.budget) as run:
+        for name, plan in streams.targets.items():
+            try:
+                means.append(_target(plan, run, job.blocks, f"target {name}"))
+            except ValueError as problem:
+                raise ValueError(f"target {name}: {problem}") from None
+    return {block.name: torch.stack([mean[block.name] for mean in means]) for block in job.blocks}
+
+
+def _target(plan: BatchPlan, run: Backward, blocks: Sequence[Block], title: str) -> dict[str, Tensor]:
+    sums, seen = target_sums(plan.dealt().shown(title), run, blocks)
+    count = sum(processes.gather(seen))
+    if not count:
+        raise ValueError("a target set without usable samples has no gradient; give at least one sample")
+    if processes.count() > 1:
+        kinds = processes.gather({str(total.dtype) for total in sums.values()})
+        dtype = torch.float64 if "torch.float64" in set().union(*kinds) else torch.float32
+        device = next(run.model.parameters()).device
+        sums = {b.name: sums.get(b.name, torch.zeros(b.rows, b.cols, dtype=dtype, device=device)) for b in blocks}
+        for total in sums.values():
+            processes.add_up(total)
+    return {name: total / count for name, total in sums.items()}
+
+
+def _mean_squares(job: Pass, plan: BatchPlan) -> dict[str, float]:
+    """Return, per block, the mean of the squared gradient entries over samples: what damping is relative to.
+
+    Raises:
+        ValueError: there is no sample with a finite gradient.
+    """
+    with backward(job.model, job.objective, job.blocks, job.budget) as run:
+        sums, seen = square_sums(plan.dealt().shown("damping"), run, job.blocks, job.bad)
+    everyone = processes.gather((sums, seen))
+    count = sum(seen for _, seen in everyone)
+    if not count:
+        raise ValueError("no sample with a finite gradient to measure the damping on")
+    total = {block.name: sum(one[block.name] for one, _ in everyone) for block in job.blocks}
+    return {block.name: total[block.name] / (count * block.rows * block.cols) for block in job.blocks}
+
+
+# Curvature
+
+
+def _accumulate(
+    job: Pass, plan: BatchPlan, scorers: Sequence[Scorer], accumulators: Accumulators, folder: Path
+) -> None:
+    """Run the curvature pass, or what of it is not yet done, and merge what the processes gathered."""
+    ordered = {scorer.name for scorer in scorers if scorer.depends_on_batches and processes.count() > 1}
+    alone = {key: one for key, one in accumulators.items() if key[0] in ordered}
+    dealt = {key: one for key, one in accumulators.items() if key[0] not in ordered}
+    if alone:
+        _run_pass(job, plan, alone, folder, "ordered")
+    if dealt:
+        _run_pass(job, plan.dealt(), dealt, folder, "curvature")
+        for accumulator in dealt.values():
+            _merge(accumulator)
+
+
+def _run_pass(job: Pass, plan: BatchPlan, accumulators: Accumulators, folder: Path, name: str) -> None:
+    progress = Progress(folder, name, accumulators, job.bad, plan)
+    done = progress.load()
+    with backward(job.model, job.objective, job.blocks, job.budget) as run:
+        batches = plan.shown("curvature pass", done)
+        for seen, _ in enumerate(curvature_pass(batches, run, accumulators, job.bad), start=done + 1):
+            progress.note(seen)
+    progress.finish(len(plan.groups))
+
+
+def _merge(accumulator: Any) -> None:
+    """Add up what all processes' accumulators of one kind gathered: state tensors are sums, or samples kept."""
+    if processes.count() == 1:
+        return
+    state = accumulator.state()
+    if isinstance(accumulator, KeptGradients):
+        everyone = processes.gather({key: tensor.cpu() for key, tensor in state.items()})
+        state = {key: torch.cat([one[key] for one in everyone]) for key in state}
+    else:
+        for tensor in state.values():
+            processes.add_up(tensor)
+    accumulator.load_state(state)
+
+
+def _solve(
+    accumulators: Accumulators, scorers: Sequence[Scorer], blocks: Sequence[Block], targets: list[str]
+) -> Directions:
+    """Solve every block, each in the process that it is dealt to, and share the solutions."""
     stacks: dict[str, Tensor] = {}
-    details: dict[str, Any] = {}
-    for block in blocks:
-        solved = []
-        for scorer in scorers:
-            accumulator = accumulators[scorer.name, block.name]
-            solved.append(accumulator.solve())
-            details.setdefault(scorer.name, {})[block.name] = accumulator.details
-        stacks[block.name] = torch.cat(solved)
+    own: dict[str, dict[str, Any]] = {}
+    for number, block in enumerate(blocks):
+        solvers = [accumulators[scorer.name, block.name] for scorer in scorers]
+        if number % processes.count() == processes.rank():
+            stacks[block.name] = torch.cat([solver.solve() for solver in solvers])
+            own[block.name] = {s.name: solver.details for s, solver in zip(scorers, solvers, strict=True)}
+        else:
+            stacks[block.name] = torch.cat([torch.empty_like(solver.targets) for solver in solvers])
+    for number, block in enumerate(blocks):
+        processes.share([stacks[block.name]], number % processes.count())
+    found = {block: each for one in processes.gather(own) for block, each in one.items()}
+    details = {scorer.name: {block.name: found[block.name][scorer.name] for block in blocks} for scorer in scorers}
     return Directions(tuple((s.name, t) for s in scorers for t in targets), stacks, details)

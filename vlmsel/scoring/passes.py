@@ -1,9 +1,10 @@
 """Two streamed passes over a pool serve every scorer and every target.
 
-1. `target_gradients`: one plain batched backward per target gives v_t, the mean gradient of its samples.
+1. `target_sums`: one plain batched backward per target gives v_t, the mean gradient of its samples.
 2. `curvature_pass`: one pass over the fit samples feeds the accumulators of all scorers from the same factors; solving
    them gives the preconditioned targets h = P v_t.
-3. `score_batch`: I(i, t) = -sum over blocks of <h_t, g_i>, for all scorers and targets from one backward.
+3. `Scoring`: I(i, t) = -sum over blocks of <h_t, g_i>, for all scorers and targets from one backward, in which every
+   factor is used as soon as it is there and dropped.
 
 Nothing per-sample is kept but scores. Lowest = most helpful. A sample whose loss or gradient is not finite is left out
 of every sum and reported; the other samples' numbers do not change.
@@ -11,7 +12,8 @@ of every sum and reported; the other samples' numbers do not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,9 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from vlmsel.gradients import Block, Factor, capture
+from vlmsel.gradients.capture import Capture
 from vlmsel.scorers import Scorer
+from vlmsel.scoring.fitting import Budget, free, in_pieces, out_of_memory
 
 Factors = dict[str, Factor]
+FINE, NO_LOSS, NO_GRADIENT, NO_MEMORY = range(4)
+REASONS = {
+    NO_LOSS: "the loss is not finite",
+    NO_GRADIENT: "the gradient is not finite",
+    NO_MEMORY: "it does not fit into memory even alone",
+}
 
 
 class Objective(NamedTuple):
@@ -34,131 +44,209 @@ class Objective(NamedTuple):
 
 @dataclass
 class Bad:
-    """Samples left out because their loss or gradient was not finite: uid -> reason."""
+    """Samples left out, and why: uid -> reason."""
 
     reasons: dict[int, str] = field(default_factory=dict)
 
-    def add(self, uids: Tensor, reason: str) -> None:
-        self.reasons.update({int(uid): reason for uid in uids})
+    def add(self, uids: Tensor, code: int) -> None:
+        """Note the samples `uids` under one of `REASONS`."""
+        self.reasons.update({int(uid): REASONS[code] for uid in uids})
+
+    def add_codes(self, uids: Tensor, codes: Tensor) -> None:
+        """Note the samples whose code is not `FINE`."""
+        for code in REASONS:
+            self.add(uids[codes == code], code)
 
 
-def batch_factors(
-    model: nn.Module, batch: Any, objective: Objective, blocks: Sequence[Block]
-) -> tuple[Tensor, Factors]:
-    """Run one backward and return each sample's loss [n] and the factors of its gradient at every block.
+class Gradients(NamedTuple):
+    """Some samples: uids [n], each one's loss [n], the factors of its gradient at every block, and what is known to be
+    wrong with all of them."""
 
-    Losses that are not finite take no part in the backward.
-    """
-    with capture(model, blocks, len(batch.uids), objective.rows(model, batch)) as captured:
-        losses = objective.losses(model, batch)
+    uids: Tensor
+    losses: Tensor
+    factors: Factors
+    code: int = FINE
+
+    def codes(self) -> Tensor:
+        """Tell what is wrong with each sample, one of the codes of `REASONS` or `FINE`. [n] int8 on the CPU"""
+        keep = torch.isfinite(self.losses)
+        codes = torch.where(keep, self.code, self.code or NO_LOSS)
+        for factor in self.factors.values():
+            codes = torch.where(keep & ~factor.finite().to(keep.device), NO_GRADIENT, codes)
+        return codes.to(torch.int8).cpu()
+
+
+class Backward:
+    """Runs one forward and backward per batch of a pass, in halves where a batch does not fit; its hooks stay."""
+
+    def __init__(self, model: nn.Module, objective: Objective, captured: Capture, budget: Budget) -> None:
+        self.model, self.objective, self.captured, self.budget = model, objective, captured, budget
+
+    def run(self, batch: Any) -> Tensor:
+        """Run a batch and return its losses [n]; losses that are not finite take no part in the backward."""
+        self.captured.start(len(batch.uids), self.objective.rows(self.model, batch))
+        losses = self.objective.losses(self.model, batch)
         finite = torch.isfinite(losses)
         if finite.any():
             torch.where(finite, losses, torch.zeros_like(losses)).sum().backward()
-    return losses.detach(), captured.factors()
+        self.captured.check()
+        return losses.detach()
+
+    def _gradients(self, batch: Any) -> Gradients:
+        losses = self.run(batch)
+        factors = {name: factor.compact() for name, factor in self.captured.factors().items()}
+        self.captured.start(None)  # holds on to nothing
+        return Gradients(batch.uids, losses, factors)
+
+    def _none(self, batch: Any) -> Gradients:
+        self.captured.start(len(batch.uids))
+        nan = torch.full((len(batch.uids),), torch.nan, device=batch.uids.device)
+        return Gradients(batch.uids, nan, self.captured.factors(), NO_MEMORY)
+
+    def __call__(self, batch: Any) -> Iterator[Gradients]:
+        """Run a batch and give its gradients, in one piece if it fits."""
+        for _, found in in_pieces(batch, self._gradients, self._none, self.budget):
+            yield found
 
 
-def finite_samples(losses: Tensor, factors: Factors) -> Tensor:
-    """Return [n] true where the loss and every block's gradient are finite."""
-    keep = torch.isfinite(losses)
-    for factor in factors.values():
-        keep = keep & factor.finite().to(keep.device)
-    return keep
+@contextmanager
+def backward(model: nn.Module, objective: Objective, blocks: Sequence[Block], budget: Budget) -> Iterator[Backward]:
+    """Yield what runs the batches of a pass."""
+    with capture(model, blocks) as captured:
+        yield Backward(model, objective, captured, budget)
 
 
-def _report(bad: Bad, uids: Tensor, losses: Tensor, keep: Tensor) -> None:
-    lost = torch.isfinite(losses) & ~keep
-    bad.add(uids[(~torch.isfinite(losses)).cpu()], "the loss is not finite")
-    bad.add(uids[lost.cpu()], "the gradient is not finite")
-
-
-def clean_factors(model: nn.Module, batch: Any, objective: Objective, blocks: Sequence[Block], bad: Bad) -> Factors:
-    """Return the batch's factors without the samples that are not finite, which are reported in `bad`."""
-    losses, factors = batch_factors(model, batch, objective, blocks)
-    keep = finite_samples(losses, factors)
+def clean(found: Gradients, bad: Bad) -> Factors:
+    """Return factors without the samples that something is wrong with, which are reported in `bad`."""
+    codes = found.codes()
+    keep = codes == FINE
     if bool(keep.all()):
-        return factors
-    _report(bad, batch.uids, losses, keep)
-    return {name: factor.select(keep) for name, factor in factors.items()}
+        return found.factors
+    bad.add_codes(found.uids.cpu(), codes)
+    return {name: factor.select(keep.to(found.losses.device)) for name, factor in found.factors.items()}
 
 
-def target_gradients(
-    model: nn.Module, batches: Iterable[Any], objective: Objective, blocks: Sequence[Block]
-) -> tuple[dict[str, Tensor], int]:
-    """Return the mean gradient over a target's samples, `[rows, cols]` per block in float32 or better, and their
-    number.
+def target_sums(batches: Iterable[Any], run: Backward, blocks: Sequence[Block]) -> tuple[dict[str, Tensor], int]:
+    """Return the summed gradients over samples, `[rows, cols]` per block in float32 or better, and their number.
 
     Raises:
-        ValueError: a sample's loss or gradient is not finite (a target must be clean, for it enters every score), or
-            there are no samples.
+        ValueError: a sample has no finite gradient: a target must be clean, for it enters every score.
     """
     sums: dict[str, Tensor] = {}
     count = 0
-    for batch in batches:
-        losses, factors = batch_factors(model, batch, objective, blocks)
-        keep = finite_samples(losses, factors)
-        if not bool(keep.all()):
-            row = int((~keep).nonzero()[0, 0])
-            what = "gradient" if bool(torch.isfinite(losses[row])) else "loss"
-            raise ValueError(
-                f"the {what} of sample {int(batch.uids[row])} is not finite; remove it from the target file"
-            )
-        for name, factor in factors.items():
-            total = factor.weighted_sum(torch.ones(1, factor.samples, device=losses.device))[0]
+    for found in (found for batch in batches for found in run(batch)):
+        if bool((codes := found.codes()).any()):
+            row = int(codes.nonzero()[0, 0])
+            reason = REASONS[int(codes[row])]
+            raise ValueError(f"sample {int(found.uids[row])}: {reason}; remove it from the target file")
+        ones = torch.ones(1, len(found.losses), device=found.losses.device)
+        for name, factor in found.factors.items():
+            total = factor.weighted_sum(ones)[0]
             sums[name] = sums[name] + total if name in sums else total
-        count += len(losses)
-    if not count:
-        raise ValueError("a target set without usable samples has no gradient; give at least one sample")
-    return {name: total / count for name, total in sums.items()}, count
+        count += len(found.losses)
+    return sums, count
 
 
-def mean_squares(
-    model: nn.Module, batches: Iterable[Any], objective: Objective, blocks: Sequence[Block], bad: Bad
-) -> dict[str, float]:
-    """Return, per block, the mean of the squared gradient entries over samples: what damping is relative to."""
+def square_sums(
+    batches: Iterable[Any], run: Backward, blocks: Sequence[Block], bad: Bad
+) -> tuple[dict[str, float], int]:
+    """Return, per block, the sum of ‖g‖² over the finite samples, and the number of these."""
     sums = {block.name: 0.0 for block in blocks}
     count = 0
-    for batch in batches:
-        factors = clean_factors(model, batch, objective, blocks, bad)
+    for found in (found for batch in batches for found in run(batch)):
+        factors = clean(found, bad)
         for name, factor in factors.items():
             sums[name] += float(factor.sq_norm().double().sum())
         count += next(iter(factors.values())).samples
-    if not count:
-        raise ValueError("no sample with a finite gradient to measure the damping on")
-    return {block.name: sums[block.name] / (count * block.rows * block.cols) for block in blocks}
+    return sums, count
 
 
 def curvature_pass(
-    model: nn.Module,
-    batches: Iterable[Any],
-    objective: Objective,
-    accumulators: Mapping[tuple[str, str], Any],
-    blocks: Sequence[Block],
-    bad: Bad,
-) -> None:
-    """Feed the accumulators, keyed by (scorer name, block name), with the factors of the fit samples."""
+    batches: Iterable[Any], run: Backward, accumulators: Mapping[tuple[str, str], Any], bad: Bad
+) -> Iterator[None]:
+    """Feed the accumulators, keyed by (scorer name, block name), with the factors of the fit samples; yield after each
+    batch, when all have taken it in."""
     for batch in batches:
-        factors = clean_factors(model, batch, objective, blocks, bad)
-        for (_, block), accumulator in accumulators.items():
-            accumulator.update(factors[block])
+        for found in run(batch):
+            factors = clean(found, bad)
+            for (_, block), accumulator in accumulators.items():
+                feed(accumulator, factors[block])
+            del factors, found
+        yield
 
 
-def score_batch(
-    model: nn.Module, batch: Any, objective: Objective, blocks: Sequence[Block], directions: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Score one batch against all preconditioned targets at once.
+def feed(accumulator: Any, factor: Factor) -> None:
+    """Let an accumulator take in a batch, in halves where that does not fit into memory.
 
-    Args:
-        directions: per block the stacked h of all scorers and targets, `[columns, rows, cols]`.
-
-    Returns:
-        Influence `[columns, n]` (lowest = most helpful) and loss `[n]`; both NaN where the sample is not finite.
+    An accumulator that runs out of memory must have taken in nothing of what it was given.
     """
-    losses, factors = batch_factors(model, batch, objective, blocks)
-    inner = sum(factor.inner(directions[name]) for name, factor in factors.items())
-    scores = -torch.as_tensor(inner)
-    keep = torch.isfinite(losses) & torch.isfinite(scores).all(0)
-    nan = torch.full((), float("nan"), device=scores.device)
-    return torch.where(keep, scores, nan), torch.where(torch.isfinite(losses), losses.float(), nan)
+    try:
+        accumulator.update(factor)
+    except (RuntimeError, MemoryError) as problem:
+        if not out_of_memory(problem) or factor.samples < 2:
+            raise
+    else:
+        return
+    free()
+    middle = factor.samples // 2
+    feed(accumulator, factor.select(slice(0, middle)))
+    feed(accumulator, factor.select(slice(middle, None)))
+
+
+class Scored(NamedTuple):
+    """Some samples: uids [n], influences [columns, n] (lowest = most helpful), losses [n], and what is wrong with each
+    sample [n]; both numbers are NaN where something is."""
+
+    uids: Tensor
+    scores: Tensor
+    losses: Tensor
+    codes: Tensor
+
+
+class Scoring:
+    """Scores batches against all preconditioned targets at once: `[columns, rows, cols]` per block."""
+
+    def __init__(self, run: Backward, directions: Mapping[str, Tensor]) -> None:
+        self._run, self._directions = run, directions
+        self.total = torch.zeros(())
+
+    def take(self, block: str, factor: Factor) -> None:
+        """Add a block's inner products, which are linear in the gradient, so that any part of it may come alone."""
+        self.total = self.total + factor.inner(self._directions[block])
+
+    def _score(self, batch: Any) -> Scored:
+        self.total = torch.zeros(self._columns(), len(batch.uids), device=batch.uids.device)
+        losses = self._run.run(batch)
+        scores, self.total = -self.total, torch.zeros(())
+        finite = torch.isfinite(losses)
+        codes = torch.where(finite, torch.where(torch.isfinite(scores).all(0), FINE, NO_GRADIENT), NO_LOSS)
+        nan = torch.full((), torch.nan, device=scores.device)
+        shown, losses = torch.where(codes == FINE, scores, nan), torch.where(finite, losses.float(), nan)
+        return Scored(batch.uids, shown, losses, codes.to(torch.int8))
+
+    def _none(self, batch: Any) -> Scored:
+        count, device = len(batch.uids), batch.uids.device
+        scores = torch.full((self._columns(), count), torch.nan, device=device)
+        return Scored(batch.uids, scores, scores.new_full((count,), torch.nan), torch.full((count,), NO_MEMORY).char())
+
+    def _columns(self) -> int:
+        return len(next(iter(self._directions.values())))
+
+    def __call__(self, batch: Any) -> Iterator[Scored]:
+        """Score a batch, in one piece if it fits."""
+        for _, found in in_pieces(batch, self._score, self._none, self._run.budget):
+            yield found
+
+
+@contextmanager
+def scoring(
+    model: nn.Module, objective: Objective, blocks: Sequence[Block], directions: Mapping[str, Tensor], budget: Budget
+) -> Iterator[Scoring]:
+    """Yield what scores the batches of a pass."""
+    sink: list[Scoring] = []
+    with capture(model, blocks, sink=lambda block, factor: sink[0].take(block, factor)) as captured:
+        sink.append(Scoring(Backward(model, objective, captured, budget), directions))
+        yield sink[0]
 
 
 def gradient_scorers(scorers: Sequence[Scorer]) -> list[Scorer]:

@@ -1,14 +1,17 @@
-"""Score a whole pool into a run folder, resumable.
+"""Score a whole pool into a run folder, resumable and by any number of processes.
 
 The folder gets `directions.safetensors` after the curvature pass, with `not_finite.json` of the samples it left out,
 and one file per chunk of the score pass; each is written under a temporary name and renamed, and a run that is started
-again goes on behind the last finished one. The batch plan is a function of the configuration alone, so a resumed run
-repeats the same arithmetic.
+again goes on behind what is there, within the curvature pass too. The batch plan is a function of the configuration
+alone, so a resumed run repeats the same arithmetic.
+
+Processes that were started together deal batches and chunks among them. Jobs that know nothing of each other each take
+a share of the chunks; whoever finds all chunks done puts the table together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,18 +19,48 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from vlmsel import runs
-from vlmsel.gradients import Block
+from vlmsel import processes, runs
 from vlmsel.scorers import Scorer
-from vlmsel.scoring.directions import Directions, Streams, find_directions
-from vlmsel.scoring.passes import Bad, Objective, gradient_scorers, score_batch
+from vlmsel.scoring import progress
+from vlmsel.scoring.directions import Directions, Pass, Streams, find_directions
+from vlmsel.scoring.passes import Bad, Scoring, gradient_scorers, scoring
 from vlmsel.scoring.stream import BatchPlan
 
 T = TypeVar("T")
 CHUNK = 64  # batches per file of the score pass
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the score pass this job does: `index` of 0 .. `of` - 1.
+
+    >>> Share.read("2/4")
+    Share(index=1, of=4)
+    """
+
+    index: int = 0
+    of: int = 1
+
+    @classmethod
+    def read(cls, text: str | None) -> Share:
+        """Read `i/n`, counted from 1; everything when None.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        if text is None:
+            return cls()
+        index, slash, of = text.partition("/")
+        if not (slash and index.isdecimal() and of.isdecimal() and 1 <= int(index) <= int(of)):
+            raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/4; got {text!r}")
+        return cls(int(index) - 1, int(of))
+
+    def has(self, chunk: int) -> bool:
+        """Tell whether a chunk is this process's."""
+        return chunk % (self.of * processes.count()) == self.index * processes.count() + processes.rank()
 
 
 @dataclass(frozen=True)
@@ -43,61 +76,53 @@ class Scored:
 
 
 def score_pool(
-    model: nn.Module,
-    plan: BatchPlan,
-    streams: Streams,
-    scorers: Sequence[Scorer],
-    blocks: Sequence[Block],
-    objective: Objective,
-    out: Path,
-) -> tuple[Scored, Bad]:
-    """Run both passes, or what of them is not yet done in `out`.
+    job: Pass, plan: BatchPlan, streams: Streams, scorers: Sequence[Scorer], out: Path, share: Share = Share()
+) -> Scored | None:
+    """Run both passes, or what of them is not yet done in `out`; samples that were left out are in `job.bad`.
 
     Returns:
-        The scores, and the samples that were left out with their reasons.
+        The scores, or None as long as chunks of other jobs are not there.
 
     Raises:
         ValueError: a target has no finite gradient, or `out` holds parts of another run.
     """
-    bad = Bad()
-    model.eval()
-    directions = _directions(model, streams, scorers, blocks, objective, out, bad)
-    device = next(model.parameters()).device
+    job.model.eval()
+    directions = _directions(job, streams, scorers, out)
+    device = next(job.model.parameters()).device
     stacks = {name: stack.to(device) for name, stack in directions.stacks.items()}
-    parts = list(_score_chunks(model, plan, blocks, objective, stacks, out))  # small: scores only
+    _score_chunks(job, plan, stacks, out, share)
+    processes.wait()
+    starts = range(0, len(plan.groups), CHUNK)
+    if not all(_part(out, start).is_file() for start in starts):
+        return None
+    parts = [_read_part(plan, out, start) for start in starts]  # small: scores only
     uids, losses = torch.cat([p["uids"] for p in parts]), torch.cat([p["losses"] for p in parts])
     scores = torch.cat([p["scores"] for p in parts], 1)
-    bad.add(uids[~torch.isfinite(losses)], "the loss is not finite")
-    bad.add(uids[torch.isfinite(losses) & ~torch.isfinite(scores).all(0)], "the gradient is not finite")
+    job.bad.add_codes(uids, torch.cat([p["codes"] for p in parts]))
     scored = Scored(uids, losses, scores, directions.names, directions.details)
-    return _without(_with_random(scored, scorers, list(streams.targets)), bad), bad
+    return _without(_with_random(scored, scorers, list(streams.targets)), job.bad)
 
 
-def _directions(
-    model: nn.Module,
-    streams: Streams,
-    scorers: Sequence[Scorer],
-    blocks: Sequence[Block],
-    objective: Objective,
-    out: Path,
-    bad: Bad,
-) -> Directions:
+def _directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], out: Path) -> Directions:
     path, reasons = out / "directions.safetensors", out / "not_finite.json"
     wanted = gradient_scorers(scorers)
     if not wanted:  # losses only
-        return Directions((), {block.name: torch.zeros(0, block.rows, block.cols) for block in blocks}, {})
-    if not path.is_file():
-        found = find_directions(model, streams, wanted, blocks, objective, bad)
-        runs.write_json(reasons, {str(uid): reason for uid, reason in bad.reasons.items()})
-        found.save(path)
+        return Directions((), {block.name: torch.zeros(0, block.rows, block.cols) for block in job.blocks}, {})
+    if processes.gather(path.is_file()) != [True] * processes.count():
+        found = find_directions(job, streams, wanted, out)
+        if processes.is_main():
+            runs.write_json(reasons, {str(uid): reason for uid, reason in job.bad.reasons.items()})
+            found.save(path)
+            progress.remove(out)
+        processes.wait()
     directions = _load(path, Directions.load)
     names = {(scorer.name, target) for scorer in wanted for target in streams.targets}
-    if set(directions.names) != names or set(directions.stacks) != {block.name for block in blocks}:
+    if set(directions.names) != names or set(directions.stacks) != {block.name for block in job.blocks}:
         raise ValueError(
             f"{path}: made for other scorers, targets or blocks; choose another --out or delete the folder"
         )
     if reasons.is_file():
-        bad.reasons.update({int(uid): reason for uid, reason in runs.read_json(reasons).items()})
+        job.bad.reasons.update({int(uid): reason for uid, reason in runs.read_json(reasons).items()})
     return directions
 
 
@@ -108,48 +133,62 @@ def _load(path: Path, read: Callable[[Path], T]) -> T:
         raise ValueError(f"{path}: damaged ({problem}); delete it and run the same command again") from None
 
 
-def _score_chunks(
-    model: nn.Module,
-    plan: BatchPlan,
-    blocks: Sequence[Block],
-    objective: Objective,
-    stacks: dict[str, Tensor],
-    out: Path,
-) -> Iterable[dict[str, Tensor]]:
-    total = sum(plan.sizes)
-    with tqdm(total=total, desc="score pass", unit="sample", dynamic_ncols=True) as bar:
-        for start in range(0, len(plan.sizes), CHUNK):
-            path = out / "parts" / f"{start:08d}.safetensors"
-            positions = torch.tensor([i for group in plan.groups[start : start + CHUNK] for i in group])
-            if path.is_file():
-                part = _load(path, load_file)
-                if not torch.equal(part.get("positions", positions[:0]), positions):
-                    raise ValueError(f"{path}: holds other samples; choose another --out or delete the folder")
-                bar.update(len(part["uids"]))
-            else:
-                part = _score_chunk(model, plan.batches(start, start + CHUNK), blocks, objective, stacks, bar)
-                part["positions"] = positions
-                with runs.atomic_path(path) as temporary:
-                    save_file(part, temporary)
-            yield part
+# The score pass
 
 
-def _score_chunk(
-    model: nn.Module,
-    batches: Iterable[Any],
-    blocks: Sequence[Block],
-    objective: Objective,
-    stacks: dict[str, Tensor],
-    bar: tqdm,
-) -> dict[str, Tensor]:
-    uids, losses, scores = [], [], []
-    for batch in batches:
-        one_scores, one_losses = score_batch(model, batch, objective, blocks, stacks)
-        uids.append(batch.uids.cpu())
-        losses.append(one_losses.cpu())
-        scores.append(one_scores.cpu())
-        bar.update(len(batch.uids))
-    return {"uids": torch.cat(uids), "losses": torch.cat(losses), "scores": torch.cat(scores, 1).contiguous()}
+def _part(out: Path, start: int) -> Path:
+    return out / "parts" / f"{start:08d}.safetensors"
+
+
+def _positions(plan: BatchPlan, start: int) -> Tensor:
+    return torch.tensor([i for group in plan.groups[start : start + CHUNK] for i in group])
+
+
+def _read_part(plan: BatchPlan, out: Path, start: int) -> dict[str, Tensor]:
+    """Read a chunk's file.
+
+    Raises:
+        ValueError: it is damaged, or holds other samples.
+    """
+    path, positions = _part(out, start), _positions(plan, start)
+    part = _load(path, load_file)
+    if not torch.equal(part.get("positions", positions[:0]), positions):
+        raise ValueError(f"{path}: holds other samples; choose another --out or delete the folder")
+    return part
+
+
+def _score_chunks(job: Pass, plan: BatchPlan, stacks: dict[str, Tensor], out: Path, share: Share) -> None:
+    """Score this process's chunks, but for those that are there."""
+    starts = [start for number, start in enumerate(range(0, len(plan.groups), CHUNK)) if share.has(number)]
+    total = sum(sum(plan.sizes[start : start + CHUNK]) for start in starts)
+    with (
+        tqdm(total=total, desc="score pass", unit="sample", dynamic_ncols=True, disable=not processes.is_main()) as bar,
+        scoring(job.model, job.objective, job.blocks, stacks, job.budget) as score,
+    ):
+        for start in starts:
+            if _part(out, start).is_file():
+                bar.update(len(_read_part(plan, out, start)["uids"]))
+                continue
+            part = _score_chunk(plan.batches(start, start + CHUNK), score, bar)
+            part["positions"] = _positions(plan, start)
+            with runs.atomic_path(_part(out, start)) as temporary:
+                save_file(part, temporary)
+
+
+def _score_chunk(batches: Iterable[Any], score: Scoring, bar: tqdm) -> dict[str, Tensor]:
+    found = [one for batch in batches for one in _noting(score(batch), bar)]
+    return {
+        "uids": torch.cat([one.uids.cpu() for one in found]),
+        "losses": torch.cat([one.losses.cpu() for one in found]),
+        "codes": torch.cat([one.codes.cpu() for one in found]),
+        "scores": torch.cat([one.scores.cpu() for one in found], 1).contiguous(),
+    }
+
+
+def _noting(found: Iterator[Any], bar: tqdm) -> Iterator[Any]:
+    for one in found:
+        bar.update(len(one.uids))
+        yield one
 
 
 def _without(scored: Scored, bad: Bad) -> Scored:

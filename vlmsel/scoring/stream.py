@@ -1,15 +1,19 @@
-"""Batches of chosen samples of a data set, of like length together, in an order that the configuration alone
-decides."""
+"""Batches of chosen samples of a data set, of like length together, in an order that the configuration alone decides.
+
+Several processes share a plan by dealing its batches, or its chunks of batches, in turn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from vlmsel import processes
 
 Group = Callable[[Sequence[int]], list[list[int]]]  # lengths -> groups of positions in that sequence
 
@@ -37,6 +41,10 @@ class BatchPlan:
         """Samples per batch."""
         return [len(group) for group in self.groups]
 
+    def dealt(self) -> BatchPlan:
+        """Return the batches that are this process's among several: every so manieth."""
+        return replace(self, groups=self.groups[processes.rank() :: processes.count()])
+
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
         """Give the batches from `start` to before `stop`."""
         groups = [list(group) for group in self.groups[start:stop]]
@@ -44,10 +52,14 @@ class BatchPlan:
         for batch in loader:
             yield batch.to(self.device)
 
-    def shown(self, what: str) -> Iterator[Any]:
-        """Give all batches under a progress bar in samples."""
-        with tqdm(total=sum(self.sizes), desc=what, unit="sample", delay=2, dynamic_ncols=True) as bar:
-            for size, batch in zip(self.sizes, self.batches(), strict=True):
+    def shown(self, what: str, start: int = 0) -> Iterator[Any]:
+        """Give the batches from `start` on under a progress bar in samples."""
+        done, total = sum(self.sizes[:start]), sum(self.sizes)
+        quiet = not processes.is_main()
+        with tqdm(
+            total=total, initial=done, desc=what, unit="sample", delay=2, dynamic_ncols=True, disable=quiet
+        ) as bar:
+            for size, batch in zip(self.sizes[start:], self.batches(start), strict=True):
                 yield batch
                 bar.update(size)
 
