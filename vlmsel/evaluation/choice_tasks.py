@@ -29,7 +29,7 @@ class ChoiceTask(Task):
 
     headline = "acc"
     answer = "loglikelihoods"
-    rules = {"scoring": RULES}
+    rules = {"scoring": RULES, "normalize": "none (acc), by characters (acc_norm), by UTF-8 bytes (acc_bytes)"}
 
     @property
     def ids(self) -> Collection[str]:
@@ -69,7 +69,7 @@ class GlueTask(Task):
     skipped: int = 0  # malformed rows of the file, which QQP has
 
     answer = "scores"
-    rules = {"scoring": f"a classifier's logits, or log-likelihoods ({RULES})"}
+    rules = {"scoring": f"a classifier's logits, or log-likelihoods ({RULES})", "normalize": "none"}
 
     @property
     def headline(self) -> str:  # type: ignore[override]
@@ -98,7 +98,7 @@ class GlueTask(Task):
 
     @property
     def notes(self) -> list[str]:
-        return [f"{self.skipped} malformed rows of the file were left out"] if self.skipped else []
+        return [f"malformed rows of the file that were left out: {self.skipped}"] if self.skipped else []
 
     def values(self, answers: Answers) -> dict[str, list[float]]:
         if "accuracy" not in GLUE[self.name]:

@@ -11,6 +11,7 @@ these are merged at the end, or by the next run, which may have another number o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def _read_line(text: bytes, answer: str, place: str) -> Line:
 def _is_answer(value: Any, answer: str) -> bool:
     if answer == "text":
         return isinstance(value, str)
-    return isinstance(value, list) and all(isinstance(one, (int, float)) for one in value)
+    return isinstance(value, list) and all(isinstance(one, int | float) and math.isfinite(one) for one in value)
 
 
 def _require_same(earlier: Mapping[str, Line], asked: Mapping[str, Line], path: Path) -> None:

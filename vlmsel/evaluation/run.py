@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,10 @@ def answer_task(
         ValueError: the engine cannot do this task, a question cannot be asked, or no answer has any text.
     """
     asked = asked_of(task, protocol)
-    respond = _responder(task, engine, asked, images, max_new_tokens)
-    answers = answer_all(asked, respond, path, task.answer, batch_size, by_image(task))
+    responder = _responder(task, engine, asked, images, max_new_tokens)
+    if task.answer != "text":
+        responder = _finite(responder)
+    answers = answer_all(asked, responder, path, task.answer, batch_size, by_image(task))
     if task.answer == "text" and not any(answers.values()):
         raise ValueError(
             f"all {len(answers)} answers in {path} are empty: the model ends before it says anything; was it trained "
@@ -89,11 +92,50 @@ def _responder(task: Task, engine: Engine, asked: Asked, images: Path, max_new_t
     return Responder(lambda ids: [asked[i] for i in ids], lambda lines: _likelihoods(engine, lines))
 
 
+def _finite(responder: Responder[Any]) -> Responder[Any]:
+    """Refuse scores that are no numbers: compared with another, NaN would count as an answer."""
+
+    def respond(batch: tuple[Sequence[str], Any]) -> Sequence[Any]:
+        ids, prepared = batch
+        found = responder.respond(prepared)
+        bad = [i for i, scores in enumerate(found) if not all(map(math.isfinite, scores))]
+        if bad:
+            raise ValueError(
+                f"question {ids[bad[0]]}: the model's scores are {found[bad[0]]} (such are those of {len(bad)} of the "
+                f"batch's {len(ids)} questions); look at the model's weights, or try --dtype float32"
+            )
+        return found
+
+    return Responder(lambda ids: (ids, responder.prepare(ids)), respond, responder.ahead)
+
+
 def _likelihoods(engine: Engine, lines: Sequence[dict[str, Any]]) -> list[list[float]]:
     """Score every choice of several questions at once."""
     pairs = [(line["prompt"], continuation(choice)) for line in lines for choice in line["choices"]]
     values = iter(engine.loglikelihoods(pairs))
     return [[next(values) for _ in line["choices"]] for line in lines]
+
+
+def how_asked(task: Task, engine: Engine, protocol: Protocol, max_new_tokens: int) -> dict[str, Any]:
+    """Return how a model's answers come about: prompt, template, image handling, decoding."""
+    about: dict[str, Any] = {"model": engine.kind, **engine.about}
+    if isinstance(task, PopeLogit):
+        return {**about, "prompt": protocol.name, "decoding": "probabilities of the first token"}
+    if isinstance(task, VisualTask):
+        return {**about, "prompt": protocol.name, "decoding": "greedy", "max_new_tokens": max_new_tokens}
+    if isinstance(engine, ClassifierEngine):
+        own = {"prompt": "the texts alone", "decoding": "class with the highest logit"}
+    else:
+        own = {"prompt": "lm-evaluation-harness", "decoding": "log-likelihoods"}
+    return {**about, **own, "template": "none", "image_mode": "none"}
+
+
+def how_given(paths: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of answers that lie in files: where."""
+    unknown = dict.fromkeys(
+        ("model", "prompt", "template", "image_mode", "decoding"), "unknown, the answers were given"
+    )
+    return {**unknown, "predictions": list(paths)}
 
 
 def result(name: str, task: Task, answers: Answers, protocol: dict[str, Any]) -> dict[str, Any]:
@@ -107,13 +149,13 @@ def result(name: str, task: Task, answers: Answers, protocol: dict[str, Any]) ->
         "protocol": {**protocol, **task.rules},
         "headline": task.headline,
         "metrics": task.score(answers),
-        "standard_errors": task.errors(answers),
+        "standard_errors": {k: error if is_known(error) else None for k, error in task.errors(answers).items()},
         "majority": majority,
         "majority_answer": constant,
         "notes": task.notes,
     }
     if task.answer == "text":
-        found["empty_answers"] = sum(not answer for answer in answers.values())
+        found["empty_answers"] = sum(not answers[identity].strip() for identity in task.ids)
     return found
 
 
@@ -122,18 +164,29 @@ def summary(found: dict[str, Any]) -> str:
     shown = [_metric(name, found) for name, value in found["metrics"].items() if _is_whole(name, value)]
     headline = found["headline"]
     blind = f"best constant answer, {found['majority_answer']!r}: {headline} {100 * found['majority'][headline]:.1f}"
-    empty = [f"{found['empty_answers']} empty answers"] if found.get("empty_answers") else []
-    more = "; ".join([blind, *empty, *found["notes"]])
+    empty = [f"{found['empty_answers']} of the answers empty"] if found.get("empty_answers") else []
+    more = "; ".join([blind, *_undefined(found), *empty, *found["notes"]])
     return f"{found['task']}: {', '.join(shown)} on {found['questions']} questions ({more})"
+
+
+def is_known(error: float | None) -> bool:
+    """Tell whether there is a standard error; a single question has none."""
+    return error is not None and not math.isnan(error)
+
+
+def _undefined(found: dict[str, Any]) -> list[str]:
+    """Say in how many of POPE's categories the script would divide by zero."""
+    share, groups = found["metrics"].get("undefined"), len(found["groups"])
+    return [f"precision, recall or f1 undefined in {round(share * groups)} of {groups} categories"] if share else []
 
 
 def _metric(name: str, found: dict[str, Any]) -> str:
     value, error = found["metrics"][name], found["standard_errors"].get(name)
     if name == "distribution":
         return f"{name} {value:.2f}"
-    return f"{name} {100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+    return f"{name} {100 * value:.1f}" + (f" ± {100 * error:.1f}" if is_known(error) else "")
 
 
 def _is_whole(name: str, value: float | None) -> bool:
-    """Tell whether a metric belongs on that line: none of a group, none that could not be computed, no idle warning."""
-    return "/" not in name and value is not None and (name != "undefined" or value > 0)
+    """Tell whether a metric belongs on that line: none of a group, none that could not be computed."""
+    return "/" not in name and value is not None and name != "undefined"

@@ -120,7 +120,7 @@ class TextVQABoth(TextVQA):
 class GQA(VisualTask):
     """All that GQA's script prints, over balanced questions; their entailed ones serve the consistency."""
 
-    rules = {"match": "strip, lower case, no final period (LLaVA)"}
+    rules = {"normalize": "strip, lower case, no final period (LLaVA)"}
 
     @property
     def balanced(self) -> list[Question]:
@@ -161,7 +161,7 @@ class POPE(VisualTask):
     """
 
     headline = "f1"
-    rules = {"parse": "official: no if the first sentence has No, no or not"}
+    rules = {"parse": "official: no if the first sentence has No, no or not", "normalize": "none"}
 
     def values(self, answers: Answers) -> dict[str, list[float]]:
         return {}
@@ -198,7 +198,7 @@ class PopeLogit(POPE):
 
     headline = "accuracy"
     answer = "logprobs"
-    rules = {"parse": "the more probable of Yes/yes and No/no as first token (Prismatic)"}
+    rules = {"parse": "the more probable of Yes/yes and No/no as first token (Prismatic)", "normalize": "none"}
     spellings: ClassVar = YES_NO
 
     def others(self, answers: Answers) -> Metrics:
