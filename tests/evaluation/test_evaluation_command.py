@@ -1,6 +1,8 @@
 """`vlmsel evaluate` from files to metrics, with a random model of a few thousand parameters."""
 
+import gzip
 import json
+import math
 import shutil
 from collections import Counter
 
@@ -11,6 +13,8 @@ from vlmsel import cli
 from vlmsel.data.world_files import TASKS, WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint
+from vlmsel.models.presets import preset
+from vlmsel.models.vlm import build
 
 QUESTIONS = 18
 
@@ -153,3 +157,115 @@ def test_a_questions_file_of_another_task(home, tmp_path, capsys):
 )
 def test_wrong_options_end_with_one_line(home, tmp_path, capsys, option, value, message):
     assert message in refused(lambda: evaluate(home, tmp_path / "run", "gqa", option, value), capsys)
+
+
+# POPE off probabilities, TextVQA with OCR tokens
+
+
+def test_prismatic_reads_pope_off_probabilities(home, tmp_path):
+    """With the shipped tokenizer, in which Yes and No begin with tokens of their own."""
+    model = build(preset("tiny"))
+    model.mark_trained(projector=True)
+    checkpoint.save(model, tmp_path / "tiny")
+    given = ["--model", str(tmp_path / "tiny"), "--protocol", "prismatic"]
+    assert evaluate(home, tmp_path / "run", "pope", *given) == 0
+    found = result(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    given = {line["question_id"]: line["logprobs"] for line in lines}
+    benchmark = load_task("pope", **benchmark_files(home / "world")["pope"], pope="logit")
+    right = [(given[q.id][0] >= given[q.id][1]) == (q.references[0] == "yes") for q in benchmark.questions]
+    assert found["metrics"] == benchmark.score(given) and {"auroc", "aupr"} <= set(found["metrics"])
+    assert found["headline"] == "accuracy" and found["metrics"]["accuracy"] == pytest.approx(sum(right) / QUESTIONS)
+    assert all(lines[0]["prompt"].startswith("\n") and sum(map(math.exp, pair)) <= 1 for pair in given.values())
+    assert found["protocol"]["decoding"] == "probabilities of the first token"
+    assert not list((tmp_path / "run").glob("*_results.json"))  # the official script reads texts
+
+
+def test_prismatic_with_text_parses_popes_answers(home, tmp_path):
+    assert evaluate(home, tmp_path / "run", "pope", "--protocol", "prismatic", "--pope_mode", "text") == 0
+    assert result(tmp_path / "run")["headline"] == "f1" and len(answers(tmp_path / "run")) == QUESTIONS
+
+
+def test_textvqa_is_asked_without_and_with_ocr_tokens(home, tmp_path):
+    (file,) = benchmark_files(home / "world")["textvqa"]["questions"]
+    with open(file) as questions:
+        data = [
+            {"image_id": f"w{i:06d}", "ocr_tokens": ["one", str(i)]} for i in range(len(json.load(questions)["data"]))
+        ]
+    (tmp_path / "ocr.json").write_text(json.dumps({"data": data}))
+    assert evaluate(home, tmp_path / "run", "textvqa", "--ocr", str(tmp_path / "ocr.json")) == 0
+    found = result(tmp_path / "run")
+    assert found["headline"] == "textvqa_ocr" and set(found["metrics"]) == {"textvqa_ocr", "textvqa_pure"}
+    assert found["questions"] == 2 * QUESTIONS and found["groups"] == {"ocr": QUESTIONS, "pure": QUESTIONS}
+    lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    assert sum("\nReference OCR token: one, " in line["prompt"] for line in lines) == QUESTIONS
+    given = answers(tmp_path / "run")
+    for name, ending in (("pure", ""), ("ocr", "/ocr")):
+        entries = json.loads((tmp_path / f"run/textvqa_{name}_results.json").read_text())
+        assert {f"{one['question_id']}{ending}": one["answer"] for one in entries} == {
+            identity: text for identity, text in given.items() if identity.endswith("/ocr") == bool(ending)
+        }
+
+
+# Files and options as a new user may give them
+
+
+def given(home, tmp_path, **settings):
+    """Evaluate with all of VQAv2's options, some of them changed, or left out where they are None."""
+    files = benchmark_files(home / "world")["vqav2"]
+    usual = {"model": home / "model", "task": "vqav2", "out": tmp_path / "run", "questions": files["questions"][0]}
+    usual |= {"annotations": files["annotations"], "images": home / "world/images/test/vqav2"}
+    kept = {key: value for key, value in {**usual, **settings}.items() if value is not None}
+    return cli.main(["evaluate", "--device", "cpu", *(str(w) for k, v in kept.items() for w in (f"--{k}", v))])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "a folder; name the file in it"),
+        (b"", "the file is empty; take the official file"),
+        (gzip.compress(b"{}"), "a compressed file; unpack it first"),
+        (b"PK\x03\x04", "a compressed file; unpack it first"),
+        (b"{", "not a JSON file"),
+        (b"\xff\xfe\x00", "not a JSON file"),
+        (b'{"questions": []}', "no 'data_subtype'; is this the benchmark's official file?"),
+        (b'{"data_subtype": "val2014", "questions": []}', "no question in it; is this the benchmark's official file?"),
+    ],
+)
+@pytest.mark.parametrize("option", ["questions", "annotations", "predictions"])
+def test_files_that_cannot_be_read(home, tmp_path, capsys, option, content, message):
+    path = tmp_path / "file"
+    path.mkdir() if content is None else path.write_bytes(content)
+    changed = {"model": None} if option == "predictions" else {}
+    error = refused(lambda: given(home, tmp_path, **changed, **{option: path}), capsys)
+    assert str(path) in error and (option != "questions" or message in error)
+    assert given(home, tmp_path, max_new_tokens=2) == 0  # the mended command may have the folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"questions": "nowhere.json"}, "nowhere.json: no such file"),
+        ({"questions": None}, "name a benchmark with --task and its file with --questions, or several with --tasks"),
+        ({"task": None}, "name a benchmark with --task and its file with --questions, or several with --tasks"),
+        ({"task": "gqa"}, "gqa has no annotations file"),
+        ({"annotations": None}, "a file of their own, v2_mscoco_*_annotations.json; give it as annotations"),
+        ({"images": None}, "vqav2 asks about images; give the folder that they are in as images"),
+        ({"ocr": __file__}, "vqav2 has no file of OCR tokens; textvqa has"),
+        ({"model": None}, "give one of --model, --models and --predictions, got none"),
+        ({"predictions": "a"}, "give one of --model, --models and --predictions, got model and predictions"),
+        ({"models.a": "a"}, "give one of --model, --models and --predictions, got model and models"),
+        ({"models.../a": "a", "model": None}, "'../a' cannot be the name of a folder of results"),
+        ({"pope_mode": "text"}, "pope_mode text is for the task pope; leave it out"),
+        ({"out": __file__}, "exists but is not a run folder (no config.yaml); choose another --out"),
+        ({"model": "tiny"}, "the projector of this model was never trained"),
+        ({"device": "gpu"}, "no device is called 'gpu'"),
+    ],
+)
+def test_options_that_do_not_go_together(home, tmp_path, capsys, settings, message):
+    assert message in refused(lambda: given(home, tmp_path, **settings), capsys)
+
+
+def test_images_are_found_before_a_model_is_loaded(home, tmp_path, capsys):
+    error = refused(lambda: given(home, tmp_path, model="nowhere", images=tmp_path), capsys)
+    assert f"question 1000: image 'COCO_world_000000000001.jpg' is missing in {tmp_path} (18 of 18 questions" in error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +16,12 @@ from vlmsel.commands.result_table import as_markdown, as_text
 from vlmsel.evaluation.engine import Engine
 from vlmsel.evaluation.protocols import PopeMode, Protocol, find_protocol
 from vlmsel.evaluation.result_files import read_results, write_results
-from vlmsel.evaluation.run import answer_task, require_images, result, summary
+from vlmsel.evaluation.run import answer_task, how_asked, how_given, is_known, require_images, result, summary
 from vlmsel.evaluation.task import Task
-from vlmsel.evaluation.tasks import load_task
+from vlmsel.evaluation.tasks import TASKS, VISUAL_TASKS, TaskFiles, load_task, require_file, task_files
 from vlmsel.evaluation.vqa_tasks import VisualTask
 
-
-@dataclass(frozen=True)
-class TaskFiles:
-    """The files of one benchmark.
-
-    Attributes:
-        questions: the official question file, or a list of them (POPE has three).
-        images: the folder with the benchmark's images; text tasks have none.
-        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
-        ocr: TextVQA's OCR tokens (TextVQA_Rosetta_OCR_v0.2_val.json); with it every question is asked without and with.
-        task: the benchmark, when the entry has another name.
-    """
-
-    questions: str | list[str]
-    images: str | None = None
-    annotations: str | None = None
-    ocr: str | None = None
-    task: str | None = None
+GRACE = 10.0  # seconds; what starts several processes ends the others as soon as one has failed
 
 
 @dataclass(frozen=True)
@@ -43,6 +29,7 @@ class _Loaded:
     """A benchmark that was read, and what its answers depend on beside the model."""
 
     name: str
+    benchmark: str
     task: Task
     images: Path
     protocol: Protocol
@@ -59,7 +46,7 @@ def evaluate(
     annotations: str | None = None,
     ocr: str | None = None,
     models: dict[str, str] | None = None,
-    tasks: dict[str, TaskFiles] | None = None,
+    tasks: dict[str, dict[str, Any]] | None = None,
     predictions: str | list[str] | None = None,
     protocol: str = "llava15",
     pope_mode: PopeMode | None = None,
@@ -85,7 +72,8 @@ def evaluate(
         annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
         ocr: TextVQA's OCR tokens; with them every question is asked without and with.
         models: several models by name, such as `--models.tuned runs/tune`.
-        tasks: several benchmarks by name, each with the settings above.
+        tasks: several benchmarks by name, each with questions, images, annotations and ocr as above, and `task` where
+            the name is not the benchmark's; in the YAML, or as '{gqa: {questions: FILE, images: DIR}, …}'.
         predictions: score these answers (official result files, LLaVA's answer files or predictions.jsonl) instead of
             a model's.
         protocol: llava15 or prismatic ask for a single word or phrase; bare gives the question alone.
@@ -98,36 +86,78 @@ def evaluate(
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
-    way = find_protocol(protocol)
-    if min(batch_size, max_new_tokens) < 1:
-        raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
-    entries = _entries(task, tasks, questions=questions, images=images, annotations=annotations, ocr=ocr)
-    sources = _sources(model, models, predictions, entries)
-    folder = _open(out, config)
-    loaded = [
-        _load(name, files, way, pope_mode or way.pope, batch_size, max_new_tokens) for name, files in entries.items()
-    ]
-    if predictions is not None:
-        _score_file(loaded[0], [predictions] if isinstance(predictions, str) else predictions, folder)
-        return
-    found = {}
-    for label, source in sources.items():
-        engine = open_engine(source, device, dtype, template)
-        for one in loaded:
-            found[label, one.name] = _run(engine, one, folder / label / one.name if models or tasks else folder)
-    if (models or tasks) and processes.is_main():
-        _show(found, folder)
+    with _first_speaks():
+        way = find_protocol(protocol)
+        if min(batch_size, max_new_tokens) < 1:
+            raise ValueError(f"batch_size and max_new_tokens must be at least 1, got {batch_size} and {max_new_tokens}")
+        entries = _entries(task, tasks, questions=questions, images=images, annotations=annotations, ocr=ocr)
+        sources = _sources(model, models, predictions, entries)
+        _check_entries(entries, task is not None, pope_mode, needs_images=not predictions)
+        folder = _open(out, config)
+        mode = pope_mode or way.pope
+        loaded = []
+        for name, files in entries.items():
+            with _within(name if tasks else None):
+                loaded.append(_load(name, files, way, mode, batch_size, max_new_tokens))
+        if predictions:
+            _score_file(loaded[0], [predictions] if isinstance(predictions, str) else predictions, folder)
+            return
+        found = {}
+        for label, source in sources.items():
+            inside = folder / label if models or tasks else None
+            with _within(label if models else None):
+                of_model = _run_all(open_engine(source, device, dtype, template), loaded, folder, inside)
+            found.update({(label, name): one for name, one in of_model.items()})
+            gc.collect()  # one model at a time in memory
+        if (models or tasks) and processes.is_main():
+            _show(found, folder)
 
 
-def _entries(task: str | None, tasks: Mapping[str, TaskFiles] | None, **files: Any) -> dict[str, TaskFiles]:
+@contextmanager
+def _first_speaks() -> Iterator[None]:
+    """Let the first process tell a fault that all of them find; one that only another finds is told a bit later."""
+    try:
+        yield
+    except (ValueError, OSError):
+        if not processes.is_main():
+            time.sleep(GRACE)
+        raise
+
+
+def _entries(task: str | None, tasks: Mapping[str, Any] | None, **files: Any) -> dict[str, TaskFiles]:
     """Return the benchmarks by name, given one by one or all together."""
     if tasks and (task is not None or any(value is not None for value in files.values())):
         raise ValueError("give one benchmark with --task and --questions, or several with --tasks, not both")
     if tasks:
-        return dict(tasks)
+        return {name: task_files(name, settings) for name, settings in tasks.items()}
     if task is None or files["questions"] is None:
         raise ValueError("name a benchmark with --task and its file with --questions, or several with --tasks")
     return {task: TaskFiles(**files)}
+
+
+def _check_entries(
+    entries: Mapping[str, TaskFiles], alone: bool, pope_mode: PopeMode | None, needs_images: bool
+) -> None:
+    """Refuse settings that a benchmark lacks, or has no use for, before any file is read."""
+    benchmarks = {name: files.task or name for name, files in entries.items()}
+    for name, benchmark in benchmarks.items():
+        _require_folder_name(name)
+        who, images = name if name == benchmark else f"{name} ({benchmark})", entries[name].images
+        if benchmark not in TASKS:
+            mend = "" if alone else f"; set `task` of the entry {name!r} to one of them"
+            raise ValueError(f"no task is called {benchmark!r}; there are {', '.join(TASKS)}{mend}")
+        if images is not None and benchmark not in VISUAL_TASKS:
+            raise ValueError(f"{who} is a text task and has no images; leave images ({images}) out")
+        if images is None and benchmark in VISUAL_TASKS and needs_images:
+            raise ValueError(f"{who} asks about images; give the folder that they are in as images")
+    if pope_mode is not None and "pope" not in benchmarks.values():
+        raise ValueError(f"pope_mode {pope_mode} is for the task pope; leave it out")
+
+
+def _require_folder_name(name: str) -> None:
+    """Refuse the name of a model or a task that leads out of the run folder."""
+    if not name or name != Path(name).name or name == "..":
+        raise ValueError(f"{name!r} cannot be the name of a folder of results; take a name without slashes")
 
 
 def _sources(
@@ -139,6 +169,8 @@ def _sources(
         raise ValueError(f"give one of --model, --models and --predictions, got {' and '.join(given) or 'none'}")
     if predictions and len(entries) > 1:
         raise ValueError("--predictions scores the answers to one benchmark; give --task instead of --tasks")
+    for name in models or {}:
+        _require_folder_name(name)
     return {"model": model} if model is not None else dict(models or {})
 
 
@@ -155,31 +187,54 @@ def _load(
 ) -> _Loaded:
     """Read a benchmark and find its images, before any model is loaded."""
     questions = [files.questions] if isinstance(files.questions, str) else files.questions
-    task = load_task(files.task or name, questions, files.annotations, files.ocr, pope)
-    return _Loaded(name, task, Path(files.images or ""), protocol, batch_size, max_new_tokens)
+    benchmark = files.task or name
+    for path in (*questions, files.annotations, files.ocr):
+        if path is not None:
+            require_file(path)
+    task = load_task(benchmark, questions, files.annotations, files.ocr, pope)
+    if isinstance(task, VisualTask) and files.images is not None:
+        require_images(task, Path(files.images))
+    return _Loaded(name, benchmark, task, Path(files.images or ""), protocol, batch_size, max_new_tokens)
+
+
+@contextmanager
+def _within(what: str | None) -> Iterator[None]:
+    """Say which of several models or benchmarks a fault belongs to."""
+    try:
+        yield
+    except (ValueError, OSError) as problem:
+        if what is None:
+            raise
+        raise ValueError(f"{what}: {problem}") from problem
+
+
+def _run_all(engine: Engine, loaded: Sequence[_Loaded], folder: Path, inside: Path | None) -> dict[str, dict[str, Any]]:
+    """Evaluate a model on every benchmark, in `inside/<task>` where there are several models or benchmarks."""
+    found = {}
+    for one in loaded:
+        with _within(one.name if inside else None):
+            found[one.name] = _run(engine, one, inside / one.name if inside else folder)
+    return found
 
 
 def _run(engine: Engine, one: _Loaded, folder: Path) -> dict[str, Any]:
     """Evaluate a model on a benchmark; write and print the result."""
-    if isinstance(one.task, VisualTask):
-        require_images(one.task, one.images)
     path, before = folder / "predictions.jsonl", engine.cut
     answers = answer_task(one.task, engine, one.protocol, one.images, path, one.batch_size, one.max_new_tokens)
-    how = {"prompt": one.protocol.name, "decoding": "greedy", "max_new_tokens": one.max_new_tokens}
-    own = how if isinstance(one.task, VisualTask) else {}
-    found = result(one.name, one.task, answers, {**own, "model": engine.kind, **engine.about})
+    how = how_asked(one.task, engine, one.protocol, one.max_new_tokens)
+    found = result(one.name, one.task, answers, {"benchmark": one.benchmark, **how})
     if processes.is_main():
-        _write(found, one.task, answers, folder)
+        _write(found, one, answers, folder)
         if engine.cut > before:
             print(f"{engine.cut - before} texts were longer than the model takes and were cut")
     return found
 
 
-def _write(found: dict[str, Any], task: Task, answers: Mapping[str, Any], folder: Path) -> None:
+def _write(found: dict[str, Any], one: _Loaded, answers: Mapping[str, Any], folder: Path) -> None:
     runs.write_json(folder / "metrics.json", found)
-    if isinstance(task, VisualTask) and task.answer == "text":
+    if isinstance(one.task, VisualTask) and one.task.answer == "text":
         try:
-            write_results(found["task"], task.questions, answers, folder)
+            write_results(one.benchmark, one.task.questions, answers, folder)
         except ValueError as problem:  # home-made files may have ids that no server takes
             print(f"no result file for the official server: {problem}")
     print(f"{summary(found)}; {folder / 'metrics.json'}")
@@ -189,10 +244,13 @@ def _score_file(one: _Loaded, paths: list[str], folder: Path) -> None:
     """Score answers that lie in files."""
     if not isinstance(one.task, VisualTask) or one.task.answer != "text":
         raise ValueError("--predictions scores texts: vqav2, gqa, pope (--pope_mode text) and textvqa")
-    answers = read_results(one.name, [Path(path) for path in paths], one.task.questions)
-    found = result(one.name, one.task, answers, {"predictions": paths})
-    runs.write_json(folder / "metrics.json", found)
-    print(f"{summary(found)}; {folder / 'metrics.json'}")
+    for path in paths:
+        require_file(path)
+    answers = read_results(one.benchmark, [Path(path) for path in paths], one.task.questions)
+    if processes.is_main():
+        found = result(one.name, one.task, answers, {"benchmark": one.benchmark, **how_given(paths)})
+        runs.write_json(folder / "metrics.json", found)
+        print(f"{summary(found)}; {folder / 'metrics.json'}")
 
 
 def _show(found: Mapping[tuple[str, str], dict[str, Any]], folder: Path) -> None:
@@ -206,4 +264,6 @@ def _show(found: Mapping[tuple[str, str], dict[str, Any]], folder: Path) -> None
 
 def _cell(found: dict[str, Any]) -> str:
     value, error = found["metrics"][found["headline"]], found["standard_errors"].get(found["headline"])
-    return f"{100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+    if value is None:
+        return "undefined"
+    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if is_known(error) else "")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from vlmsel.data.glue import GLUE_TASKS, read_glue
 from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
@@ -16,6 +18,65 @@ from vlmsel.evaluation.vqa_tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABo
 
 VISUAL_TASKS = ("vqav2", "gqa", "pope", "textvqa")
 TASKS = (*VISUAL_TASKS, *CHOICE_TASKS, *GLUE_TASKS)
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of one benchmark.
+
+    Attributes:
+        questions: the official question file, or a list of them (POPE has three).
+        images: the folder with the benchmark's images; text tasks have none.
+        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
+        ocr: TextVQA's OCR tokens (TextVQA_Rosetta_OCR_v0.2_val.json); with it every question is asked without and with.
+        task: the benchmark, when the entry has another name.
+    """
+
+    questions: str | list[str]
+    images: str | None = None
+    annotations: str | None = None
+    ocr: str | None = None
+    task: str | None = None
+
+
+SETTINGS = tuple(field.name for field in fields(TaskFiles))
+
+
+def task_files(name: str, settings: Mapping[str, Any]) -> TaskFiles:
+    """Read the settings of one of several benchmarks.
+
+    Raises:
+        ValueError: a setting is unknown, of another kind, or lacks.
+    """
+    if strange := [key for key in settings if key not in SETTINGS]:
+        raise ValueError(f"tasks.{name} has no setting {strange[0]!r}; there are {', '.join(SETTINGS)}")
+    for key, value in settings.items():
+        several = key == "questions" and isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if not (isinstance(value, str) or several or (value is None and key != "questions")):
+            raise ValueError(f"tasks.{name}.{key} must be text, got {value!r}")
+    if "questions" not in settings:
+        raise ValueError(f"tasks.{name} has no questions; name the benchmark's file")
+    return TaskFiles(**settings)
+
+
+def require_file(path: str) -> None:
+    """Tell what is wrong with a file as a whole before a reader finds fault with its first line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, empty or compressed.
+    """
+    place = Path(path)
+    if place.is_dir():
+        raise ValueError(f"{path}: a folder; name the file in it")
+    if not place.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with place.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        raise ValueError(f"{path}: the file is empty; take the official file")
+    if start[:2] == b"\x1f\x8b" or start == b"PK\x03\x04":
+        raise ValueError(f"{path}: a compressed file; unpack it first")
 
 
 def load_task(
@@ -45,12 +106,19 @@ def load_task(
     paths, noted = tuple(map(Path, questions)), None if annotations is None else Path(annotations)
     if name in VISUAL_TASKS:
         return _visual(name, Files(paths, noted, None if ocr is None else Path(ocr)), pope)
-    if len(paths) != 1 or ocr is not None:
-        raise ValueError(f"{name} needs one question file and has no OCR tokens, got {len(paths)} files")
+    if ocr is not None:
+        raise ValueError(f"{name} has no file of OCR tokens; textvqa has")
+    if len(paths) != 1:
+        raise ValueError(f"{name} needs one question file, got {len(paths)}")
     return _choice(name, paths[0], noted) if name in CHOICE_TASKS else _glue(name, paths[0], noted)
 
 
 def _visual(name: str, files: Files, pope: PopeMode) -> VisualTask:
+    if name == "vqav2" and files.annotations is None and files.questions:
+        raise ValueError(
+            f"{files.questions[0]}: the answers to vqav2's questions are a file of their own, "
+            "v2_mscoco_*_annotations.json; give it as annotations"
+        )
     questions = read_questions(name, files)
     if name == "pope":
         return PopeLogit(questions) if pope == "logit" else POPE(questions)
