@@ -1,6 +1,7 @@
 """Samples as a model reads them: encoded turns with their pictures, by position, ready for a `Collator`.
 
-    item(position) = token ids with -200 where a picture stands, labels, and the pictures [3, S, S] as bytes
+    item(position) = token ids with -200 where a picture stands, labels, and the pictures [3, S, S] as bytes, or their
+                     features [patches, width] where a folder of them is given: then no picture is opened
 
 Nothing is kept in memory but the samples and their lengths. `check` looks at every sample and every picture before
 work begins, and says which samples cannot be used and why; the others keep their positions and uids.
@@ -15,12 +16,14 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vlmsel.data.batching import Item
 from vlmsel.data.encode import IGNORED, Encoded, encode, generation_ids
+from vlmsel.data.features import FeatureReader
 from vlmsel.data.images import CLIP_MEAN, load_image, require_folder, require_mode, square
 from vlmsel.data.llava_json import Problem
 from vlmsel.data.sample import Sample, Turn
@@ -29,25 +32,38 @@ from vlmsel.data.templates import find_template
 
 @dataclass(frozen=True)
 class Pictures:
-    """Reads pictures of one folder as a vision tower wants them."""
+    """Reads pictures of one folder as a vision tower wants them, or what the tower made of them."""
 
     folder: Path
     size: int
     mode: str
     mean: tuple[float, ...] = CLIP_MEAN
+    features: FeatureReader | None = None
 
     def __call__(self, relative: str) -> Tensor:
-        """Return a picture as uint8 [3, size, size].
+        """Return a picture as uint8 [3, size, size], or its features [patches, width] when there is a folder of them.
 
         Raises:
-            FileNotFoundError, ValueError: it is missing or cannot be used.
+            FileNotFoundError, ValueError: it is missing or cannot be used, or it should have features and has none.
         """
-        return square(load_image(self.folder, relative), self.size, self.mode, self.mean)
+        if self.features is not None and relative in self.features:
+            return self.features(relative)
+        return square(self._open(relative), self.size, self.mode, self.mean)
+
+    def _open(self, relative: str) -> Image.Image:
+        image = load_image(self.folder, relative)
+        if self.features is not None:
+            raise ValueError(
+                f"image {relative!r} has no features in {self.features.folder}; run again, which adds them"
+            )
+        return image
 
     def problem(self, relative: str) -> str | None:
-        """Say why a picture cannot be used, None when it can."""
+        """Say why a picture cannot be used, None when it can, which one with features has shown already."""
+        if self.features is not None and relative in self.features:
+            return None
         try:
-            load_image(self.folder, relative)
+            self._open(relative)
         except (ValueError, OSError) as reason:
             return str(reason)
         return None
@@ -66,6 +82,7 @@ class SampleDataset(Dataset[Item]):
         image_tokens: places a picture takes in the sequence.
         max_length: longest sequence, pictures' places included; what is longer is cut.
         mean: the tower's channel means, which pictures are padded with.
+        features: gives the features of pictures in their place.
 
     Raises:
         FileNotFoundError: samples have images and there is no image folder.
@@ -84,11 +101,12 @@ class SampleDataset(Dataset[Item]):
         image_tokens: int,
         max_length: int = 2048,
         mean: Sequence[float] = CLIP_MEAN,
+        features: FeatureReader | None = None,
     ) -> None:
         if any(sample.images for sample in samples):
             require_folder(image_folder)
         self.samples = samples
-        self.pictures = Pictures(Path(image_folder), size, require_mode(mode), tuple(mean))
+        self.pictures = Pictures(Path(image_folder), size, require_mode(mode), tuple(mean), features)
         self.tokenizer, self.template = tokenizer, find_template(template)
         self.image_tokens, self.max_length = image_tokens, max_length
         self._lengths: list[int] | None = None

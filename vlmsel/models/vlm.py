@@ -29,7 +29,7 @@ class BatchLike(Protocol):
     input_ids: Tensor  # [n, t], -200 where an image stands
     labels: Tensor  # [n, t], -100 where nothing is supervised
     attention_mask: Tensor  # [n, t]
-    pixel_values: Tensor | None  # [distinct images, 3, S, S]
+    pixel_values: Tensor | None  # [distinct images, 3, S, S], or their features [distinct images, patches, width]
     image_index: Tensor  # [image rows] -> row of pixel_values
     image_samples: Tensor  # [image rows] -> row of input_ids
 
@@ -62,10 +62,22 @@ class VLM(nn.Module):
         return next(self.projector.parameters()).device
 
     def project(self, pixel_values: Tensor, image_index: Tensor) -> Tensor:
-        """Map distinct images [m, 3, S, S] to the patch embeddings [image rows, patches, d] of every image row."""
-        features = self.vision(pixel_values)
+        """Map distinct images to the patch embeddings [image rows, patches, d] of every image row.
+
+        `pixel_values` are images [m, 3, S, S], or what the tower made of them earlier, [m, patches, width].
+
+        Raises:
+            ValueError: they do not have the tower's shape.
+        """
+        features = self._given(pixel_values) if pixel_values.dim() == 3 else self.vision(pixel_values)
         weight = next(self.projector.parameters())
         return self.projector(features.to(weight.dtype).index_select(0, image_index))
+
+    def _given(self, features: Tensor) -> Tensor:
+        expected = [self.vision.patches, self.vision.width]
+        if list(features.shape[1:]) != expected:
+            raise ValueError(f"the vision tower gives features [m, {expected}], got {list(features.shape)}")
+        return features
 
     def embed(self, batch: BatchLike, left: bool = False) -> tuple[Plan, Tensor]:
         """Embed a batch with its patches in place: the plan of the places and embeddings [n, length, d].
