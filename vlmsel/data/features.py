@@ -152,6 +152,8 @@ def writing(folder: str | Path, spec: FeatureSpec) -> Iterator[FeatureCache]:
         require_spec(folder, spec)
         if not (folder / SPEC).is_file():
             runs.write_json(folder / SPEC, {"spec": spec.as_json(), "environment": runs.environment()})
+        for left in (folder / SHARDS).glob("*.part"):  # by a writer that was killed
+            left.unlink()
         yield FeatureCache(folder, spec)
 
 
