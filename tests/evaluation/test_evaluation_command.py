@@ -249,7 +249,10 @@ def test_files_that_cannot_be_read(home, tmp_path, capsys, option, content, mess
         ({"questions": None}, "name a benchmark with --task and its file with --questions, or several with --tasks"),
         ({"task": None}, "name a benchmark with --task and its file with --questions, or several with --tasks"),
         ({"task": "gqa"}, "gqa has no annotations file"),
-        ({"annotations": None}, "a file of their own, v2_mscoco_*_annotations.json; give it as annotations"),
+        (
+            {"annotations": None},
+            "vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations",
+        ),
         ({"images": None}, "vqav2 asks about images; give the folder that they are in as images"),
         ({"ocr": __file__}, "vqav2 has no file of OCR tokens; textvqa has"),
         ({"model": None}, "give one of --model, --models and --predictions, got none"),
