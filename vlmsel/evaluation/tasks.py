@@ -116,7 +116,8 @@ def load_task(
 def _visual(name: str, files: Files, pope: PopeMode) -> VisualTask:
     if name == "vqav2" and files.annotations is None and files.questions:
         raise ValueError(
-            f"{files.questions[0]}: vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations"
+            f"{files.questions[0]}: vqav2 needs an annotations file, v2_mscoco_*_annotations.json; "
+            "give it as annotations"
         )
     questions = read_questions(name, files)
     if name == "pope":
