@@ -7,14 +7,23 @@ block on which every fit sample's gradient is zero has P v = 0 for every scorer 
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
+
+Zeros = Callable[[tuple[int, ...], torch.dtype], Tensor]  # (shape, dtype) -> zeros that lie somewhere
+
+
+def zeros_on(device: torch.device | str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros in the memory of a device."""
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 class Accumulator(ABC):
@@ -24,12 +33,22 @@ class Accumulator(ABC):
         targets: v, [targets, rows, cols], float32 or better.
         count: fit samples seen so far.
         details: numbers worth recording, JSON-able; filled by `solve`.
+        zeros: makes the tensors to gather in, where there is room for them; on the targets' device unless `place` says
+            otherwise. An accumulator whose tensors are all small may make its own.
     """
 
     def __init__(self, targets: Tensor) -> None:
         self.targets = targets if targets.dtype == torch.float64 else targets.float()
         self.count = 0
         self.details: dict[str, Any] = {}
+        self.zeros: Zeros = functools.partial(zeros_on, self.targets.device)
+
+    def place(self, zeros: Zeros) -> None:
+        """Say where what is gathered shall lie: on the device, in host memory or on disk; before anything is gathered.
+
+        It concerns accumulators that allocate by `self.zeros`, whose scorer says `follows_place`.
+        """
+        self.zeros = zeros
 
     @abstractmethod
     def update(self, factor: Factor) -> None:
@@ -37,7 +56,7 @@ class Accumulator(ABC):
 
     @abstractmethod
     def solve(self) -> Tensor:
-        """Return h = P v, [targets, rows, cols]."""
+        """Return h = P v, [targets, rows, cols], on the targets' device; may use up what was gathered."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -77,6 +96,34 @@ class Scorer(ABC):
     def depends_on_batches(self) -> bool:
         """Whether P depends on the order and size of the batches, as that of a stochastic recursion does."""
         return False
+
+    @property
+    def follows_place(self) -> bool:
+        """Whether its accumulator gathers in what `Accumulator.zeros` makes, and brings it back to solve."""
+        return False
+
+    @property
+    def holds(self) -> str:
+        """What the accumulators hold, one per block, in the plural: for messages."""
+        return "accumulators"
+
+    def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        """Return the bytes that the accumulator of a block [rows, cols] holds at the end of the curvature pass.
+
+        Unless a scorer knows better: every fit sample's gradient where `keeps_samples`, else as much as the targets.
+
+        Args:
+            rows, cols: shape of the block.
+            targets: number of targets.
+            samples: number of fit samples.
+            itemsize: bytes of a number of the targets: 4, or 8 in float64.
+        """
+        return itemsize * rows * cols * (samples if self.keeps_samples else targets)
+
+    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        """Return the bytes that a block takes on the targets' device beyond what is held, while it is solved or takes
+        in a batch: an upper bound, h = P v included. As much as the targets unless a scorer knows better."""
+        return itemsize * rows * cols * targets
 
     @abstractmethod
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:

@@ -36,6 +36,9 @@ class DataInf(Scorer):
     def needs_mean_square(self) -> bool:
         return True
 
+    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        return 3 * itemsize * rows * cols * targets
+
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         return _Swapped(targets, self.damping * needed(mean_square, self.name))
 

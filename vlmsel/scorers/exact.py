@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmsel.scorers.base import Accumulator, Scorer, check_positive
-from vlmsel.scorers.memory import KeptGradients
+from vlmsel.scorers.memory import KeptGradients, mean_square_norm
 from vlmsel.solvers import cholesky, woodbury
 
 
@@ -35,6 +35,19 @@ class Exact(Scorer):
     def keeps_samples(self) -> bool:
         return True
 
+    @property
+    def follows_place(self) -> bool:
+        return True
+
+    @property
+    def holds(self) -> str:
+        return "sets of kept gradients"
+
+    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        """Return the bytes of the gradients in float64, four matrices of the system, and the solutions on their way."""
+        system, entries = min(samples, rows * cols), rows * cols
+        return 8 * (samples * entries + 4 * system**2 + targets * (6 * entries + 4 * system))
+
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         return _Direct(targets, self.damping)
 
@@ -45,15 +58,16 @@ class _Direct(KeptGradients):
         self.relative = damping
 
     def solve(self) -> Tensor:
-        damping = self.relative * self.mean_square_norm() / self.entries
+        g = self.take()
+        damping = self.relative * mean_square_norm(g) / self.entries
         self.details = {"damping": damping, "samples": self.count}
         if damping == 0:
             return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        g, v = self.gradients().double(), self.targets.double().flatten(1)
+        g, v = g.double(), self.targets.double().flatten(1)
         if self.count < self.entries:
             solved = woodbury.solve(g, damping, v)
         else:
-            fim = g.T @ g / self.count
+            fim = (g.T @ g).div_(self.count)
             fim.diagonal().add_(damping)
-            solved = cholesky.solve(fim, v.T).T
+            solved = cholesky.solve(fim, v.T, overwrite=True).T
         return solved.reshape(self.targets.shape).to(self.targets.dtype)

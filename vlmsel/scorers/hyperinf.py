@@ -15,15 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from vlmsel.gradients import Factor
 from vlmsel.scorers.base import Accumulator, Scorer, check_choice, check_count, check_positive, given
-from vlmsel.solvers import cholesky, schulz
+from vlmsel.scorers.curvature import DTYPES, Curvature
+from vlmsel.solvers import schulz
 
 FIM_ENTRIES = 16384  # the FIM of a block with so many entries takes 1 GiB in float32
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -75,97 +73,44 @@ class HyperINF(Scorer):
         """The published VLM code: 15 steps from 5e-5·I, which mostly multiply by 1.64 and so rank as TracIn does."""
         return cls(damping, start=5e-5, steps=15, name=name)
 
+    @property
+    def follows_place(self) -> bool:
+        return True
+
+    @property
+    def holds(self) -> str:
+        return f"{self.curvature.upper()} matrices"
+
+    def side_of(self, rows: int, cols: int) -> Literal["cols", "rows"]:
+        """Return the side of a block [rows, cols] that G is on; the FIM is that of a block of one row."""
+        return "cols" if self.curvature == "fim" or (cols >= rows) == (self.side == "long") else "rows"
+
+    def size_of(self, rows: int, cols: int) -> int:
+        """Return d, for G [d, d] of a block [rows, cols]."""
+        if self.curvature == "fim":
+            return rows * cols
+        return cols if self.side_of(rows, cols) == "cols" else rows
+
+    def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        """Return the bytes of G."""
+        return self.size_of(rows, cols) ** 2 * (8 if self.dtype == "float64" else itemsize)
+
+    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        """Return the bytes of the matrices beside G and of the right-hand sides on their way."""
+        d, right = self.size_of(rows, cols), 4 * 8 * targets * rows * cols
+        held = 8 if self.dtype == "float64" else itemsize
+        work = DTYPES[self.dtype].itemsize if self.dtype else held
+        copied = work * d * d if work != held else 0  # else G itself is damped and worked on
+        iterates = work * d * (2 * d + min(d, schulz.PANEL)) if self.solver == "schulz" else 0
+        again = 8 * d * d if held < 8 else 0  # float64, where Schulz's iteration did not converge
+        batch = held * d * d  # the sum over a batch before it is added
+        return max(copied + iterates, again if self.solver == "schulz" else 0, batch) + right
+
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        return _Curvature(targets, self)
-
-
-class _Curvature(Accumulator):
-    """Sums g gᵀ on one side of the block, or vec(g) vec(g)ᵀ as the cols side of a block of one row."""
-
-    def __init__(self, targets: Tensor, settings: HyperINF) -> None:
-        super().__init__(targets)
-        self.settings = settings
-        rows, cols = self.targets.shape[1:]
-        self.side: Literal["cols", "rows"] = "cols" if (cols >= rows) == (settings.side == "long") else "rows"
-        if settings.curvature == "fim":
+        rows, cols = targets.shape[1:]
+        if self.curvature == "fim":
             _check_fim(rows, cols)
-            self.side = "cols"
-        size = self.entries if settings.curvature == "fim" else {"cols": cols, "rows": rows}[self.side]
-        dtype = torch.float64 if settings.dtype == "float64" else self.targets.dtype
-        self.gram = self.targets.new_zeros(size, size, dtype=dtype)
-
-    def update(self, factor: Factor) -> None:
-        self.count += factor.samples
-        if self.settings.curvature == "gfim" and factor.values.dtype == self.gram.dtype:
-            self.gram += factor.gram(self.side)
-            return
-        for piece in factor.pieces():  # cast before they are multiplied: a float64 sum of float32 products is float32
-            self._add(piece.to(self.gram))
-
-    def _add(self, piece: Tensor) -> None:
-        """Add formed gradients [some, rows, cols]."""
-        tall = (piece.mT if self.side == "rows" else piece).reshape(-1, len(self.gram))
-        self.gram.addmm_(tall.T, tall)
-
-    def solve(self) -> Tensor:
-        own, trace = self.settings, float(self.gram.diagonal().double().sum()) / max(1, self.count)
-        damping = own.damping * trace / self.entries
-        self.details = {"damping": damping, "samples": self.count, "curvature": own.curvature, "side": self.side}
-        if trace == 0:
-            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        tall = self.targets.mT if self.side == "rows" else self.targets  # [k, other, size]
-        flat = tall.reshape(-1, len(self.gram))  # FIM: [k, rows·cols]
-        solved = self._solve(damping + own.extra_damping, flat).to(self.targets.dtype).reshape(tall.shape)
-        return solved.mT if self.side == "rows" else solved
-
-    def _damped(self, damping: float, dtype: torch.dtype) -> Tensor:
-        """Return A = G + λI; λ is added in `dtype`, for float32 loses a λ far below the diagonal."""
-        a = self.gram.to(dtype) / self.count
-        a.diagonal().add_(damping)
-        return a
-
-    def _solve(self, damping: float, b: Tensor) -> Tensor:
-        """Return b A⁻¹ for b [m, d]."""
-        own = self.settings
-        a = self._damped(damping, DTYPES[own.dtype] if own.dtype else self.gram.dtype)
-        self.details |= {"solver": own.solver, "bound": schulz.spectrum_bound(a)}
-        if own.solver == "cholesky":
-            return self._direct(a, b)
-        if own.start is not None and own.steps is not None:
-            return b.to(a.dtype) @ self._published(a, own.start, own.steps)
-        found = schulz.inverse(a, low=damping)
-        self.details |= {"residuals": found.residuals, "converged": found.converged}
-        if found.converged:
-            return b.to(a.dtype) @ found.matrix
-        self.details["solver"] = "cholesky in float64: Schulz's iteration did not converge"
-        del a, found
-        return self._direct(self._damped(damping, torch.float64), b)
-
-    def _direct(self, a: Tensor, b: Tensor) -> Tensor:
-        try:
-            return cholesky.solve(a, b.T.to(a.dtype)).T
-        except ValueError as problem:
-            where = f"{self.settings.name} on a block {list(self.targets.shape[1:])}"
-            raise ValueError(f"{where}: {problem}, or use HyperINF with dtype='float64'") from None
-
-    def _published(self, a: Tensor, start: float, steps: int) -> Tensor:
-        """Return what so many steps make of the inverse."""
-        found = schulz.fixed_steps(a, start, steps)
-        if not bool(torch.isfinite(found.matrix).all()):
-            raise ValueError(
-                f"{self.settings.name} exploded: Schulz's iteration from {start:g}·I needs eigenvalues below "
-                f"{2 / start:g}, those of a block {list(self.targets.shape[1:])} may reach "
-                f"{self.details['bound']:g}; use HyperINF with start and steps left out"
-            )
-        self.details |= {"residuals": found.residuals, "converged": found.converged}
-        return found.matrix
-
-    def state(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count), "gram": self.gram}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.count = int(state["count"])
-        self.gram.copy_(state["gram"])
+        return Curvature(targets, self)
 
 
 def _check_fim(rows: int, cols: int) -> None:

@@ -31,7 +31,7 @@ from vlmsel.scorers.base import (
     given,
     needed,
 )
-from vlmsel.scorers.memory import KeptGradients
+from vlmsel.scorers.memory import KeptGradients, mean_square_norm
 from vlmsel.solvers import neumann
 
 
@@ -80,6 +80,19 @@ class LiSSA(Scorer):
     def depends_on_batches(self) -> bool:
         return self.batch == "stream"
 
+    @property
+    def follows_place(self) -> bool:
+        return self.keeps_samples
+
+    @property
+    def holds(self) -> str:
+        return "sets of kept gradients" if self.keeps_samples else super().holds
+
+    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        """Return the bytes of the gradients brought together once more, and of a step of the series."""
+        kept = samples if self.keeps_samples else 0
+        return itemsize * (kept * rows * cols + 2 * targets * kept + 6 * targets * rows * cols)
+
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         if self.batch == "full":
             return _Full(targets, self)
@@ -92,13 +105,14 @@ class _Full(KeptGradients):
         self.settings = settings
 
     def solve(self) -> Tensor:
-        own, trace = self.settings, self.mean_square_norm()
+        own, g = self.settings, self.take()
+        trace = mean_square_norm(g)
         damping = own.damping * trace / self.entries
         scale = 1.0 if own.published else own.scale or (1 / (trace + damping) if trace else 0.0)
         self.details = {"damping": damping, "scale": scale, "depth": own.depth, "samples": self.count}
         if trace == 0:
             return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        g, sign = self.gradients(), -1.0 if own.published else 1.0
+        sign = -1.0 if own.published else 1.0
 
         def apply(r: Tensor) -> Tensor:
             return (r @ g.T) @ g / self.count + sign * damping * r

@@ -54,29 +54,58 @@ def check_kept(scorers: Sequence[Scorer], samples: int, blocks: Mapping[str, tup
 
 
 class KeptGradients(Accumulator):
-    """Keeps every fit sample's gradient, flattened."""
+    """Keeps every fit sample's gradient, flattened, in tensors that `zeros` makes."""
 
     def __init__(self, targets: Tensor) -> None:
         super().__init__(targets)
         self._parts: list[Tensor] = []
+        self._taken = False
 
     def update(self, factor: Factor) -> None:
         self.count += factor.samples
-        self._parts.append(factor.dense().flatten(1).to(self.targets))
+        self._gathered().append(self._placed([factor.dense().flatten(1)]))
 
-    def gradients(self) -> Tensor:
-        """Return them all, [n, rows·cols]."""
-        parts = [self.targets.new_zeros(0, self.entries), *self._parts]
-        self._parts = [torch.cat(parts)]
-        return self._parts[0]
+    def _placed(self, parts: list[Tensor]) -> Tensor:
+        """Copy parts [some, rows·cols] into one tensor where gradients are kept."""
+        return _filled(self.zeros((sum(map(len, parts)), self.entries), self.targets.dtype), parts)
 
-    def mean_square_norm(self) -> float:
-        """Return 1/n Σ ‖g‖²: the trace of the FIM, which bounds its spectrum."""
-        return float(torch.linalg.vector_norm(self.gradients(), dtype=torch.float64)) ** 2 / max(1, self.count)
+    def take(self) -> Tensor:
+        """Hand over all gradients on the targets' device, [n, rows·cols]; the accumulator is used up."""
+        parts, self._taken = self._gathered(), True
+        self._parts = []
+        if len(parts) == 1 and parts[0].device == self.targets.device:
+            return parts[0]
+        return _filled(self.targets.new_empty(sum(map(len, parts)), self.entries), parts)
+
+    def _gathered(self) -> list[Tensor]:
+        if self._taken:
+            raise RuntimeError("a block was solved, which used up the gradients kept for it; gather anew")
+        return self._parts
 
     def state(self) -> dict[str, Tensor]:
-        return {"gradients": self.gradients()}
+        if len(self._gathered()) != 1:
+            self._parts = [self._placed(self._parts)]
+        return {"gradients": self._parts[0]}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._parts = [state["gradients"].to(self.targets)]
+        self._parts = [self._placed([state["gradients"]])]
         self.count = len(state["gradients"])
+
+
+def mean_square_norm(gradients: Tensor) -> float:
+    """Return 1/n Σ ‖g‖², the trace of the FIM, which bounds its spectrum; 0 for no gradient.
+
+    >>> mean_square_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    12.5
+    """
+    parts = gradients.split(16)  # a few at a time, for they are copied to float64
+    total = sum(torch.linalg.vector_norm(part, dtype=torch.float64).square() for part in parts)
+    return float(total) / max(1, len(gradients))
+
+
+def _filled(whole: Tensor, parts: list[Tensor]) -> Tensor:
+    start = 0
+    for part in parts:
+        whole[start : start + len(part)].copy_(part)
+        start += len(part)
+    return whole

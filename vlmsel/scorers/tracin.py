@@ -30,6 +30,9 @@ class TracIn(Scorer):
     def __post_init__(self) -> None:
         check_flag(block_scale=self.block_scale)
 
+    def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+        return 8 if self.block_scale else 0
+
     def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
         return _Scaled(targets) if self.block_scale else _Plain(targets)
 

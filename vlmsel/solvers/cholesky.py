@@ -6,19 +6,26 @@ import torch
 from torch import Tensor
 
 
-def solve(a: Tensor, b: Tensor) -> Tensor:
-    """Return A⁻¹ b for `a` [d, d] and `b` [d, k].
+def solve(a: Tensor, b: Tensor, overwrite: bool = False) -> Tensor:
+    """Return A⁻¹ b for `a` [d, d] and `b` [d, k], or for batches of them, [n, d, d] and [n, d, k].
+
+    Args:
+        a: symmetric; only one triangle is read.
+        b: right-hand sides.
+        overwrite: put L in the place of `a`, so that no second matrix is made.
 
     Raises:
-        ValueError: the matrix is not positive definite to working precision.
+        ValueError: a matrix is not positive definite to working precision.
 
     >>> solve(torch.tensor([[4.0]]), torch.tensor([[2.0, 8.0]])).tolist()
     [[0.5, 2.0]]
     """
-    factor, failed = torch.linalg.cholesky_ex(a)
-    if bool(failed):
+    factor = (a if overwrite else a.clone()).mT  # by columns, as LAPACK wants it, or it would make a copy
+    failed = torch.empty(a.shape[:-2], dtype=torch.int32, device=a.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    if bool(failed.any()):
         raise ValueError(
-            f"the matrix [{len(a)}, {len(a)}] is not positive definite in {str(a.dtype).removeprefix('torch.')}; "
+            f"the matrix {list(a.shape[-2:])} is not positive definite in {str(a.dtype).removeprefix('torch.')}; "
             "raise the damping"
         )
-    return torch.cholesky_solve(b, factor)
+    return torch.linalg.solve_triangular(factor.mT, torch.linalg.solve_triangular(factor, b, upper=False), upper=True)
