@@ -160,10 +160,11 @@ def test_a_changed_picture_is_computed_again_and_no_other(model, images, tmp_pat
         assert torch.equal(new(name), old(name)) == (name != "1.png")
 
 
-def test_one_picture_under_two_names_is_stored_once(model, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch_size", [5, 8])
+def test_one_picture_under_two_names_is_stored_once(model, images, tmp_path, monkeypatch, batch_size):
     shutil.copy(images / "0.png", images / "copy.png")
     calls = counted(monkeypatch, model)
-    reader = open_features(model, images, [*NAMES, "copy.png"], tmp_path / "f", batch_size=5)
+    reader = open_features(model, images, [*NAMES, "copy.png"], tmp_path / "f", batch_size=batch_size)
     assert sum(calls) == 7 and torch.equal(reader("copy.png"), reader("0.png"))
     again = open_features(model, images, ["copy.png"], tmp_path / "f")
     assert sum(calls) == 7 and again.places == {"copy.png": reader.places["0.png"]}
@@ -173,7 +174,8 @@ def test_pictures_that_were_moved_or_touched_are_compared_by_their_bytes(model, 
     old = open_features(model, images, NAMES, tmp_path / "f")
     os.utime(images / "2.png", ns=(1, 1))
     images.rename(tmp_path / "moved")
-    calls = counted(monkeypatch, model)
+    calls, usage = counted(monkeypatch, model), namedtuple("usage", "free")
+    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda folder: usage(0))  # none is needed
     new = open_features(model, tmp_path / "moved", NAMES, tmp_path / "f")
     assert calls == [] and new.places == old.places
     monkeypatch.setattr("vlmsel.runs.file_hash", forbidden)
