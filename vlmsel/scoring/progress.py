@@ -53,7 +53,8 @@ class Progress:
                     return 0
                 for number, accumulator in enumerate(self.accumulators.values()):
                     keys = [key for key in file.keys() if key.startswith(f"{number}/")]  # noqa: SIM118 - not a dict
-                    accumulator.load_state({key.partition("/")[2]: file.get_tensor(key) for key in keys})
+                    # copied, because sums over memory that is aligned otherwise may round otherwise
+                    accumulator.load_state({key.partition("/")[2]: file.get_tensor(key).clone() for key in keys})
         except (SafetensorError, KeyError, TypeError) as problem:
             raise ValueError(f"{self.path}: damaged ({problem}); delete it and run the same command again") from None
         self.bad.reasons.update({int(uid): reason for uid, reason in about["bad"].items()})
