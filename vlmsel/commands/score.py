@@ -42,6 +42,7 @@ def score(
     fit_samples: int | None = None,
     scale_samples: int | None = 512,
     target_images: str | None = None,
+    features: str | None = None,
     max_length: int = 2048,
     seed: int = 0,
     dtype: str = "float32",
@@ -68,6 +69,8 @@ def score(
         scale_samples: how many fit samples the damping of DataInf is measured on before the pass; all of them when
             null.
         target_images: the image folder of the targets when it is another one.
+        features: a folder to keep the tower's features in, so that later passes and runs need neither pictures nor
+            tower.
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         seed: draws the fit samples.
         dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better.
@@ -90,9 +93,9 @@ def score(
         raise ValueError(f"the projector of {model} was never trained; align it first, or pass --allow_untrained true")
     chosen = select_blocks(vlm, blocks)
     plans = _Plans(vlm, batch_tokens, batch_size, workers)
-    found = open_data(vlm, pool, images, max_length)
+    found = open_data(vlm, pool, images, max_length, features)
     found.report(folder / "skipped.json")
-    goals = _open_targets(vlm, targets, target_images or images, max_length, folder)
+    goals = _open_targets(vlm, targets, target_images or images, max_length, folder, features)
     _require_same(folder, _inputs(vlm, {"the pool": found, **{f"target {name}": goal for name, goal in goals.items()}}))
     fit = seeded_part(found.samples.usable(), fit_samples, seed)
     samples = {name: goal.samples for name, goal in goals.items()}
@@ -200,12 +203,14 @@ def _check_targets(files: Mapping[str, str]) -> None:
             raise ValueError(f"target {name!r}: this name cannot be part of a column; choose another, without '/'")
 
 
-def _open_targets(model: VLM, files: Mapping[str, str], images: str, max_length: int, folder: Path) -> dict[str, Data]:
+def _open_targets(
+    model: VLM, files: Mapping[str, str], images: str, max_length: int, folder: Path, features: str | None
+) -> dict[str, Data]:
     """Read the target sets; samples that cannot be used are reported and left out."""
     opened = {}
     for name, file in files.items():
         try:
-            found = open_data(model, file, images, max_length)
+            found = open_data(model, file, images, max_length, features)
         except (ValueError, OSError) as problem:
             raise ValueError(f"target {name}: {problem}") from None
         found.report(folder / f"skipped_{name}.json")

@@ -47,7 +47,6 @@ def require_folder(folder: str | Path) -> Path:
     return Path(folder)
 
 
-@lru_cache(maxsize=1 << 16)  # a picture is looked for in a check of the whole file, and again whenever it is read
 def find_image(folder: str | Path, relative: str) -> Path:
     """Return the file that `relative` names in `folder`, or the one that differs in its extension only.
 
@@ -62,7 +61,7 @@ def find_image(folder: str | Path, relative: str) -> Path:
     found = next((name for name in _names(relative) if os.path.isfile(os.path.join(folder, name))), None)
     if found is None:
         raise FileNotFoundError(f"image {relative!r} is missing in {folder}")
-    real, root = os.path.realpath(os.path.join(folder, found)), os.path.realpath(folder)
+    real, root = os.path.realpath(os.path.join(folder, found)), _root(str(folder))
     if os.path.commonpath([real, root]) != root:
         raise ValueError(f"image {relative!r} is a link that leads out of {folder}; put the file itself there")
     return Path(real)
@@ -73,6 +72,12 @@ def _names(relative: str) -> Iterator[str]:
     yield relative
     stem = str(PurePosixPath(relative).with_suffix("")) if PurePosixPath(relative).name else relative
     yield from (stem + extension for extension in EXTENSIONS)
+
+
+@lru_cache(maxsize=64)
+def _root(folder: str) -> str:
+    """Resolve an image folder once; it is asked for with every image."""
+    return os.path.realpath(folder)
 
 
 def load_image(folder: str | Path, relative: str) -> Image.Image:
