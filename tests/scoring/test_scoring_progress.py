@@ -1,5 +1,7 @@
 """A curvature pass that is killed anywhere goes on with the same bits."""
 
+import json
+
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
@@ -63,7 +65,7 @@ def test_a_pass_goes_on_behind_the_last_file(model, always, seen, tmp_path):
     objective, _ = stopping(BEFORE + seen)
     with pytest.raises(Stopped):
         score(model, tmp_path / "stopped", objective)
-    assert (tmp_path / "stopped/curvature.0of1.safetensors").is_file()
+    assert json.loads((tmp_path / "stopped/curvature.0of1/state.json").read_text())["batches"] == seen
     objective, calls = stopping(99)
     found = score(model, tmp_path / "stopped", objective)
     assert len(calls) == BEFORE + (8 - seen) + 8
@@ -92,7 +94,7 @@ def test_a_damaged_file_is_named(model, always, tmp_path):
     objective, _ = stopping(BEFORE + 4)
     with pytest.raises(Stopped):
         score(model, tmp_path, objective)
-    path = tmp_path / "curvature.0of1.safetensors"
+    path = tmp_path / "curvature.0of1/4/00002.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match="curvature.0of1.safetensors: damaged .*; delete it and run the same command"):
+    with pytest.raises(ValueError, match="4/00002.safetensors: damaged .*; delete .*0of1 and run the same command"):
         score(model, tmp_path)

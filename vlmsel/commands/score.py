@@ -19,6 +19,7 @@ from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.load import load_scorer
+from vlmsel.scorers.planner import Prefer
 from vlmsel.scoring.directions import Pass, Streams
 from vlmsel.scoring.fitting import Budget
 from vlmsel.scoring.passes import Bad, Objective
@@ -43,6 +44,7 @@ def score(
     scale_samples: int | None = 512,
     target_images: str | None = None,
     features: str | None = None,
+    curvature_on: Prefer = "auto",
     max_length: int = 2048,
     seed: int = 0,
     dtype: str = "float32",
@@ -71,6 +73,7 @@ def score(
         target_images: the image folder of the targets when it is another one.
         features: a folder to keep the tower's features in, so that later passes and runs need neither pictures nor
             tower.
+        curvature_on: where curvature is gathered: device, host (memory), disk, or auto, the first that has room.
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         seed: draws the fit samples.
         dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better.
@@ -100,7 +103,7 @@ def score(
     fit = seeded_part(found.samples.usable(), fit_samples, seed)
     samples = {name: goal.samples for name, goal in goals.items()}
     streams = _streams(plans, found.samples, samples, fit, seeded_part(fit, scale_samples, seed + 1))
-    job = Pass(vlm, OBJECTIVE, chosen, Bad(), Budget())
+    job = Pass(vlm, OBJECTIVE, chosen, Bad(), Budget(), curvature_on)
     scored = score_pool(job, plans.of(found.samples), streams, loaded, folder, share)
     if not processes.is_main():
         return

@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from vlmsel import processes, runs
 from vlmsel.gradients import Block
 from vlmsel.scorers import Scorer
-from vlmsel.scorers.memory import KeptGradients, check_kept
+from vlmsel.scorers.memory import KeptGradients
+from vlmsel.scorers.places import measure_memory
+from vlmsel.scorers.planner import Prefer, plan_curvature
+from vlmsel.scorers.together import solve_together
 from vlmsel.scoring.fitting import Budget
 from vlmsel.scoring.passes import (
     Backward,
@@ -36,8 +39,6 @@ from vlmsel.scoring.passes import (
 )
 from vlmsel.scoring.progress import Accumulators, Progress
 from vlmsel.scoring.stream import BatchPlan
-
-KEPT_GIGABYTES = 4.0  # per-sample gradients that scorers may keep in memory during the curvature pass
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Pass:
     blocks: Sequence[Block]
     bad: Bad
     budget: Budget
+    place: Prefer = "auto"  # where curvature is gathered
 
 
 def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], folder: Path) -> Directions:
@@ -90,8 +92,6 @@ def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], fold
         ValueError: a target without usable samples, or scorers that would not fit into memory.
     """
     scorers = gradient_scorers(scorers)
-    shapes = {block.name: (block.rows, block.cols) for block in job.blocks}
-    check_kept(scorers, sum(streams.fit.sizes), shapes, limit=KEPT_GIGABYTES * 1e9)
     targets = _targets(job, streams)
     measured = any(scorer.needs_mean_square for scorer in scorers)
     squares = _mean_squares(job, streams.scale) if measured else {}
@@ -100,6 +100,7 @@ def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], fold
         for scorer in scorers
         for block in job.blocks
     }
+    _place(job, streams, scorers, accumulators, folder)
     _accumulate(job, streams.fit, scorers, accumulators, folder)
     for reasons in processes.gather(job.bad.reasons):
         job.bad.reasons.update(reasons)
@@ -155,6 +156,24 @@ def _mean_squares(job: Pass, plan: BatchPlan) -> dict[str, float]:
 # Curvature
 
 
+def _place(job: Pass, streams: Streams, scorers: Sequence[Scorer], accumulators: Accumulators, folder: Path) -> None:
+    """Decide where the accumulators gather, now that the passes before have shown what a batch takes, and say so.
+
+    Raises:
+        ValueError: there is no room; says what is needed, what there is, and what would fit.
+    """
+    shapes = {block.name: (block.rows, block.cols) for block in job.blocks}
+    device = next(job.model.parameters()).device
+    samples = -(-sum(streams.fit.sizes) // processes.count())
+    memory = measure_memory(device, folder, processes.local_count())
+    plan = plan_curvature(scorers, shapes, len(streams.targets), samples, memory, job.place)
+    if processes.is_main():
+        print(plan.describe())
+    zeros = plan.zeros(device, folder)
+    for accumulator in accumulators.values():
+        accumulator.place(zeros)
+
+
 def _accumulate(
     job: Pass, plan: BatchPlan, scorers: Sequence[Scorer], accumulators: Accumulators, folder: Path
 ) -> None:
@@ -195,20 +214,27 @@ def _merge(accumulator: Any) -> None:
 
 
 def _solve(
-    accumulators: Accumulators, scorers: Sequence[Scorer], blocks: Sequence[Block], targets: list[str]
+    accumulators: dict[tuple[str, str], Any], scorers: Sequence[Scorer], blocks: Sequence[Block], targets: list[str]
 ) -> Directions:
-    """Solve every block, each in the process that it is dealt to, and share the solutions."""
-    stacks: dict[str, Tensor] = {}
-    own: dict[str, dict[str, Any]] = {}
+    """Solve every block, each in the process that it is dealt to, and share the solutions; uses the accumulators up."""
+    own = [block.name for number, block in enumerate(blocks) if number % processes.count() == processes.rank()]
+    like = {block.name: accumulators[scorers[0].name, block.name].targets for block in blocks}
+    for key in [key for key in accumulators if key[1] not in own]:
+        del accumulators[key]  # what another process solves
+    solved: dict[tuple[str, str], Tensor] = {}
+    found: dict[tuple[str, str], Any] = {}
+    for scorer in scorers:
+        mine = [accumulators.pop((scorer.name, name)) for name in own]
+        solved.update(zip(((scorer.name, name) for name in own), solve_together(mine), strict=True))
+        found.update({(scorer.name, name): one.details for name, one in zip(own, mine, strict=True)})
+    stacks = {}
     for number, block in enumerate(blocks):
-        solvers = [accumulators[scorer.name, block.name] for scorer in scorers]
-        if number % processes.count() == processes.rank():
-            stacks[block.name] = torch.cat([solver.solve() for solver in solvers])
-            own[block.name] = {s.name: solver.details for s, solver in zip(scorers, solvers, strict=True)}
+        name = block.name
+        if name in own:
+            stacks[name] = torch.cat([solved.pop((scorer.name, name)) for scorer in scorers])
         else:
-            stacks[block.name] = torch.cat([torch.empty_like(solver.targets) for solver in solvers])
-    for number, block in enumerate(blocks):
-        processes.share([stacks[block.name]], number % processes.count())
-    found = {block: each for one in processes.gather(own) for block, each in one.items()}
-    details = {scorer.name: {block.name: found[block.name][scorer.name] for block in blocks} for scorer in scorers}
+            stacks[name] = torch.cat([torch.empty_like(like[name])] * len(scorers))
+        processes.share([stacks[name]], number % processes.count())
+    everyone = {key: each for one in processes.gather(found) for key, each in one.items()}
+    details = {s.name: {block.name: everyone[s.name, block.name] for block in blocks} for s in scorers}
     return Directions(tuple((s.name, t) for s in scorers for t in targets), stacks, details)
