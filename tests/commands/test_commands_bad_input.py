@@ -136,7 +136,7 @@ BAD_SCORES = {
     "same name twice": ({"scorers": "[TracIn,TracIn(block_scale=True)]"}, "two scorers are called 'TracIn'"),
     "no scorer": ({"scorers": "[]"}, "no scorer given"),
     "no model": ({"model": "{folder}/none"}, "{folder}/none: no model; give a preset (tiny, llava-7b), or a folder"),
-    "untrained": ({"model": "tiny"}, "the projector of tiny was never trained; align it first, or pass --allow_untra"),
+    "untrained": ({"model": "tiny"}, "the projector of tiny was never trained, so that it cannot see; align it"),
     "dtype": ({"dtype": "float17"}, "dtype must be one of float32, bfloat16, got 'float17'"),
     "device": ({"device": "tpu9"}, "no device is called 'tpu9'; give auto, cpu"),
     "GPU": ({"device": "cuda:99"}, "there is no device cuda:99: torch sees"),

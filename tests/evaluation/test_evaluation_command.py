@@ -261,7 +261,7 @@ def test_files_that_cannot_be_read(home, tmp_path, capsys, option, content, mess
         ({"models.../a": "a", "model": None}, "'../a' cannot be the name of a folder of results"),
         ({"pope_mode": "text"}, "pope_mode text is for the task pope; leave it out"),
         ({"out": __file__}, "exists but is not a run folder (no config.yaml); choose another --out"),
-        ({"model": "tiny"}, "the projector of this model was never trained"),
+        ({"model": "tiny"}, "the projector of tiny was never trained"),
         ({"device": "gpu"}, "no device is called 'gpu'"),
     ],
 )

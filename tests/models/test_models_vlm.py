@@ -132,11 +132,10 @@ def test_assembling_leaves_the_global_random_state_alone_and_prints_nothing(caps
         assert a[0] == b[0] and torch.equal(a[1], b[1])
 
 
-def test_an_untrained_projector_is_refused_unless_allowed():
+def test_a_projector_is_refused_until_it_is_trained():
     model = assemble(VLMConfig("memory", "memory"), VisionTower(tiny_clip().visual), tiny_language(), None)
     with pytest.raises(ValueError, match="projector of this model was never trained.*vlmsel align"):
         model.require_ready()
-    model.require_ready(allow_untrained=True)
     model.mark_trained(projector=True)
     model.require_ready()
 

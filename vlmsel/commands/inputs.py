@@ -89,7 +89,7 @@ def open_engine(source: str, device: str = "auto", dtype: str = "float32", templ
     model = open_model(source, device, dtype)
     if template not in (None, model.vlm_config.template):
         raise ValueError(f"{source} was trained with the template {model.vlm_config.template}; leave --template out")
-    model.require_ready()
+    model.require_ready(source)
     return VLMEngine(model)
 
 

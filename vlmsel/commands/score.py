@@ -92,8 +92,8 @@ def score(
         batch_tokens=batch_tokens, batch_size=batch_size, fit_samples=fit_samples, scale_samples=scale_samples
     )
     vlm = open_model(model, device, dtype)
-    if not allow_untrained and not vlm.vlm_config.projector_trained:
-        raise ValueError(f"the projector of {model} was never trained; align it first, or pass --allow_untrained true")
+    if not allow_untrained:
+        vlm.require_ready(model, ", or pass --allow_untrained true")
     chosen = select_blocks(vlm, blocks)
     plans = _Plans(vlm, batch_tokens, batch_size, workers)
     found = open_data(vlm, pool, images, max_length, features)

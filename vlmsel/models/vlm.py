@@ -126,16 +126,18 @@ class VLM(nn.Module):
             language_trained=was.language_trained or language,
         )
 
-    def require_ready(self, allow_untrained: bool = False) -> None:
+    def require_ready(self, name: str = "this model", mend: str = "") -> None:
         """Refuse to go on with a projector that was never trained: its output would be noise.
 
+        `name` is what the user calls the model, `mend` what else there is to do about it.
+
         Raises:
-            ValueError: the projector is untrained and `allow_untrained` is False.
+            ValueError: the projector is untrained.
         """
-        if not (self.vlm_config.projector_trained or allow_untrained):
+        if not self.vlm_config.projector_trained:
             raise ValueError(
-                "the projector of this model was never trained, so that it cannot see; align it first (vlmsel align), "
-                "load a checkpoint that holds one, or pass allow_untrained=True"
+                f"the projector of {name} was never trained, so that it cannot see; align it first (vlmsel align), or "
+                f"give a checkpoint that holds one{mend}"
             )
 
 
