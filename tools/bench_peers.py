@@ -1,0 +1,318 @@
+"""TracIn and DataInf here and in other attribution libraries: are the scores the same, and how many samples a second?
+
+    python -m venv peers
+    peers/bin/pip install . dattri dattri-llm bergson kronfluence captum
+    peers/bin/pip install --no-deps pyDVL && peers/bin/pip install dask distributed zarr pyDeprecate
+    OMP_NUM_THREADS=1 peers/bin/python tools/bench_peers.py --clock cpu --method TracIn --samples 256
+
+None of them is needed by vlmsel; one that is not installed, lacks the method or fails is listed with the reason. (pyDVL
+asks for numpy below 2 and ran with 2.4.) All score the same random texts of 32 to 96 tokens against four targets of one
+sample each, from the gradients of a small Llama's LoRA matrices, in float32 on the CPU; `peer_adapters.py` has the
+settings. DataInf has one λ for all blocks, which every library takes, and each LoRA matrix is a block. What is timed is
+everything from texts to scores, target gradients included. Repetitions of all libraries are interleaved; rates and
+ratios are medians. `difference` is the largest one to our scores, relative to a target's largest score; above 1e-5 the
+exit status is 1. `ours/theirs` above 1 means that vlmsel is faster.
+
+Measured with torch 2.14.1, one thread, seconds of the process, 2 layers 256 wide, r = 8, batches of 32; five
+repetitions of TracIn on 256 samples, three of the rest on 128:
+
+                                   q_proj and v_proj          all linear layers
+    method   library      version  difference  ours/theirs    difference  ours/theirs
+    TracIn   autograd     2.14.1     3.2e-06      1.67          4.9e-06      1.49
+    TracIn   dattri       0.3.0      3.4e-06      1.36          5.2e-06      1.68
+    TracIn   dattri-llm   0.1.0      4.7e-07      1.07          9.1e-07      1.12
+    TracIn   bergson      2.5.1      5.3e-07      1.12          5.6e-07      1.13
+    TracIn   kronfluence  1.0.1      1.7e-07      1.03          2.4e-07      1.00
+    TracIn   captum       0.9.0      1.7e-07      1.08          2.4e-07      1.13
+    TracIn   pyDVL        0.10.0     1.1e-06      1.11          1.2e-06      1.19
+    DataInf  dattri       0.3.0      2.7e-06      1.36
+    DataInf  pyDVL        0.10.0     7.1e-07      9.30
+
+vlmsel made 137 samples a second for TracIn (95 with all linear layers) and 69 for DataInf, which reads the pool twice.
+
+How to read it. All compute the same numbers. Plain TracIn by hooks on layers costs what its backwards cost, whoever
+does it: kronfluence is as fast as vlmsel, and captum, dattri-llm and bergson are within 13 % (bergson runs the output
+head on every token, vlmsel on the supervised ones). Mapping over samples (pyDVL, dattri) takes 11 to 68 % longer, a
+backward per sample 49 to 67 %. Only dattri and pyDVL have DataInf. dattri takes a third longer and keeps every gradient
+in memory; pyDVL runs the model once per block. kronfluence collects garbage four times per call, which takes long in a
+process that has imported much and is kept cheap here. Nothing follows for GPUs, large models or several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.metadata
+import io
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import peer_adapters
+import torch
+from peer_adapters import Job, Scores
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vlmsel.data.batching import Collator, Item
+from vlmsel.gradients import Block, select_blocks
+from vlmsel.models.config import ALL_LINEAR, LoraSpec
+from vlmsel.models.lora import attach_lora, lora_parameters
+from vlmsel.models.losses import row_samples, sample_losses
+from vlmsel.scorers import DataInf, Scorer, TracIn
+from vlmsel.scoring.fitting import Budget
+from vlmsel.scoring.passes import Bad, Objective, backward, curvature_pass, scoring, square_sums
+
+OBJECTIVE = Objective(sample_losses, row_samples)
+LORA = {"attention": ("q_proj", "v_proj"), "all": ALL_LINEAR}
+TOLERANCE = 1e-5
+
+
+def texts(count: int, shortest: int, longest: int, seed: int) -> list[Item]:
+    """Draw random texts, longest first, whose second half is supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).sort(descending=True).values
+    items = []
+    for uid, length in enumerate(lengths.tolist()):
+        ids = torch.randint(3, 1000, (length,), generator=generator).tolist()
+        items.append(Item(uid, ids, [-100] * (length // 2) + ids[length // 2 :]))
+    return items
+
+
+def lora_llama(layers: int, width: int, rank: int, targets: Sequence[str]) -> nn.Module:
+    """Make a random Llama with adapters whose B is not zero, for that would leave A without a gradient."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=width,
+        intermediate_size=8 * width // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+    )
+    spec = LoraSpec(rank, 2 * rank, targets=tuple(targets))
+    model = attach_lora(LlamaForCausalLM(config).requires_grad_(False), spec)
+    for name, parameter in lora_parameters(model).items():
+        if ".lora_B." in name:
+            nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+def batches(items: Sequence[Item], size: int) -> list[Any]:
+    """Cut the samples into padded batches."""
+    return [Collator(0)(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def lora_blocks(job: Job) -> list[Block]:
+    """Select the LoRA matrices."""
+    return select_blocks(job.model, "lora")
+
+
+def ours(scorer: Scorer) -> Callable[[Job], Scores]:
+    """Target gradients, the curvature pass where the scorer needs one, and the score pass, as a run does them."""
+
+    def prepare(job: Job) -> Scores:
+        return lambda: ours_scores(job, scorer)
+
+    return prepare
+
+
+def ours_scores(job: Job, scorer: Scorer) -> Tensor:
+    """Score the pool. DataInf has damping 1 here, so that what is given as the mean squared entry is λ. [targets, n]"""
+    blocks, pool, (targets,) = lora_blocks(job), batches(job.pool, job.batch_size), batches(job.targets, 2**30)
+    with backward(job.model, OBJECTIVE, blocks, Budget()) as run:
+        (aims,) = run(targets)
+        heads = {("", name): scorer.accumulator(aim.dense(), job.damping) for name, aim in aims.factors.items()}
+        if scorer.needs_mean_square:
+            for _ in curvature_pass(pool, run, heads, Bad()):
+                pass
+    directions = {block: head.solve() for (_, block), head in heads.items()}
+    with scoring(job.model, OBJECTIVE, blocks, directions, Budget()) as score:
+        return -torch.cat([found.scores for batch in pool for found in score(batch)], dim=1)
+
+
+def mean_square(job: Job) -> float:
+    """Return the mean squared gradient entry, over samples and all blocks."""
+    blocks = lora_blocks(job)
+    with backward(job.model, OBJECTIVE, blocks, Budget()) as run:
+        squares, count = square_sums(batches(job.pool, job.batch_size), run, blocks, Bad())
+    return sum(squares.values()) / (count * sum(block.rows * block.cols for block in blocks))
+
+
+def autograd_tracin(job: Job) -> Scores:
+    """One backward per sample."""
+    parameters = list(lora_parameters(job.model).values())
+
+    def gradient(item: Item) -> Tensor:
+        loss = sample_losses(job.model, Collator(0)([item])).sum()
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
+
+    def score() -> Tensor:
+        aims = torch.stack([gradient(item) for item in job.targets])
+        return torch.stack([aims @ gradient(item) for item in job.pool], dim=1)
+
+    return score
+
+
+class Way(NamedTuple):
+    """One library's way to one method's scores."""
+
+    method: str
+    library: str  # as the package registry calls it
+    prepare: Callable[[Job], Scores]
+
+
+OURS = {"TracIn": ours(TracIn()), "DataInf": ours(DataInf(damping=1.0))}
+PEERS = (
+    Way("TracIn", "torch", autograd_tracin),
+    Way("TracIn", "dattri", peer_adapters.dattri_tracin),
+    Way("TracIn", "dattri-llm", peer_adapters.dattri_llm_tracin),
+    Way("TracIn", "bergson", peer_adapters.bergson_tracin),
+    Way("TracIn", "kronfluence", peer_adapters.kronfluence_tracin),
+    Way("TracIn", "captum", peer_adapters.captum_tracin),
+    Way("TracIn", "pyDVL", peer_adapters.pydvl_tracin),
+    Way("DataInf", "dattri", peer_adapters.dattri_datainf),
+    Way("DataInf", "pyDVL", peer_adapters.pydvl_datainf),
+)
+WITHOUT = {"TracIn": (), "DataInf": ("dattri-llm", "bergson", "kronfluence", "captum")}  # libraries that lack a method
+
+
+class Row(NamedTuple):
+    """A line of the table; the numbers are missing where there is a reason."""
+
+    method: str
+    library: str
+    reason: str = ""
+    difference: float = 0.0
+    rate: float = 0.0  # samples per second
+    ratio: float = 1.0  # our rate over theirs
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars, logs and warnings of the libraries off the screen."""
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def version(library: str) -> str:
+    """Return the version that is installed, or nothing."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def difference(scores: Tensor, expected: Tensor) -> float:
+    """Return the largest difference relative to the target's largest score, over targets. [targets, n] each
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if scores.shape != expected.shape:
+        raise ValueError(f"scores have shape {list(scores.shape)}; expected {list(expected.shape)}")
+    return float(((scores - expected).abs().amax(1) / expected.abs().amax(1)).max())
+
+
+def start(way: Way, job: Job, expected: Tensor) -> tuple[Row, Scores | None]:
+    """Set a library up and hold its scores against ours, which warms it up as well; on failure say why."""
+    if not version(way.library):
+        return Row(way.method, way.library, "not installed"), None
+    try:
+        with quiet():
+            score = way.prepare(job)
+            found = difference(score().detach(), expected)
+    except Exception as problem:  # whatever another library raises is its result here
+        reason = f"failed: {type(problem).__name__}: {str(problem).strip().splitlines()[0] if str(problem) else ''}"
+        return Row(way.method, way.library, reason), None
+    return Row(way.method, way.library, difference=found), score
+
+
+def seconds(score: Scores, clock: Callable[[], float]) -> float:
+    """Time one computation of all scores."""
+    with quiet():
+        begin = clock()
+        score()
+        return clock() - begin
+
+
+def compare(method: str, job: Job, peers: Sequence[Way], repeats: int, clock: Callable[[], float]) -> list[Row]:
+    """Measure all libraries that have a method; repetitions are interleaved, every number is a median."""
+    mine = OURS[method](job)
+    begun = [start(way, job, mine()) for way in peers if way.method == method]
+    ready = [(Row(method, "vlmsel"), mine), *((row, score) for row, score in begun if score)]
+    gc.collect()
+    gc.freeze()  # some libraries collect garbage in every call, and pay for whatever else was imported
+    times = [[seconds(score, clock) for _, score in ready] for _ in range(repeats)]
+    measured = [
+        row._replace(
+            rate=len(job.pool) / statistics.median(one[column] for one in times),
+            ratio=statistics.median(one[column] / one[0] for one in times),
+        )
+        for column, (row, _) in enumerate(ready)
+    ]
+    lacking = [Row(method, library, f"has no {method}") for library in WITHOUT[method]]
+    return [*measured, *(row for row, score in begun if not score), *lacking]
+
+
+def line(row: Row) -> str:
+    """Format a line of the table."""
+    head = f"{row.method:8}{row.library:13}{version(row.library) or '-':10}"
+    return head + (row.reason or f"{row.difference:10.1e}{row.rate:11.1f}{row.ratio:14.2f}")
+
+
+def make_job(given: argparse.Namespace, folder: str) -> Job:
+    """Draw the model and the samples and set λ as a run would, from the mean squared entry."""
+    model = lora_llama(given.layers, given.width, given.rank, LORA[given.lora])
+    pool, targets = texts(given.samples, 32, 96, seed=0), texts(given.targets, 32, 96, seed=1)
+    job = Job(model, pool, targets, given.batch_size, 0.0, folder)
+    return replace(job, damping=DataInf().damping * mean_square(job))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--lora", choices=sorted(LORA), default="attention", help="q_proj and v_proj, or all linear")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--targets", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--method", choices=sorted(OURS), help="both when left out")
+    parser.add_argument("--only", nargs="+", metavar="LIBRARY", help="libraries to compare with; all when left out")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of this process alone")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print the table; fail if a library's scores differ or it could not be run."""
+    given = arguments()
+    methods = [given.method] if given.method else list(OURS)
+    peers = [way for way in PEERS if way.method in methods and (not given.only or way.library in given.only)]
+    clock = time.perf_counter if given.clock == "wall" else time.process_time
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(given, folder)
+        rows = [row for method in methods for row in compare(method, job, peers, given.repeats, clock)]
+    print(
+        f"{len(job.pool)} samples, {len(job.targets)} targets, {len(lora_blocks(job))} LoRA matrices of "
+        f"{given.layers} layers {given.width} wide, batches of {job.batch_size}, {torch.get_num_threads()} threads, "
+        f"{given.clock} clock, torch {torch.__version__}"
+    )
+    print(f"{'method':8}{'library':13}{'version':10}{'difference':>10}{'samples/s':>11}{'ours/theirs':>14}")
+    print("\n".join(map(line, rows)))
+    print("\n".join(f"{way.library}, {way.method}: {(way.prepare.__doc__ or '').splitlines()[0]}" for way in peers))
+    return int(any(not row.difference <= TOLERANCE or row.reason.startswith("failed") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
