@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
 from vlmsel.scorers.base import Scorer
+from vlmsel.scorers.normalise import column_squares, over_norm
 
 
 def score_gradients(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor], scorer: Scorer) -> Tensor:
     """Return the influence I = -Σ_l ⟨P_l v_t, g_i⟩ of every sample on every target; lowest = most helpful.
 
-    All samples are fit samples. float64 inputs are scored in float64.
+    All samples are fit samples. float64 inputs are scored in float64. Scores of a `normalised` scorer are divided by
+    the norms of P v_t and g_i over all blocks, and 0 where one of them is 0.
 
     Args:
         gradients: per block, the samples' gradients [n, rows, cols].
@@ -36,16 +38,28 @@ def score_gradients(gradients: Mapping[str, Tensor], targets: Mapping[str, Tenso
     if not scorer.uses_gradients:
         samples, goals = len(next(iter(gradients.values()))), len(next(iter(targets.values())))
         return scorer.draw(torch.arange(samples), [str(t) for t in range(goals)])  # type: ignore[attr-defined]
-    return -sum(_block_inner(gradients[name], targets[name], scorer) for name in gradients)  # type: ignore[return-value]
+    total, goals, samples = (sum(parts) for parts in zip(*_blocks(gradients, targets, scorer), strict=True))
+    scores = -torch.as_tensor(total)
+    return over_norm(over_norm(scores, goals[:, None]), samples) if scorer.normalised else scores  # type: ignore[index]
 
 
-def _block_inner(gradients: Tensor, targets: Tensor, scorer: Scorer) -> Tensor:
+def _blocks(
+    gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor], scorer: Scorer
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Give each block's ⟨P v, g⟩ [targets, n], ‖P v‖² [targets] and ‖g‖² [n]."""
+    for name in gradients:
+        yield _block_inner(gradients[name], targets[name], scorer)
+
+
+def _block_inner(gradients: Tensor, targets: Tensor, scorer: Scorer) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(gradients.dtype, targets.dtype)
     factor = Factor.from_dense(gradients.to(dtype))
-    mean_square = float(factor.sq_norm().double().sum()) / max(1, factor.samples * factor.rows * factor.cols)
+    squares = factor.sq_norm().double()
+    mean_square = float(squares.sum()) / max(1, factor.samples * factor.rows * factor.cols)
     accumulator = scorer.accumulator(targets.to(factor.values), mean_square)
     accumulator.update(factor)
-    return factor.inner(accumulator.solve())
+    solved = accumulator.solve()
+    return factor.inner(solved), column_squares(solved), squares
 
 
 def check_arrays(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:

@@ -98,6 +98,11 @@ class Scorer(ABC):
         return False
 
     @property
+    def normalised(self) -> bool:
+        """Whether its scores are divided by the norms of P v and of the sample's gradient, over all blocks together."""
+        return False
+
+    @property
     def follows_place(self) -> bool:
         """Whether its accumulator gathers in what `Accumulator.zeros` makes, and brings it back to solve."""
         return False

@@ -71,6 +71,9 @@ def check_settings(scorer: Scorer) -> None:
     _expect(proper, f"expected a name that is a text without '/', the prefix of its columns; got {name!r}")
     named = "name" in {field.name for field in fields(scorer) if field.init}  # type: ignore[arg-type]
     _expect(named, "expected `name` to be a field, so that two settings of one scorer can be told apart")
+    normalised = scorer.normalised
+    _expect(isinstance(normalised, bool), f"expected `normalised` to be True or False, got {normalised!r}")
+    _expect(scorer.uses_gradients or not normalised, "expected no `normalised` of a scorer that uses no gradients")
     same = replace(scorer) == scorer  # type: ignore[type-var]
     _expect(same, "expected a scorer made from the same fields to be equal; compare by the fields alone")
 

@@ -2,6 +2,10 @@
 
 With `block_scale` each block is divided by its own mean squared entry, which is what damping far above the spectrum
 does to a second-order scorer; much of their gain over plain TracIn comes from this scale alone.
+
+With `cosine` scores are I = -⟨v, g⟩ / (‖v‖ ‖g‖), norms over all blocks together: samples with large gradients, short
+and unusual ones, no longer come first by size alone (Pruthi et al. 2020 suggest it; LESS, arXiv 2402.04333, takes the
+cosine of Adam's updates in a random projection, here of the gradients themselves).
 """
 
 from __future__ import annotations
@@ -21,14 +25,23 @@ class TracIn(Scorer):
 
     Attributes:
         block_scale: divide each block by its mean squared gradient entry over the fit samples.
+        cosine: divide by the norms of the target's and the sample's gradient; 0 where one of them is 0. It excludes
+            `block_scale`, after which neither norm would be that of what is multiplied.
         name: prefix of its columns.
     """
 
     block_scale: bool = False
+    cosine: bool = False
     name: str = "TracIn"
 
     def __post_init__(self) -> None:
-        check_flag(block_scale=self.block_scale)
+        check_flag(block_scale=self.block_scale, cosine=self.cosine)
+        if self.block_scale and self.cosine:
+            raise ValueError("cosine divides by norms over all blocks, block_scale by those of each; leave one out")
+
+    @property
+    def normalised(self) -> bool:
+        return self.cosine
 
     def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
         return 8 if self.block_scale else 0

@@ -23,6 +23,7 @@ from vlmsel import processes, runs
 from vlmsel.gradients import Block
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.memory import KeptGradients
+from vlmsel.scorers.normalise import divide_columns_, normalised_columns
 from vlmsel.scorers.places import measure_memory
 from vlmsel.scorers.planner import Prefer, plan_curvature
 from vlmsel.scorers.together import solve_together
@@ -43,24 +44,32 @@ from vlmsel.scoring.stream import BatchPlan
 
 @dataclass(frozen=True)
 class Directions:
-    """Preconditioned targets: per block `[columns, rows, cols]`, and which scorer and target each column is."""
+    """Preconditioned targets: per block `[columns, rows, cols]`, and which scorer and target each column is.
+
+    `normalised` marks the columns that have norm 1 over all blocks and whose scores are divided by the samples' norms.
+    """
 
     names: tuple[tuple[str, str], ...]
     stacks: dict[str, Tensor]
     details: dict[str, Any]
+    normalised: tuple[bool, ...] = ()
 
     def save(self, path: Path) -> None:
-        about = {"names": json.dumps(self.names), "details": json.dumps(self.details)}
+        about = {"names": self.names, "details": self.details, "normalised": self.normalised}
         with runs.atomic_path(path) as part:
-            save_file({k: v.contiguous().cpu() for k, v in self.stacks.items()}, part, metadata=about)
+            save_file({k: v.contiguous().cpu() for k, v in self.stacks.items()}, part, metadata=_texts(about))
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Directions:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            about = file.metadata()
+            about = {key: json.loads(text) for key, text in file.metadata().items()}
             stacks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        names = tuple((scorer, target) for scorer, target in json.loads(about["names"]))
-        return cls(names, stacks, json.loads(about["details"]))
+        names = tuple((scorer, target) for scorer, target in about["names"])
+        return cls(names, stacks, about["details"], tuple(about.get("normalised", ())))
+
+
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -237,4 +246,6 @@ def _solve(
         processes.share([stacks[name]], number % processes.count())
     everyone = {key: each for one in processes.gather(found) for key, each in one.items()}
     details = {s.name: {block.name: everyone[s.name, block.name] for block in blocks} for s in scorers}
-    return Directions(tuple((s.name, t) for s in scorers for t in targets), stacks, details)
+    normalised = normalised_columns(scorers, len(targets))
+    divide_columns_(stacks, normalised)
+    return Directions(tuple((s.name, t) for s in scorers for t in targets), stacks, details, normalised)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vlmsel.gradients import Block, Factor, capture
 from vlmsel.gradients.capture import Capture
 from vlmsel.scorers import Scorer
+from vlmsel.scorers.normalise import over_norm
 from vlmsel.scoring.fitting import Budget, free, in_pieces, out_of_memory
 
 Factors = dict[str, Factor]
@@ -92,7 +93,8 @@ class Backward:
         self.captured.check()
         return losses.detach()
 
-    def _gradients(self, batch: Any) -> Gradients:
+    def gradients(self, batch: Any) -> Gradients:
+        """Run a batch and return its gradients."""
         losses = self.run(batch)
         factors = {name: factor.compact() for name, factor in self.captured.factors().items()}
         self.captured.start(None)  # holds on to nothing
@@ -105,7 +107,7 @@ class Backward:
 
     def __call__(self, batch: Any) -> Iterator[Gradients]:
         """Run a batch and give its gradients, in one piece if it fits."""
-        for _, found in in_pieces(batch, self._gradients, self._none, self.budget):
+        for _, found in in_pieces(batch, self.gradients, self._none, self.budget):
             yield found
 
 
@@ -204,10 +206,15 @@ class Scored(NamedTuple):
 
 
 class Scoring:
-    """Scores batches against all preconditioned targets at once: `[columns, rows, cols]` per block."""
+    """Scores batches against all preconditioned targets at once: `[columns, rows, cols]` per block.
 
-    def __init__(self, run: Backward, directions: Mapping[str, Tensor]) -> None:
+    Inner products are linear, so that factors are used as they come. Norms are not: a weight that is used several times
+    comes in parts, whose norms do not add up. Where columns are `normalised` a batch's factors are kept and merged.
+    """
+
+    def __init__(self, run: Backward, directions: Mapping[str, Tensor], normalised: Sequence[bool] = ()) -> None:
         self._run, self._directions = run, directions
+        self._normalised = [column for column, divided in enumerate(normalised) if divided]
         self.total = torch.zeros(())
 
     def take(self, block: str, factor: Factor) -> None:
@@ -216,13 +223,26 @@ class Scoring:
 
     def _score(self, batch: Any) -> Scored:
         self.total = torch.zeros(self._columns(), len(batch.uids), device=batch.uids.device)
-        losses = self._run.run(batch)
+        losses, squares = self._merged(batch) if self._normalised else (self._run.run(batch), None)
         scores, self.total = -self.total, torch.zeros(())
+        known = torch.isfinite(scores).all(0)
+        if squares is not None:
+            known = known & torch.isfinite(squares)
+            scores[self._normalised] = over_norm(scores[self._normalised], squares)
         finite = torch.isfinite(losses)
-        codes = torch.where(finite, torch.where(torch.isfinite(scores).all(0), FINE, NO_GRADIENT), NO_LOSS)
+        codes = torch.where(finite, torch.where(known, FINE, NO_GRADIENT), NO_LOSS)
         nan = torch.full((), torch.nan, device=scores.device)
         shown, losses = torch.where(codes == FINE, scores, nan), torch.where(finite, losses.float(), nan)
         return Scored(batch.uids, shown, losses, codes.to(torch.int8))
+
+    def _merged(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Run a batch and take in its merged factors; return the losses [n] and ‖g‖² over all blocks [n]."""
+        found = self._run.gradients(batch)
+        squares = torch.zeros(len(batch.uids), device=batch.uids.device, dtype=torch.float64)
+        for block, factor in found.factors.items():
+            self.take(block, factor)
+            squares += factor.sq_norm().double()
+        return found.losses, squares
 
     def _none(self, batch: Any) -> Scored:
         count, device = len(batch.uids), batch.uids.device
@@ -240,12 +260,18 @@ class Scoring:
 
 @contextmanager
 def scoring(
-    model: nn.Module, objective: Objective, blocks: Sequence[Block], directions: Mapping[str, Tensor], budget: Budget
+    model: nn.Module,
+    objective: Objective,
+    blocks: Sequence[Block],
+    directions: Mapping[str, Tensor],
+    budget: Budget,
+    normalised: Sequence[bool] = (),
 ) -> Iterator[Scoring]:
-    """Yield what scores the batches of a pass."""
+    """Yield what scores the batches of a pass; `normalised` marks the columns that are divided by samples' norms."""
     sink: list[Scoring] = []
-    with capture(model, blocks, sink=lambda block, factor: sink[0].take(block, factor)) as captured:
-        sink.append(Scoring(Backward(model, objective, captured, budget), directions))
+    taking = None if any(normalised) else lambda block, factor: sink[0].take(block, factor)
+    with capture(model, blocks, sink=taking) as captured:
+        sink.append(Scoring(Backward(model, objective, captured, budget), directions, normalised))
         yield sink[0]
 
 

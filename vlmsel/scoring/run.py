@@ -90,7 +90,7 @@ def score_pool(
     directions = _directions(job, streams, scorers, out)
     device = next(job.model.parameters()).device
     stacks = {name: stack.to(device) for name, stack in directions.stacks.items()}
-    _score_chunks(job, plan, stacks, out, share)
+    _score_chunks(job, plan, stacks, directions.normalised, out, share)
     processes.wait()
     starts = range(0, len(plan.groups), CHUNK)
     if not all(_part(out, start).is_file() for start in starts):
@@ -157,13 +157,15 @@ def _read_part(plan: BatchPlan, out: Path, start: int) -> dict[str, Tensor]:
     return part
 
 
-def _score_chunks(job: Pass, plan: BatchPlan, stacks: dict[str, Tensor], out: Path, share: Share) -> None:
+def _score_chunks(
+    job: Pass, plan: BatchPlan, stacks: dict[str, Tensor], normalised: Sequence[bool], out: Path, share: Share
+) -> None:
     """Score this process's chunks, but for those that are there."""
     starts = [start for number, start in enumerate(range(0, len(plan.groups), CHUNK)) if share.has(number)]
     total = sum(sum(plan.sizes[start : start + CHUNK]) for start in starts)
     with (
         tqdm(total=total, desc="score pass", unit="sample", dynamic_ncols=True, disable=not processes.is_main()) as bar,
-        scoring(job.model, job.objective, job.blocks, stacks, job.budget) as score,
+        scoring(job.model, job.objective, job.blocks, stacks, job.budget, normalised) as score,
     ):
         for start in starts:
             if _part(out, start).is_file():

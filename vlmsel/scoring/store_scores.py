@@ -3,7 +3,7 @@
 Scoring goes block by block, since scores are sums over blocks: memory holds the accumulators of one block, one shard's
 gradients on it, and the scores. The numbers are those of the streamed passes, to the rounding of the store's dtype.
 With a projection, scorers run in the projected space: inner products are right on average, and curvature is that of the
-projected gradients.
+projected gradients. Norms of scorers that divide by them are those of what is stored, gathered with the scores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vlmsel.gradients import Block, Factor
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.memory import check_kept
+from vlmsel.scorers.normalise import column_squares, normalised_columns, over_norm
 from vlmsel.scoring.store import GradientStore, Masks
 
 KEPT_BYTES = 4e9  # fit samples' gradients on one block that scorers may keep in memory
@@ -60,13 +61,17 @@ def score_store(
     passes.check(wanted)
     masks = store.masks(keep)
     uids = store.uids[torch.cat(list(masks))]
+    divided = [column for column, one in enumerate(normalised_columns(wanted, len(goals))) if one]
     scores = torch.zeros(len(wanted) * len(goals), len(uids), device=store.device)
+    squares = _Squares.zeros(scores)
     for block in tqdm(store.blocks, desc="scores from stored gradients", unit="block", delay=2, dynamic_ncols=True):
         if wanted:
             stack, found = passes.directions(block, wanted, store.target_gradients([block.name])[block.name][goals])
-            _subtract_inner(scores, stack, (factor for factor, _ in store.factors(block.name, masks)))
+            factors = (factor for factor, _ in store.factors(block.name, masks))
+            _subtract_inner(scores, stack, squares.seen(stack, factors) if divided else factors)
             _note(details, block.name, found)
-    _check_scores(uids, scores)
+    _check_scores(uids, scores + squares.samples)
+    scores[divided] = squares.divide(scores, divided)
     return _with_draws(store, scorers, goals, uids, scores.cpu())
 
 
@@ -119,6 +124,31 @@ def _subtract_inner(scores: Tensor, stack: Tensor, factors: Iterable[Factor]) ->
     for factor in factors:
         scores[:, start : start + factor.samples] -= factor.inner(stack)
         start += factor.samples
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """Squared norms over the blocks seen so far: of the columns [columns] and of the samples [n]."""
+
+    columns: Tensor
+    samples: Tensor
+
+    @classmethod
+    def zeros(cls, scores: Tensor) -> _Squares:
+        return cls(*(torch.zeros(size, dtype=torch.float64, device=scores.device) for size in scores.shape))
+
+    def seen(self, stack: Tensor, factors: Iterable[Factor]) -> Iterator[Factor]:
+        """Pass a block's factors on, after adding up their norms and those of its stack."""
+        self.columns.add_(column_squares(stack))
+        start = 0
+        for factor in factors:
+            self.samples[start : start + factor.samples] += factor.sq_norm().double()
+            start += factor.samples
+            yield factor
+
+    def divide(self, scores: Tensor, columns: list[int]) -> Tensor:
+        """Return some columns of the scores over both norms."""
+        return over_norm(over_norm(scores[columns], self.columns[columns, None]), self.samples)
 
 
 def _note(details: dict[str, Any] | None, block: str, found: Mapping[str, Any]) -> None:
