@@ -165,7 +165,7 @@ def test_no_target_at_all(world, aligned, folder, tmp_path, capsys):
     arguments = options(world, aligned, folder, tmp_path / "run")
     at = arguments.index("--targets.gqa")
     line = refused(arguments[:at] + arguments[at + 2 :], capsys)
-    assert line.startswith("error: the following arguments are required: targets")
+    assert line.startswith("error: --targets missing; score needs --model")
     line = refused([*arguments[:at], *arguments[at + 2 :], "--targets", "{}"], capsys)
     assert "no target set; give at least one, such as --targets.vqav2 FILE" in line
 
