@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
@@ -191,6 +194,40 @@ def test_a_killed_run_goes_on_to_the_same_store(world, aligned, pool, written, t
         if path.is_file():
             assert (tmp_path / "store" / path.relative_to(written / "store")).read_bytes() == path.read_bytes()
     assert_same_table(read_table(tmp_path / "run/scores.parquet"), read_table(written / "run/scores.parquet"))
+
+
+PROGRAM = """
+import sys
+from vlmsel import cli
+from vlmsel.scoring import run
+
+run.CHUNK = 2
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_write_one_store(world, aligned, pool, written, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    more = {"store": tmp_path / "store", "scorers": "[TracIn]"}
+    arguments = streaming(world, aligned, pool, tmp_path / "run", **more)
+    ended = subprocess.run(
+        [*launch, str(tmp_path / "program.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(f"{tmp_path}/store: gradients of 12 samples on ") == 1
+    one, two = (GradientStore.open(folder / "store") for folder in (written, tmp_path))
+    assert torch.equal(one.uids, two.uids) and one.settings == two.settings and len(two.shards) == len(one.shards) > 1
+    for block in one.blocks:
+        for found, expected in (
+            (two.gradients(block.name), one.gradients(block.name)),
+            (two.target_gradients([block.name])[block.name], one.target_gradients([block.name])[block.name]),
+        ):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1e-9, expected.abs().max().item()))
 
 
 def test_dtype_and_projection_are_recorded(world, aligned, pool, tmp_path):
