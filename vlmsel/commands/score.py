@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmsel import processes, runs
 from vlmsel.commands.inputs import Data, digest, open_data, open_model, open_together, pad_id, without
+from vlmsel.commands.score_checkpoints import open_checkpoints, score_checkpoints
 from vlmsel.commands.score_store import check_options, score_from_store, store_gradients
 from vlmsel.data.batching import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
@@ -53,6 +54,8 @@ def score(
     workers: int = 0,
     shard: str | None = None,
     allow_untrained: bool = False,
+    checkpoints: tuple[str, ...] | None = None,
+    checkpoint_lrs: tuple[float, ...] | None = None,
     store: str | None = None,
     store_dtype: str = "float32",
     store_projection: int | None = None,
@@ -91,6 +94,9 @@ def score(
         shard: i/n scores the i-th of n parts of the pool, as independent jobs on one folder do; the job that finds all
             parts done writes the table. Processes started together by torchrun need no shards.
         allow_untrained: score with a projector that was never trained (selection before alignment).
+        checkpoints: folders of models of the same make: TracIn in any form is also summed over them, in columns
+            `<name>.CP/<target>`. `model` takes part only if it is among them.
+        checkpoint_lrs: the learning rate at each checkpoint, by which its scores are multiplied.
         store: a folder to keep every sample's gradients in, for other scorers later (`from_store`); a pass of its own.
             Llama-2-7B with LoRA r=64 on q and v has 33.5 million entries, 134 MB per sample in float32: project, or
             choose fewer blocks.
@@ -119,11 +125,13 @@ def score(
     if not allow_untrained:
         vlm.require_ready(model, ", or pass --allow_untrained true")
     chosen = select_blocks(vlm, blocks)
+    states = open_checkpoints(vlm, checkpoints, checkpoint_lrs, loaded, allow_untrained)
     plans = _Plans(vlm, batch_tokens, batch_size, workers)
     found = open_data(vlm, pool, images, max_length, features)
     found.report(folder / "skipped.json")
     goals = _open_targets(vlm, targets, target_images or images, max_length, folder, features)
-    _require_same(folder, _inputs(vlm, {"the pool": found, **{f"target {name}": goal for name, goal in goals.items()}}))
+    inputs = _inputs(vlm, {"the pool": found, **{f"target {name}": goal for name, goal in goals.items()}})
+    _require_same(folder, inputs | states.inputs())
     fit = seeded_part(found.samples.usable(), fit_samples, seed)
     samples = {name: goal.samples for name, goal in goals.items()}
     streams = _streams(plans, found.samples, samples, fit, seeded_part(fit, scale_samples, seed + 1))
@@ -133,6 +141,7 @@ def score(
         whole = plans.of(found.samples)
         store_gradients(store, store_dtype, store_projection, job, whole, streams, found, goals, share, about)
     scored = score_pool(job, plans.of(found.samples), streams, loaded, folder, share)
+    scored = score_checkpoints(states, job, plans.of(found.samples), streams, scored, found, folder, share)
     if not processes.is_main():
         return
     if scored is None:
