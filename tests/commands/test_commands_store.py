@@ -21,7 +21,7 @@ from vlmsel.scoring.table import read_table
 
 SCORERS = (
     "[HyperINF(damping=10.0,dtype='float64'),HyperINF(damping=10.0,name='single'),DataInf,LiSSA,"
-    "Exact(damping=10.0),TracIn,Random(seed=3)]"
+    "Exact(damping=10.0),TracIn,TracIn(cosine=True,name='cosine'),Random(seed=3)]"
 )
 CLOSE = {"single": 5e-4, "Exact": 5e-5}  # inverses in float32 multiply the rounding of their matrices; others 1e-5
 FIXED = ("uid", "source", "tokens", "loss")
