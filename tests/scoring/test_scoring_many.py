@@ -106,9 +106,10 @@ def test_a_job_killed_at_ten_random_moments_gives_the_same_bits(tmp_path):
         assert child.stdout.readline() == b"begun\n"
         time.sleep(rng.uniform(0.05, 1.6))
         if child.poll() is not None:
+            child.communicate()
             break
         child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.communicate()
         kills += 1
     assert kills == 10 or Path(f"{out}.pt").is_file()
     subprocess.run([sys.executable, str(program)], check=True, timeout=300, env=environment(), capture_output=True)

@@ -1,0 +1,104 @@
+"""Two processes of one thread each against one process of one thread: how much faster `vlmsel score` gets.
+
+    python tools/bench_processes.py [--samples 768] [--processes 2] [--repeats 3]
+
+Timed is the work of `score_pool` (targets, damping, curvature on a tenth of the pool, score pass) for the tiny VLM on
+projector + LoRA with TracIn, DataInf, LiSSA (stream) and HyperINF and two targets, from when all processes are ready
+until the last is done; loading Python and the model is not. Repetitions are interleaved; the ratio is the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORKER = "--worker"
+
+
+def worker(world: Path) -> None:
+    """Score the world's pool once and print the seconds, in the first of the processes."""
+    import torch
+
+    from vlmsel import processes
+    from vlmsel.commands.inputs import open_data, open_model, pad_id
+    from vlmsel.data.batching import Collator, length_batches
+    from vlmsel.data.dataset import SampleDataset
+    from vlmsel.gradients import select_blocks
+    from vlmsel.models.losses import row_samples, sample_losses
+    from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
+    from vlmsel.scoring.directions import Pass, Streams
+    from vlmsel.scoring.fitting import Budget
+    from vlmsel.scoring.passes import Bad, Objective
+    from vlmsel.scoring.run import score_pool
+    from vlmsel.scoring.stream import BatchPlan, seeded_part
+
+    torch.set_num_threads(1)
+    model = open_model("tiny", "cpu").eval()
+    collate = Collator(pad_id(model))
+
+    def plan(data: SampleDataset, positions: list[int] | None = None) -> BatchPlan:
+        chosen, lengths = positions or list(range(len(data))), data.lengths()
+        groups = length_batches([lengths[i] for i in chosen], max_tokens=2048)
+        return BatchPlan(data, collate, [[chosen[i] for i in group] for group in groups], model.device)
+
+    pool, one, two = (
+        open_data(model, world / name, world / "images", 2048).samples
+        for name in ("pool.json", "targets/vqav2.json", "targets/gqa.json")
+    )
+    fit = plan(pool, seeded_part(range(len(pool)), len(pool) // 10, 0))
+    job = Pass(
+        model, Objective(sample_losses, row_samples), select_blocks(model, "projector+lora"), Bad(), Budget(), "device"
+    )
+    streams = Streams(fit, fit, {"a": plan(one), "b": plan(two)})
+    # chunks of few batches, for a small pool must be shared out too
+    import vlmsel.scoring.run
+
+    vlmsel.scoring.run.CHUNK = 2
+    folder = Path(os.environ["BENCH_OUT"])
+    processes.wait()
+    start = time.perf_counter()
+    score_pool(job, plan(pool), streams, [TracIn(), DataInf(), LiSSA(batch="stream"), HyperINF()], folder)
+    processes.wait()
+    if processes.is_main():
+        print(f"seconds {time.perf_counter() - start:.4f}")
+
+
+def run(world: Path, count: int) -> float:
+    """Score with `count` processes; return seconds."""
+    own = [__file__, WORKER, str(world)]
+    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone", *own] if count > 1 else own
+    with tempfile.TemporaryDirectory() as out:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "BENCH_OUT": out}
+        ended = subprocess.run([sys.executable, *launch], env=environment, capture_output=True, text=True, check=True)
+    return float(ended.stdout.rpartition("seconds ")[2])
+
+
+def main() -> None:
+    """Print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=768)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    from vlmsel.data.world_files import WorldSizes, write_world
+
+    with tempfile.TemporaryDirectory() as name:
+        world = Path(name)
+        write_world(world, WorldSizes(0, given.samples, 32, 0))
+        rows = [(run(world, 1), run(world, given.processes)) for _ in range(given.repeats)]
+    for one, many in rows:
+        print(f"one process {one:.2f} s, {given.processes} processes {many:.2f} s: {one / many:.2f}x")
+    print(f"median: {statistics.median(one / many for one, many in rows):.2f}x")
+
+
+if __name__ == "__main__":
+    if WORKER in sys.argv:
+        worker(Path(sys.argv[sys.argv.index(WORKER) + 1]))
+    else:
+        main()
