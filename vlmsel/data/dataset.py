@@ -10,7 +10,7 @@ work begins, and says which samples cannot be used and why; the others keep thei
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from vlmsel import processes
 from vlmsel.data.batching import Item
 from vlmsel.data.encode import IGNORED, Encoded, encode, generation_ids
 from vlmsel.data.features import FeatureReader
@@ -150,22 +151,25 @@ class SampleDataset(Dataset[Item]):
         )
 
     def check(self) -> list[Problem]:
-        """Encode every sample and decode every picture once; return one problem per unusable sample, by position."""
+        """Encode every sample and decode every picture once; return one problem per unusable sample, by position.
+
+        Several processes deal the work among them.
+        """
         broken = self._broken_images()
-        problems, lengths, usable = [], [], []
-        for position, sample in enumerate(_shown(self.samples, "checking samples", "sample")):
-            reason = next((broken[image] for image in sample.images if image in broken), None)
-            try:
-                lengths.append(self.encode(sample).positions(self.image_tokens))
-            except ValueError as error:
-                lengths.append(0)
-                reason = reason or str(error)
-            if reason:
-                problems.append(Problem(sample.uid, reason))
-            else:
-                usable.append(position)
-        self._lengths, self._usable = lengths, usable
-        return problems
+        dealt = range(processes.rank(), len(self.samples), processes.count())
+        own = [(i, *self._look(self.samples[i], broken)) for i in _shown(dealt, "checking samples", "sample")]
+        found = sorted(one for part in processes.gather(own) for one in part)
+        self._lengths = [length for _, length, _ in found]
+        self._usable = [position for position, _, reason in found if not reason]
+        return [Problem(self.samples[position].uid, reason) for position, _, reason in found if reason]
+
+    def _look(self, sample: Sample, broken: Mapping[str, str]) -> tuple[int, str]:
+        """Return a sample's length, 0 where it cannot be encoded, and why it cannot be used, "" when it can."""
+        reason = next((broken[image] for image in sample.images if image in broken), "")
+        try:
+            return self.encode(sample).positions(self.image_tokens), reason
+        except ValueError as error:
+            return 0, reason or str(error)
 
     def usable(self) -> list[int]:
         """Return the positions of samples without a problem, checking them if that was not done."""
@@ -194,10 +198,12 @@ class SampleDataset(Dataset[Item]):
     def _broken_images(self) -> dict[str, str]:
         """Decode every distinct picture, in threads (Pillow works outside Python's lock); return reasons by path."""
         names = list(dict.fromkeys(image for sample in self.samples for image in sample.images))
+        own = names[processes.rank() :: processes.count()]
         with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-            reasons = pool.imap(self.pictures.problem, names, chunksize=16)
-            found = list(_shown(reasons, "checking images", "image", len(names)))
-        return {name: reason for name, reason in zip(names, found, strict=True) if reason}
+            reasons = pool.imap(self.pictures.problem, own, chunksize=16)
+            found = list(_shown(reasons, "checking images", "image", len(own)))
+        broken = {name: reason for name, reason in zip(own, found, strict=True) if reason}
+        return {name: reason for part in processes.gather(broken) for name, reason in part.items()}
 
 
 @dataclass(frozen=True)
@@ -220,4 +226,5 @@ class PromptEncoder:
 
 def _shown(values: Iterable[Any], what: str, unit: str, total: int | None = None) -> Iterable[Any]:
     """Show a progress bar when it takes more than two seconds."""
-    return tqdm(values, desc=what, unit=unit, total=total, delay=2, dynamic_ncols=True)
+    quiet = not processes.is_main()
+    return tqdm(values, desc=what, unit=unit, total=total, delay=2, dynamic_ncols=True, disable=quiet)
