@@ -127,10 +127,12 @@ def model():
     return vlm
 
 
-def score(model, out, share=Share()):
+def score(model, out, share=None):
     work = job(model, select_blocks(model, "projector+lora"))
     streams = tiny_streams(tiny_items(), {"a": tiny_items([1, 0], seed=1)}, 1)
-    return score_pool(work, tiny_plan(tiny_items(), 1), streams, [TracIn(), HyperINF(damping=10.0)], out, share)
+    return score_pool(
+        work, tiny_plan(tiny_items(), 1), streams, [TracIn(), HyperINF(damping=10.0)], out, share or Share()
+    )
 
 
 def test_shards_make_one_table(model, tmp_path, monkeypatch):

@@ -67,6 +67,11 @@ class Accumulator(ABC):
         """Go on from a copy of what `state` returned."""
 
     @property
+    def done(self) -> bool:
+        """Whether it will take in no more, whatever comes."""
+        return False
+
+    @property
     def entries(self) -> int:
         """Number of entries of the block."""
         return self.targets.shape[1] * self.targets.shape[2]
@@ -80,6 +85,11 @@ class Scorer(ABC):
     @property
     def uses_gradients(self) -> bool:
         """Whether it has an accumulator; a scorer without one has `draw(uids, targets)` instead (`Random`)."""
+        return True
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether P depends on the fit samples; where no scorer's does, there is no curvature pass."""
         return True
 
     @property

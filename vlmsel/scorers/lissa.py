@@ -139,10 +139,14 @@ class _Stream(Accumulator):
         self.steps = 0
         self.r = self.scale * self.targets
 
+    @property
+    def done(self) -> bool:
+        return self.steps == self.settings.depth
+
     def update(self, factor: Factor) -> None:
         """Take one step with the batch's own G, shortened where that G is above the bound measured before the pass."""
         check_damped(self.damping, factor)
-        if self.steps == self.settings.depth or not factor.samples:
+        if self.done or not factor.samples:
             return
         self.count, self.steps = self.count + factor.samples, self.steps + 1
         scale = self.scale

@@ -43,6 +43,10 @@ class TracIn(Scorer):
     def normalised(self) -> bool:
         return self.cosine
 
+    @property
+    def needs_fit(self) -> bool:
+        return self.block_scale
+
     def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
         return 8 if self.block_scale else 0
 

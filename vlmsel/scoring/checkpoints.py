@@ -40,10 +40,8 @@ def first_order(scorers: Sequence[Scorer]) -> list[TracIn]:
 def score_checkpoint(
     job: Pass, plan: BatchPlan, streams: Streams, scorers: Sequence[TracIn], out: Path, share: Share
 ) -> Scored | None:
-    """Score a pool with the model as it is now, as `score_pool` does; no curvature pass where nothing needs it."""
+    """Score a pool with the model as it is now, as `score_pool` does."""
     out.mkdir(parents=True, exist_ok=True)
-    if not any(scorer.block_scale for scorer in scorers):
-        streams = replace(streams, fit=replace(streams.fit, groups=[]))
     return score_pool(job, plan, streams, scorers, out, share)
 
 

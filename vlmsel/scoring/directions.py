@@ -187,9 +187,10 @@ def _accumulate(
     job: Pass, plan: BatchPlan, scorers: Sequence[Scorer], accumulators: Accumulators, folder: Path
 ) -> None:
     """Run the curvature pass, or what of it is not yet done, and merge what the processes gathered."""
-    ordered = {scorer.name for scorer in scorers if scorer.depends_on_batches and processes.count() > 1}
-    alone = {key: one for key, one in accumulators.items() if key[0] in ordered}
-    dealt = {key: one for key, one in accumulators.items() if key[0] not in ordered}
+    several = processes.count() > 1
+    fitted = {scorer.name: scorer.depends_on_batches and several for scorer in scorers if scorer.needs_fit}
+    alone = {key: one for key, one in accumulators.items() if fitted.get(key[0]) is True}
+    dealt = {key: one for key, one in accumulators.items() if fitted.get(key[0]) is False}
     if alone:
         _run_pass(job, plan, alone, folder, "ordered")
     if dealt:
@@ -205,6 +206,8 @@ def _run_pass(job: Pass, plan: BatchPlan, accumulators: Accumulators, folder: Pa
         batches = plan.shown("curvature pass", done)
         for seen, _ in enumerate(curvature_pass(batches, run, accumulators, job.bad), start=done + 1):
             progress.note(seen)
+            if all(accumulator.done for accumulator in accumulators.values()):
+                break
     progress.finish(len(plan.groups))
 
 
