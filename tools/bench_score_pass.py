@@ -1,6 +1,6 @@
 """What scoring costs over a plain forward and backward of the same batches, as ratios measured in one run.
 
-    python tools/bench_score_pass.py [--model tiny|llama|deep] [--samples 256] [--batch_size 32] [--repeats 7]
+    python tools/bench_score_pass.py [--model tiny|llama|deep] [--samples 640] [--batch_tokens 8192] [--repeats 7]
 
 tiny   the tiny VLM on projector + LoRA, samples of the embedded world's pool
 llama  a 4-layer Llama of width 256, LoRA r = 16 on all linear layers, random texts of 48 to 160 tokens
@@ -8,7 +8,7 @@ deep   a 16-layer Llama of width 128, last block; its score pass is held against
 
 score / plain           score pass with 4 scorers x 4 targets over loss.sum().backward() with gradients for the selected
                         parameters and nothing else
-both / plain            curvature pass over every tenth batch and score pass together, solving left out
+both / plain            curvature pass over a tenth of the samples and score pass together, solving left out
 score / forward         the same score pass over a plain forward
 
 Repetitions of all ways are interleaved; a ratio is the median over repetitions of the ratio within one.
@@ -53,6 +53,7 @@ class Setting:
     blocks: Sequence[Block]
     batches: Sequence[Any]
     directions: dict[str, torch.Tensor]
+    tenth: Sequence[Any]  # batches of every tenth sample
 
     @property
     def samples(self) -> int:
@@ -67,28 +68,31 @@ def directions(blocks: Sequence[Block], device: torch.device) -> dict[str, torch
     return {b.name: torch.randn(columns, b.rows, b.cols, generator=generator).to(device) for b in blocks}
 
 
-def tiny_setting(samples: int, batch_size: int, device: str, folder: Path) -> Setting:
+def tiny_setting(samples: int, batch_tokens: int, device: str, folder: Path) -> Setting:
     """The tiny VLM on samples of a world's pool."""
     write_world(folder, WorldSizes(0, samples, 0, 0))
     model = open_model("tiny", device)
     data = open_data(model, folder / "pool.json", folder / "images", 2048).samples
-    groups = length_batches(data.lengths(), batch_size)
-    collate = Collator(pad_id(model))
+    groups = length_batches(data.lengths(), max_tokens=batch_tokens)
+    collate, some = Collator(pad_id(model)), list(range(0, samples, 10))
     batches = [collate([data[i] for i in group]).to(model.device) for group in groups]
+    parts = length_batches([data.lengths()[i] for i in some], max_tokens=batch_tokens)
+    tenth = [collate([data[some[i]] for i in group]).to(model.device) for group in parts]
     blocks = select_blocks(model, "projector+lora")
-    return Setting(model.eval(), blocks, batches, directions(blocks, model.device))
+    return Setting(model.eval(), blocks, batches, directions(blocks, model.device), tenth)
 
 
-def random_batches(samples: int, batch_size: int, device: str) -> list[Batch]:
-    """Texts of 48 to 160 random tokens, the second half of each supervised."""
+def random_batches(samples: int, batch_tokens: int, device: str, step: int = 1) -> list[Batch]:
+    """Every `step`th of texts of 48 to 160 random tokens, the second half of each supervised."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(48, 161, (samples,), generator=generator).tolist()
     items = []
     for uid, length in enumerate(lengths):
         ids = torch.randint(3, 1000, (length,), generator=generator).tolist()
         items.append(Item(uid, ids, [-100] * (length // 2) + ids[length // 2 :]))
+    items, lengths = items[::step], lengths[::step]
     collate = Collator(0)
-    return [collate([items[i] for i in group]).to(device) for group in length_batches(lengths, batch_size)]
+    return [collate([items[i] for i in group]).to(device) for group in length_batches(lengths, max_tokens=batch_tokens)]
 
 
 def llama(layers: int, width: int) -> LlamaForCausalLM:
@@ -106,14 +110,15 @@ def llama(layers: int, width: int) -> LlamaForCausalLM:
     )
 
 
-def text_setting(kind: str, samples: int, batch_size: int, device: str) -> Setting:
+def text_setting(kind: str, samples: int, batch_tokens: int, device: str) -> Setting:
     """A Llama with LoRA, or a deep one of which the last block counts."""
     model: Any = llama(4, 256) if kind == "llama" else llama(16, 128)
     if kind == "llama":
         model = attach_lora(model.requires_grad_(False), LoraSpec(r=16, alpha=32, targets=ALL_LINEAR))
     model = model.to(device).eval()
     blocks = select_blocks(model, "lora" if kind == "llama" else "last-block")
-    return Setting(model, blocks, random_batches(samples, batch_size, device), directions(blocks, torch.device(device)))
+    batches, tenth = random_batches(samples, batch_tokens, device), random_batches(samples, batch_tokens, device, 10)
+    return Setting(model, blocks, batches, directions(blocks, torch.device(device)), tenth)
 
 
 def plain(setting: Setting) -> None:
@@ -153,7 +158,7 @@ def both(setting: Setting) -> None:
         for scorer in SCORERS
         for block in setting.blocks
     }
-    part = setting.batches[5::10]  # batches come by length
+    part = setting.tenth
     with backward(setting.model, OBJECTIVE, setting.blocks, Budget()) as run:
         for _ in curvature_pass(part, run, accumulators, Bad()):
             pass
@@ -190,16 +195,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("tiny", "llama", "deep"), help="all three when left out")
     parser.add_argument("--samples", type=int, default=640)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_tokens", type=int, default=8192, help="padded tokens per batch, as `vlmsel score` has")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     for kind in [given.model] if given.model else ["tiny", "llama", "deep"]:
         with tempfile.TemporaryDirectory() as folder:
             if kind == "tiny":
-                setting = tiny_setting(given.samples, given.batch_size, given.device, Path(folder))
+                setting = tiny_setting(given.samples, given.batch_tokens, given.device, Path(folder))
             else:
-                setting = text_setting(kind, given.samples, given.batch_size, given.device)
+                setting = text_setting(kind, given.samples, given.batch_tokens, given.device)
         found = measure(setting, given.repeats)
         shown = ", ".join(
             f"{name} {value:.3f}" if value < 50 else f"{name} {value:.0f}" for name, value in found.items()

@@ -35,6 +35,11 @@ def spans(samples: int, each: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Concatenate results of pieces, of which there mostly is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
 class Factor(ABC):
     """The gradients g_i [rows, cols] of `samples` samples on one block, on any device."""
 
@@ -124,6 +129,9 @@ class Factor(ABC):
 
     def pieces(self) -> Iterator[Tensor]:
         """Form the gradients a few samples at a time. [some, rows, cols] each"""
+        if self.samples * self.rows * self.cols <= LIMIT:
+            yield self.dense()
+            return
         for span in spans(self.samples, self.rows * self.cols):
             yield self.select(span).dense()
 
@@ -132,10 +140,10 @@ class Factor(ABC):
 
     def _dense_inner(self, targets: Tensor) -> Tensor:
         flat = targets.flatten(1)
-        return torch.cat([flat.new_zeros(len(flat), 0), *(flat @ piece.flatten(1).T for piece in self.pieces())], dim=1)
+        return _joined([flat @ piece.flatten(1).T for piece in self.pieces()], dim=1)
 
     def dense_norm(self) -> Tensor:
-        return torch.cat([self._new(0), *(piece.flatten(1).square().sum(1) for piece in self.pieces())])
+        return _joined([piece.flatten(1).square().sum(1) for piece in self.pieces()], dim=0)
 
     def dense_gram(self, side: Side) -> Tensor:
         size = self.cols if side == "cols" else self.rows
