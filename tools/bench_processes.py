@@ -1,9 +1,9 @@
 """Two processes of one thread each against one process of one thread: how much faster `vlmsel score` gets.
 
-    python tools/bench_processes.py [--samples 768] [--processes 2] [--repeats 3]
+    python tools/bench_processes.py [--samples 2048] [--processes 2] [--repeats 3]
 
 Timed is the work of `score_pool` (targets, damping, curvature on a tenth of the pool, score pass) for the tiny VLM on
-projector + LoRA with TracIn, DataInf, LiSSA (stream) and HyperINF and two targets, from when all processes are ready
+projector + LoRA with TracIn, DataInf, LiSSA and HyperINF and two targets, from when all processes are ready
 until the last is done; loading Python and the model is not. Repetitions are interleaved; the ratio is the median.
 """
 
@@ -44,7 +44,7 @@ def worker(world: Path) -> None:
 
     def plan(data: SampleDataset, positions: list[int] | None = None) -> BatchPlan:
         chosen, lengths = positions or list(range(len(data))), data.lengths()
-        groups = length_batches([lengths[i] for i in chosen], max_tokens=2048)
+        groups = length_batches([lengths[i] for i in chosen], max_tokens=1024)
         return BatchPlan(data, collate, [[chosen[i] for i in group] for group in groups], model.device)
 
     pool, one, two = (
@@ -63,7 +63,7 @@ def worker(world: Path) -> None:
     folder = Path(os.environ["BENCH_OUT"])
     processes.wait()
     start = time.perf_counter()
-    score_pool(job, plan(pool), streams, [TracIn(), DataInf(), LiSSA(batch="stream"), HyperINF()], folder)
+    score_pool(job, plan(pool), streams, [TracIn(), DataInf(), LiSSA(), HyperINF()], folder)
     processes.wait()
     if processes.is_main():
         print(f"seconds {time.perf_counter() - start:.4f}")
@@ -82,7 +82,7 @@ def run(world: Path, count: int) -> float:
 def main() -> None:
     """Print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=768)
+    parser.add_argument("--samples", type=int, default=2048)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()

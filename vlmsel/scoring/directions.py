@@ -121,18 +121,20 @@ def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], fold
 
 def _targets(job: Pass, streams: Streams) -> dict[str, Tensor]:
     """Return the mean gradients of all targets, [targets, rows, cols] per block."""
-    means = []
+    means, dealt = [], 0
     with backward(job.model, job.objective, job.blocks, job.budget) as run:
         for name, plan in streams.targets.items():
             try:
-                means.append(_target(plan, run, job.blocks, f"target {name}"))
+                means.append(_target(plan.dealt(dealt), run, job.blocks, f"target {name}"))
             except ValueError as problem:
                 raise ValueError(f"target {name}: {problem}") from None
+            dealt += len(plan.groups)  # one after the other, for a target may be a single batch
     return {block.name: torch.stack([mean[block.name] for mean in means]) for block in job.blocks}
 
 
 def _target(plan: BatchPlan, run: Backward, blocks: Sequence[Block], title: str) -> dict[str, Tensor]:
-    sums, seen = target_sums(plan.dealt().shown(title), run, blocks)
+    """Return a target's mean gradient from this process's batches of it and the others'."""
+    sums, seen = target_sums(plan.shown(title), run, blocks)
     count = sum(processes.gather(seen))
     if not count:
         raise ValueError("a target set without usable samples has no gradient; give at least one sample")
@@ -229,7 +231,9 @@ def _solve(
     accumulators: dict[tuple[str, str], Any], scorers: Sequence[Scorer], blocks: Sequence[Block], targets: list[str]
 ) -> Directions:
     """Solve every block, each in the process that it is dealt to, and share the solutions; uses the accumulators up."""
-    own = [block.name for number, block in enumerate(blocks) if number % processes.count() == processes.rank()]
+    sizes = sorted(blocks, key=lambda block: -max(block.rows, block.cols))
+    owners = {block.name: number % processes.count() for number, block in enumerate(sizes)}
+    own = [block.name for block in blocks if owners[block.name] == processes.rank()]
     like = {block.name: accumulators[scorers[0].name, block.name].targets for block in blocks}
     for key in [key for key in accumulators if key[1] not in own]:
         del accumulators[key]  # what another process solves
@@ -240,13 +244,12 @@ def _solve(
         solved.update(zip(((scorer.name, name) for name in own), solve_together(mine), strict=True))
         found.update({(scorer.name, name): one.details for name, one in zip(own, mine, strict=True)})
     stacks = {}
-    for number, block in enumerate(blocks):
-        name = block.name
+    for name in like:
         if name in own:
             stacks[name] = torch.cat([solved.pop((scorer.name, name)) for scorer in scorers])
         else:
             stacks[name] = torch.cat([torch.empty_like(like[name])] * len(scorers))
-        processes.share([stacks[name]], number % processes.count())
+        processes.share([stacks[name]], owners[name])
     everyone = {key: each for one in processes.gather(found) for key, each in one.items()}
     details = {s.name: {block.name: everyone[s.name, block.name] for block in blocks} for s in scorers}
     normalised = normalised_columns(scorers, len(targets))
