@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel import processes, runs
-from vlmsel.commands.inputs import open_engine
+from vlmsel.commands.inputs import open_engine, open_together
 from vlmsel.commands.result_table import as_markdown, as_text
 from vlmsel.evaluation.engine import Engine
 from vlmsel.evaluation.protocols import PopeMode, Protocol, find_protocol
@@ -93,7 +93,7 @@ def evaluate(
         entries = _entries(task, tasks, questions=questions, images=images, annotations=annotations, ocr=ocr)
         sources = _sources(model, models, predictions, entries)
         _check_entries(entries, task is not None, pope_mode, needs_images=not predictions)
-        folder = _open(out, config)
+        folder = open_together(out, config)
         mode = pope_mode or way.pope
         loaded = []
         for name, files in entries.items():
@@ -172,14 +172,6 @@ def _sources(
     for name in models or {}:
         _require_folder_name(name)
     return {"model": model} if model is not None else dict(models or {})
-
-
-def _open(out: str, config: str) -> Path:
-    """Open the run folder in the first process; the others follow."""
-    if processes.is_main():
-        runs.open_run(out, config)
-    processes.wait()
-    return Path(out)
 
 
 def _load(

@@ -15,8 +15,6 @@ from tqdm import tqdm
 
 from vlmsel import processes
 
-Group = Callable[[Sequence[int]], list[list[int]]]  # lengths -> groups of positions in that sequence
-
 
 @dataclass(frozen=True)
 class BatchPlan:
