@@ -31,7 +31,7 @@ Scores = Callable[[], Tensor]  # what is timed; [targets, n], higher = more help
 
 @dataclass(frozen=True)
 class Job:
-    """What every library is given. Samples stand longest first, so that consecutive ones have like lengths."""
+    """What every library is given; samples stand longest first (consecutive ones have like lengths) or as they come."""
 
     model: nn.Module  # a Llama with LoRA, everything else frozen
     pool: Sequence[Item]
