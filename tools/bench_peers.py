@@ -31,16 +31,17 @@ repetitions of TracIn on 256 samples, three of the rest on 128:
 vlmsel made 137 samples a second for TracIn (95 with all linear layers) and 69 for DataInf, which reads the pool twice.
 
 The same TracIn on q_proj and v_proj with --order drawn, where the pool comes in no order and every library batches it
-as it does by itself (three repetitions of 256 samples), and once more sorted: kronfluence 1.44 and 0.96, dattri-llm 1.57
-and 0.99, bergson 1.16 and 1.09, captum 1.60 and 1.11, pyDVL 1.54, dattri 2.00, a backward per sample 1.79.
+as it does by itself (three repetitions of 256 samples), and once more sorted: kronfluence 1.44 and 0.96, dattri-llm
+1.57 and 0.99, bergson 1.16 and 1.09, captum 1.60 and 1.11, pyDVL 1.54, dattri 2.00, a backward per sample 1.79.
 
 How to read it. All compute the same numbers. Plain TracIn by hooks on layers costs what its backwards cost, whoever
-does it: kronfluence is as fast as vlmsel, and captum, dattri-llm and bergson are within 13 % (bergson runs the output
-head on every token, vlmsel on the supervised ones). What vlmsel gains on a pool as it comes is padding: every pass puts
-samples of like length together, which of the others only bergson does. Mapping over samples (pyDVL, dattri) takes 11 to 68 % longer, a
-backward per sample 49 to 67 %. Only dattri and pyDVL have DataInf. dattri takes a third longer and keeps every gradient
-in memory; pyDVL runs the model once per block. kronfluence collects garbage four times per call, which takes long in a
-process that has imported much and is kept cheap here. Nothing follows for GPUs, large models or several processes.
+does it: on sorted samples kronfluence is as fast as vlmsel, and captum, dattri-llm and bergson are within 13 % (bergson
+runs the output head on every token, vlmsel on the supervised ones). What vlmsel gains on a pool as it comes is padding:
+every pass puts samples of like length together, which of the others only bergson does. Mapping over samples (pyDVL,
+dattri) takes 11 to 68 % longer, a backward per sample 49 to 67 %. Only dattri and pyDVL have DataInf. dattri takes a
+third longer and keeps every gradient in memory; pyDVL runs the model once per block. kronfluence collects garbage four
+times per call, which takes long in a process that has imported much and is kept cheap here. Nothing follows for GPUs,
+large models or several processes.
 """
 
 from __future__ import annotations
