@@ -7,7 +7,6 @@ go through torch.distributed (gloo on CPUs, nccl on GPUs). Alone, a process does
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,15 +78,13 @@ def gather(value: Any) -> list[Any]:
     return found
 
 
-def share(tensors: Sequence[Tensor], owner: int) -> None:
-    """Give every process the tensors of the process `owner`, in place."""
+def share(tensor: Tensor, owner: int) -> None:
+    """Give every process the tensor of the process `owner`, in place."""
     if count() == 1:
         return
     import torch.distributed as dist
 
-    state = _join()
-    for tensor in tensors:
-        here = tensor.to(state.device)
-        dist.broadcast(here, src=owner)
-        if here is not tensor:
-            tensor.copy_(here)
+    here = tensor.to(_join().device)
+    dist.broadcast(here, src=owner)
+    if here is not tensor:
+        tensor.copy_(here)

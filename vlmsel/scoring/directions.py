@@ -249,7 +249,7 @@ def _solve(
             stacks[name] = torch.cat([solved.pop((scorer.name, name)) for scorer in scorers])
         else:
             stacks[name] = torch.cat([torch.empty_like(like[name])] * len(scorers))
-        processes.share([stacks[name]], owners[name])
+        processes.share(stacks[name], owners[name])
     everyone = {key: each for one in processes.gather(found) for key, each in one.items()}
     details = {s.name: {block.name: everyone[s.name, block.name] for block in blocks} for s in scorers}
     normalised = normalised_columns(scorers, len(targets))
