@@ -84,6 +84,29 @@ def broken(item: Item, how: str) -> Item:
     return replace(item, pixels=tuple(torch.full_like(pixel, float("inf")) for pixel in item.pixels), images=("inf",))
 
 
+class _Overflow(torch.autograd.Function):
+    """The identity, whose backward is infinite at the sample `row`."""
+
+    @staticmethod
+    def forward(ctx, losses, rows):
+        ctx.save_for_backward(rows)
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, delta):
+        (rows,) = ctx.saved_tensors
+        return torch.where(rows, torch.full_like(delta, float("inf")), delta), None
+
+
+def exploding(uid: int) -> Objective:
+    """An objective whose gradient is infinite at one sample."""
+
+    def losses(model, batch):
+        return _Overflow.apply(OBJECTIVE.losses(model, batch), batch.uids == uid)
+
+    return OBJECTIVE._replace(losses=losses)
+
+
 def loop(model: VLM, items: Sequence[Item], blocks: Sequence[Block]) -> dict[str, Tensor]:
     """Each item's gradients, from batches of one."""
     return loop_gradients(model, [COLLATE([item]) for item in items], sample_losses, blocks)

@@ -8,6 +8,7 @@ from tiny_pool import (
     OBJECTIVE,
     POOL,
     broken,
+    exploding,
     job,
     loop,
     loop_means,
@@ -21,8 +22,9 @@ from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
 from vlmsel.scoring.directions import _mean_squares, find_directions
 from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import backward, scoring, target_sums
+from vlmsel.scoring.passes import backward, scoring
 from vlmsel.scoring.run import score_pool
+from vlmsel.scoring.targets import Targets, target_means
 
 SCORERS = [
     TracIn(),
@@ -69,8 +71,8 @@ def scored(model, items, out, spec="projector+lora", batch_size=3, fit=None, sco
 def mean_gradients(model, items, objective=OBJECTIVE, spec="projector+lora"):
     blocks = select_blocks(model, spec)
     with backward(model, objective, blocks, Budget()) as run:
-        sums, count = target_sums(tiny_plan(items).batches() if items else [], run, blocks)
-    return {name: total / count for name, total in sums.items()}
+        means = target_means(Targets.of({"target": tiny_plan(items)}), run, blocks)
+    return {name: mean[0] for name, mean in means.items()}
 
 
 def score_batch(model, items, stacks):
@@ -157,27 +159,6 @@ def test_a_sample_that_is_not_finite_is_reported_and_moves_no_other(exact_model,
     assert all(torch.isnan(column).nonzero().tolist() == [[3]] for column in found.values())
     keep = [0, 1, 2, 4, 5, 6, 7]
     assert_near({name: column[keep] for name, column in found.items()}, expected, 1e-8)
-
-
-class Overflow(torch.autograd.Function):
-    """The identity, whose backward is infinite at the sample `row`."""
-
-    @staticmethod
-    def forward(ctx, losses, rows):
-        ctx.save_for_backward(rows)
-        return losses.clone()
-
-    @staticmethod
-    def backward(ctx, delta):
-        (rows,) = ctx.saved_tensors
-        return torch.where(rows, torch.full_like(delta, float("inf")), delta), None
-
-
-def exploding(uid):
-    def losses(model, batch):
-        return Overflow.apply(OBJECTIVE.losses(model, batch), batch.uids == uid)
-
-    return OBJECTIVE._replace(losses=losses)
 
 
 def test_a_gradient_that_is_not_finite_is_reported(exact_model, tmp_path):

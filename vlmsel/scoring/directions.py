@@ -29,17 +29,16 @@ from vlmsel.scorers.planner import Prefer, plan_curvature
 from vlmsel.scorers.together import solve_together
 from vlmsel.scoring.fitting import Budget
 from vlmsel.scoring.passes import (
-    Backward,
     Bad,
     Objective,
     backward,
     curvature_pass,
     gradient_scorers,
     square_sums,
-    target_sums,
 )
 from vlmsel.scoring.progress import Accumulators, Progress
 from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.targets import Targets, target_means
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,12 @@ def _texts(values: dict[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Streams:
-    """What the passes read: batches of the fit samples, of the samples that damping is measured on, and of each
-    target."""
+    """What the passes read: batches of the fit samples, of the samples that damping is measured on, and of the
+    targets: one plan per name, or one of all together."""
 
     fit: BatchPlan
     scale: BatchPlan
-    targets: Mapping[str, BatchPlan]
+    targets: Targets | Mapping[str, BatchPlan]
 
 
 @dataclass(frozen=True)
@@ -121,31 +120,8 @@ def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], fold
 
 def _targets(job: Pass, streams: Streams) -> dict[str, Tensor]:
     """Return the mean gradients of all targets, [targets, rows, cols] per block."""
-    means, dealt = [], 0
     with backward(job.model, job.objective, job.blocks, job.budget) as run:
-        for name, plan in streams.targets.items():
-            try:
-                means.append(_target(plan.dealt(dealt), run, job.blocks, f"target {name}"))
-            except ValueError as problem:
-                raise ValueError(f"target {name}: {problem}") from None
-            dealt += len(plan.groups)  # one after the other, for a target may be a single batch
-    return {block.name: torch.stack([mean[block.name] for mean in means]) for block in job.blocks}
-
-
-def _target(plan: BatchPlan, run: Backward, blocks: Sequence[Block], title: str) -> dict[str, Tensor]:
-    """Return a target's mean gradient from this process's batches of it and the others'."""
-    sums, seen = target_sums(plan.shown(title), run, blocks)
-    count = sum(processes.gather(seen))
-    if not count:
-        raise ValueError("a target set without usable samples has no gradient; give at least one sample")
-    if processes.count() > 1:
-        kinds = processes.gather({str(total.dtype) for total in sums.values()})
-        dtype = torch.float64 if "torch.float64" in set().union(*kinds) else torch.float32
-        device = next(run.model.parameters()).device
-        sums = {b.name: sums.get(b.name, torch.zeros(b.rows, b.cols, dtype=dtype, device=device)) for b in blocks}
-        for total in sums.values():
-            processes.add_up(total)
-    return {name: total / count for name, total in sums.items()}
+        return target_means(Targets.of(streams.targets), run, job.blocks)
 
 
 def _mean_squares(job: Pass, plan: BatchPlan) -> dict[str, float]:

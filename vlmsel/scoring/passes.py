@@ -1,6 +1,6 @@
 """Two streamed passes over a pool serve every scorer and every target.
 
-1. `target_sums`: one plain batched backward per target gives v_t, the mean gradient of its samples.
+1. `targets.target_means`: one plain batched backward over all targets gives v_t, the mean gradient of each's samples.
 2. `curvature_pass`: one pass over the fit samples feeds the accumulators of all scorers from the same factors; solving
    them gives the preconditioned targets h = P v_t.
 3. `Scoring`: I(i, t) = -sum over blocks of <h_t, g_i>, for all scorers and targets from one backward, in which every
@@ -126,27 +126,6 @@ def clean(found: Gradients, bad: Bad) -> Factors:
         return found.factors
     bad.add_codes(found.uids.cpu(), codes)
     return {name: factor.select(keep.to(found.losses.device)) for name, factor in found.factors.items()}
-
-
-def target_sums(batches: Iterable[Any], run: Backward, blocks: Sequence[Block]) -> tuple[dict[str, Tensor], int]:
-    """Return the summed gradients over samples, `[rows, cols]` per block in float32 or better, and their number.
-
-    Raises:
-        ValueError: a sample has no finite gradient: a target must be clean, for it enters every score.
-    """
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for found in (found for batch in batches for found in run(batch)):
-        if bool((codes := found.codes()).any()):
-            row = int(codes.nonzero()[0, 0])
-            reason = REASONS[int(codes[row])]
-            raise ValueError(f"sample {int(found.uids[row])}: {reason}; remove it from the target file")
-        ones = torch.ones(1, len(found.losses), device=found.losses.device)
-        for name, factor in found.factors.items():
-            total = factor.weighted_sum(ones)[0]
-            sums[name] = sums[name] + total if name in sums else total
-        count += len(found.losses)
-    return sums, count
 
 
 def square_sums(

@@ -39,9 +39,9 @@ class BatchPlan:
         """Samples per batch."""
         return [len(group) for group in self.groups]
 
-    def dealt(self, first: int = 0) -> BatchPlan:
-        """Return the batches that are this process's among several: every so manieth, the first to process `first`."""
-        return replace(self, groups=self.groups[(processes.rank() - first) % processes.count() :: processes.count()])
+    def dealt(self) -> BatchPlan:
+        """Return the batches that are this process's among several: every so manieth."""
+        return replace(self, groups=self.groups[processes.rank() :: processes.count()])
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
         """Give the batches from `start` to before `stop`."""
