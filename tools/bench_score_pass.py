@@ -63,9 +63,9 @@ class Setting:
 
 def directions(blocks: Sequence[Block], device: torch.device) -> dict[str, torch.Tensor]:
     """Draw preconditioned targets for all scorers and targets."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     columns = len(SCORERS) * TARGETS
-    return {b.name: torch.randn(columns, b.rows, b.cols, generator=generator).to(device) for b in blocks}
+    return {b.name: torch.randn(columns, b.rows, b.cols, generator=generator, device=device) for b in blocks}
 
 
 def tiny_setting(samples: int, batch_tokens: int, device: str, folder: Path) -> Setting:
