@@ -22,8 +22,8 @@ def memory(device, host, disk, cpu=False):
     return Memory(int(device * GB), int(host * GB), int(disk * GB), cpu)
 
 
-def plan(machine, scorers=HYPERINF, blocks=LLAMA, samples=1000, prefer="auto"):
-    return plan_curvature(scorers, blocks, 1, samples, machine, prefer)
+def plan(machine, scorers=HYPERINF, blocks=LLAMA, samples=1000, prefer="auto", targets=1):
+    return plan_curvature(scorers, blocks, targets, samples, machine, prefer)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,19 @@ def test_scorers_that_hold_no_more_than_the_targets_stay_on_the_device():
     assert found.describe().startswith("curvature: no matrices, 6")
     with pytest.raises(ValueError, match="TracIn nothing, DataInf 134 MB .* would fit: fewer blocks"):
         plan(memory(0.3, 40, 100), [TracIn(), DataInf()])
+
+
+def test_fewer_targets_are_suggested_where_a_hundred_have_no_room():
+    machine, scorers = memory(20, 20, 1, cpu=True), [TracIn(), DataInf(), HyperINF(side="short")]
+    with pytest.raises(ValueError, match=r"DataInf 13 GB .* (\d+) or fewer targets at a time") as refused:
+        plan(machine, scorers, targets=100)
+    most = int(str(refused.value).partition(" or fewer targets")[0].split()[-1])
+    assert plan(machine, scorers, targets=most).place == "device"
+    with pytest.raises(ValueError):
+        plan(machine, scorers, targets=most + 1)
+    with pytest.raises(ValueError) as one:
+        plan(memory(0.3, 40, 100), [TracIn(), DataInf()])
+    assert "fewer targets" not in str(one.value)
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,11 @@ def _fewer_blocks(task: _Task, memory: Memory, prefer: Prefer) -> str:
     return f"fewer blocks, such as the {most} smallest of {len(names)}" if 0 < most < len(names) else ""
 
 
+def _fewer_targets(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    most = _most(task.targets, lambda n: _choose(replace(task, targets=n), memory, prefer) is not None)
+    return f"{most} or fewer targets at a time" if 0 < most < task.targets else ""
+
+
 def _fewer_scorers(task: _Task, memory: Memory, prefer: Prefer) -> str:
     light = replace(task, scorers=tuple(scorer for scorer in task.scorers if not scorer.follows_place))
     if not _choose(light, memory, prefer):
@@ -262,4 +267,4 @@ def _most(top: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-MENDS = (_elsewhere, _smaller, _fewer_samples, _fewer_blocks, _fewer_scorers)
+MENDS = (_elsewhere, _smaller, _fewer_samples, _fewer_blocks, _fewer_targets, _fewer_scorers)
