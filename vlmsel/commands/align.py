@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vlmsel.commands.phase import run_phase
+from vlmsel.commands.inputs import open_model
+from vlmsel.commands.phase import run_phase, start_phase
 from vlmsel.training.phases import PRESETS, PhaseSettings
 
 __all__ = ["PRESETS", "align"]
@@ -35,4 +36,8 @@ def align(
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
-    run_phase(model, data, images, out, settings, device, group_by_modality_length, max_length, config)
+    start_phase(out, config)
+    vlm = open_model(model, device)
+    if vlm.vision is None:
+        raise ValueError(f"{model} reads text only and has no projector to align; go on with vlmsel tune or score")
+    run_phase(vlm, data, images, out, settings, group_by_modality_length, max_length)

@@ -37,7 +37,7 @@ def feature_spec(model: VLM, dtype: str | None = None) -> FeatureSpec:
     Raises:
         ValueError: there is no such dtype, or the tower is float16, which has no fingerprint.
     """
-    tower, config = model.vision, model.vlm_config
+    tower, config = model.tower, model.vlm_config
     computed = str(next(tower.parameters()).dtype).removeprefix("torch.")
     if not (found := fingerprint(tower)):
         raise ValueError(f"features of a {computed} tower cannot be kept: it has no fingerprint; load it as bfloat16")
@@ -171,7 +171,7 @@ class _Build:
         if not fresh:
             return {}
         pictures, pixels = zip(*fresh.values(), strict=True)
-        exact = self.model.vision(torch.stack(pixels).to(self.model.device))
+        exact = self.model.tower(torch.stack(pixels).to(self.model.device))
         stored = exact.to(DTYPES[self.spec.dtype]).cpu()
         lost = (exact.isfinite().cpu() & ~stored.isfinite()).flatten(1).any(dim=1).tolist()
         if any(lost):

@@ -13,13 +13,17 @@ import torch
 from vlmsel import processes, runs
 from vlmsel.commands.features import open_features
 from vlmsel.data.dataset import SampleDataset
+from vlmsel.data.encode import LossOn
 from vlmsel.data.llava_json import Problem, read_samples
+from vlmsel.data.templates import find_template
 from vlmsel.evaluation.engine import Engine
 from vlmsel.evaluation.engine_hf import ClassifierEngine, ImageTextEngine, LanguageEngine
 from vlmsel.evaluation.engine_vlm import VLMEngine
 from vlmsel.models import checkpoint, huggingface
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.presets import PRESETS, preset
+from vlmsel.models.text import could_be_on_hub, open_text
+from vlmsel.models.vision import VisionTower
 from vlmsel.models.vlm import VLM, build
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,21 +58,38 @@ def without(config: str, setting: str) -> str:
     return "".join(line for line in config.splitlines(keepends=True) if not line.startswith(f"{setting}:"))
 
 
-def open_model(source: str, device: str = "auto", dtype: str = "float32") -> VLM:
+def open_model(source: str, device: str = "auto", dtype: str = "float32", template: str | None = None) -> VLM:
     """Build the preset `source`, or load the model that lies in the folder or run folder `source`.
+
+    A Hugging Face causal language model, or PEFT's adapters of one, becomes a model that reads text only, with
+    `template`.
 
     Raises:
         FileNotFoundError: neither a preset nor a folder with a model.
+        ValueError: the model has another template, or is of a kind that cannot be trained or scored.
     """
-    kind, place, folder = _dtype(dtype), pick_device(device), Path(source)
-    for candidate in (folder, folder / "model"):
-        if (candidate / checkpoint.CONFIG).is_file():
-            return checkpoint.load(candidate, kind, place)
-    if source in PRESETS:
-        return build(preset(source), kind, place)
+    kind, place = _dtype(dtype), pick_device(device)
+    model = _own_model(source, kind, place)
+    if model is not None:
+        if template not in (None, model.vlm_config.template):
+            raise ValueError(f"{source} has the template {model.vlm_config.template}; leave --template out")
+        return model
+    if template is not None:
+        find_template(template)
+    if huggingface.is_hugging_face(source) or could_be_on_hub(source):
+        return open_text(source, template, kind, place)
     raise FileNotFoundError(
-        f"{source}: no model; give a preset ({', '.join(PRESETS)}), or a folder that align or tune wrote"
+        f"{source}: no model; give a preset ({', '.join(PRESETS)}), or a folder that align or tune wrote or that holds "
+        "a causal language model"
     )
+
+
+def _own_model(source: str, dtype: torch.dtype, device: torch.device) -> VLM | None:
+    """Load a model that we have written, or build a preset; None where `source` is neither."""
+    for candidate in (Path(source), Path(source) / "model"):
+        if (candidate / checkpoint.CONFIG).is_file():
+            return checkpoint.load(candidate, dtype, device)
+    return build(preset(source), dtype, device) if source in PRESETS else None
 
 
 def open_engine(source: str, device: str = "auto", dtype: str = "float32", template: str | None = None) -> Engine:
@@ -86,11 +107,9 @@ def open_engine(source: str, device: str = "auto", dtype: str = "float32", templ
     """
     if huggingface.is_hugging_face(source):
         return _hugging_face(source, pick_device(device), _dtype(dtype), template)
-    model = open_model(source, device, dtype)
-    if template not in (None, model.vlm_config.template):
-        raise ValueError(f"{source} was trained with the template {model.vlm_config.template}; leave --template out")
+    model = open_model(source, device, dtype, template)
     model.require_ready(source)
-    return VLMEngine(model)
+    return LanguageEngine(model.language_model, model.tokenizer) if model.vision is None else VLMEngine(model)
 
 
 def _hugging_face(folder: str, device: torch.device, dtype: torch.dtype, template: str | None) -> Engine:
@@ -140,22 +159,27 @@ class Data:
 def open_data(
     model: VLM,
     path: str | Path,
-    images: str | Path,
+    images: str | Path | None,
     max_length: int,
     features: str | Path | None = None,
     feature_dtype: str | None = None,
+    loss_on: LossOn = "answers",
 ) -> Data:
     """Read a LLaVA file for a model and check every sample of it.
 
     With a folder of `features`, those that it lacks are computed first, and samples hold features instead of pictures.
+    Samples with images are of no use to a model that reads text only.
 
     Raises:
-        FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, or no sample can.
+        FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, no folder is named and
+            there are images, or no sample can be used.
     """
     pool, sha256 = read_samples(path), runs.file_hash(path)
     tower, config = model.vision, model.vlm_config
     reader = None
-    if features:
+    if features and tower is None:
+        raise ValueError("this model reads text only and has no features of images; leave --features out")
+    if features and images is not None:
         names = (image for sample in pool.samples for image in sample.images)
         reader = open_features(model, images, names, features, feature_dtype)
     data = SampleDataset(
@@ -163,18 +187,22 @@ def open_data(
         images,
         model.tokenizer,
         config.template,
-        size=tower.image_size,
         mode=config.image_mode,
-        mean=tower.image_mean,
-        image_tokens=tower.patches,
         max_length=max_length,
         features=reader,
+        loss_on=loss_on,
+        **({"size": None, "image_tokens": 1} if tower is None else _seen_by(tower)),
     )
     problems = [*pool.problems, *data.check()]
     if not data.usable():
         first = f"; the first, sample {problems[0].uid}: {problems[0].reason}" if problems else ": the list is empty"
         raise ValueError(f"{path}: no usable sample{first}")
     return Data(Path(path), sha256, data, problems, len(pool.records))
+
+
+def _seen_by(tower: VisionTower) -> dict[str, Any]:
+    """Say how a tower takes pictures."""
+    return {"size": tower.image_size, "mean": tower.image_mean, "image_tokens": tower.patches}
 
 
 def digest(model: VLM) -> str:

@@ -9,28 +9,36 @@ import torch
 from torch.utils.data import Subset
 
 from vlmsel import runs
-from vlmsel.commands.inputs import digest, open_data, open_model, pad_id
+from vlmsel.commands.inputs import digest, open_data, pad_id
 from vlmsel.data.batching import Collator, modality_length_order
+from vlmsel.data.encode import LossOn
+from vlmsel.models.vlm import VLM
 from vlmsel.training.loop import Order
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.trainer import train_phase
 
 
-def run_phase(
-    model: str, data: str, images: str, out: str, settings: PhaseSettings, device: str, group: bool, max_length: int,
-    config: str,
-) -> None:  # fmt: skip
-    """Train `model` on the usable samples of `data` and leave the result in `out/model`."""
-    main = os.environ.get("RANK", "0") == "0"
-    if main:
+def start_phase(out: str, config: str) -> None:
+    """Open the run folder, in the first process."""
+    if _is_main():
         runs.open_run(out, config)
-    vlm = open_model(model, device)
-    found = open_data(vlm, data, images, max_length)
-    if main:
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_phase(
+    vlm: VLM, data: str, images: str | None, out: str, settings: PhaseSettings, group: bool, max_length: int,
+    loss_on: LossOn = "answers",
+) -> None:  # fmt: skip
+    """Train a model on the usable samples of `data` and leave the result in `out/model`."""
+    found = open_data(vlm, data, images, max_length, loss_on=loss_on)
+    if _is_main():
         found.report(Path(out) / "skipped.json")
     samples, usable = found.samples, found.samples.usable()
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
-    inputs = {"the data": found.sha256, "the model": digest(vlm)}
+    inputs = {"the data": found.sha256, "the model": digest(vlm), "what the loss is taken on": loss_on}
     chosen, collator = Subset(samples, usable), Collator(pad_id(vlm))
     result = train_phase(vlm, chosen, collator, settings, out, order=order, inputs=inputs)
     tail = result.losses[-max(1, len(result.losses) // 10) :]

@@ -15,8 +15,10 @@ from vlmsel.commands.score_checkpoints import open_checkpoints, score_checkpoint
 from vlmsel.commands.score_store import check_options, score_from_store, store_gradients
 from vlmsel.data.batching import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
+from vlmsel.data.encode import LossOn
 from vlmsel.data.llava_json import Problem
 from vlmsel.gradients import select_blocks
+from vlmsel.models.lora import lora_parameters
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer
@@ -39,7 +41,7 @@ def score(
     images: str | None = None,
     targets: dict[str, str] | None = None,
     scorers: tuple[str, ...] = ("HyperINF", "DataInf", "LiSSA", "TracIn"),
-    blocks: str = "projector+lora",
+    blocks: str | None = None,
     batch_tokens: int = 8192,
     batch_size: int | None = None,
     fit_samples: int | None = None,
@@ -48,6 +50,8 @@ def score(
     features: str | None = None,
     curvature_on: Prefer = "auto",
     max_length: int = 2048,
+    loss_on: LossOn = "answers",
+    template: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
     device: str = "auto",
@@ -70,12 +74,14 @@ def score(
 
     Args:
         out: the run folder.
-        model: the folder of an aligned model, or a preset.
+        model: the folder of a model (aligned, or a text model's: ours, or a Hugging Face causal language model), or a
+            preset.
         pool: the samples to score, a JSON file in LLaVA format.
-        images: the folder that image paths are relative to.
+        images: the folder that image paths are relative to; not needed when no sample has an image.
         targets: one file in LLaVA format per target task, such as `--targets.vqav2 FILE`.
         scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
-        blocks: whose gradients count: projector+lora, lora, projector, last-block, or a regular expression on names.
+        blocks: whose gradients count: projector+lora, lora, projector, last-block, or a regular expression on names;
+            when left out projector+lora, and for text models lora, or last-block where there are no adapters.
         batch_tokens: most tokens per forward and backward pass, patches and padding included; halved where memory runs
             out.
         batch_size: most samples per pass; as many as the tokens allow when left out.
@@ -87,6 +93,8 @@ def score(
             tower.
         curvature_on: where curvature is gathered: device, host (memory), disk, or auto, the first that has room.
         max_length: longest sequence in tokens, patches included; what is longer is cut.
+        loss_on: what a sample's loss is taken on: its answers, or all of its text.
+        template: the conversation template for a Hugging Face language model; text when left out.
         seed: draws the fit samples.
         dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better.
         device: auto, cpu, cuda or cuda:<number>.
@@ -113,7 +121,7 @@ def score(
         parts = fit_samples, scale_samples, seed
         score_from_store(from_store, load_scorers(scorers), targets_of, leave_out, parts, device, out, config)
         return
-    assert model is not None and pool is not None and images is not None and targets is not None
+    assert model is not None and pool is not None and targets is not None
     share = Share.read(shard)
     folder = open_together(out, without(config, "shard"), f".{share.index}of{share.of}" if share.of > 1 else "")
     loaded = load_scorers(scorers)
@@ -121,15 +129,16 @@ def score(
     _check_counts(
         batch_tokens=batch_tokens, batch_size=batch_size, fit_samples=fit_samples, scale_samples=scale_samples
     )
-    vlm = open_model(model, device, dtype)
+    vlm = open_model(model, device, dtype, template)
     if not allow_untrained:
         vlm.require_ready(model, ", or pass --allow_untrained true")
+    blocks = blocks or default_blocks(vlm)
     chosen = select_blocks(vlm, blocks)
     states = open_checkpoints(vlm, checkpoints, checkpoint_lrs, loaded, allow_untrained)
     plans = _Plans(vlm, batch_tokens, batch_size, workers)
-    found = open_data(vlm, pool, images, max_length, features)
+    found = open_data(vlm, pool, images, max_length, features, loss_on=loss_on)
     found.report(folder / "skipped.json")
-    goals = _open_targets(vlm, targets, target_images or images, max_length, folder, features)
+    goals = _open_targets(vlm, targets, target_images or images, max_length, folder, features, loss_on)
     inputs = _inputs(vlm, {"the pool": found, **{f"target {name}": goal for name, goal in goals.items()}})
     _require_same(folder, inputs | states.inputs())
     fit = seeded_part(found.samples.usable(), fit_samples, seed)
@@ -137,7 +146,7 @@ def score(
     streams = _streams(plans, found.samples, samples, fit, seeded_part(fit, scale_samples, seed + 1))
     job = Pass(vlm, OBJECTIVE, chosen, Bad(), Budget(), curvature_on)
     if store is not None:
-        about = {"blocks": blocks, "max_length": max_length, "model_dtype": dtype}
+        about = {"blocks": blocks, "max_length": max_length, "model_dtype": dtype, "loss_on": loss_on}
         whole = plans.of(found.samples)
         store_gradients(store, store_dtype, store_projection, job, whole, streams, found, goals, share, about)
     scored = score_pool(job, plans.of(found.samples), streams, loaded, folder, share)
@@ -151,9 +160,16 @@ def score(
         found.report(folder / "skipped.json", [Problem(uid, reason) for uid, reason in job.bad.reasons.items()])
     path = folder / "scores.parquet"
     about = {"pool": pool, "pool_sha256": found.sha256, "config": config, "environment": runs.environment()}
-    write_table(path, _columns(found, scored), {**about, "details": scored.details})
+    write_table(path, _columns(found, scored), {**about, "blocks": blocks, "details": scored.details})
     count = len(scored.uids) - len(job.bad.reasons)
     print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
+
+
+def default_blocks(model: VLM) -> str:
+    """Return the blocks that are scored on when none are named."""
+    if model.vision is not None:
+        return "projector+lora"
+    return "lora" if lora_parameters(model) else "last-block"
 
 
 def load_scorers(names: Sequence[str]) -> list[Scorer]:
@@ -244,13 +260,19 @@ def _check_targets(files: Mapping[str, str]) -> None:
 
 
 def _open_targets(
-    model: VLM, files: Mapping[str, str], images: str, max_length: int, folder: Path, features: str | None
+    model: VLM,
+    files: Mapping[str, str],
+    images: str | None,
+    max_length: int,
+    folder: Path,
+    features: str | None,
+    loss_on: LossOn,
 ) -> dict[str, Data]:
     """Read the target sets; samples that cannot be used are reported and left out."""
     opened = {}
     for name, file in files.items():
         try:
-            found = open_data(model, file, images, max_length, features)
+            found = open_data(model, file, images, max_length, features, loss_on=loss_on)
         except (ValueError, OSError) as problem:
             raise ValueError(f"target {name}: {problem}") from None
         found.report(folder / f"skipped_{name}.json")

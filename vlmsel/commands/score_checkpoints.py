@@ -88,7 +88,7 @@ def _folder(name: str) -> Path:
 def _check_make(model: VLM, name: str, folder: Path, allow_untrained: bool) -> None:
     """Refuse a checkpoint whose trained parts do not belong into the model."""
     config, fingerprints = checkpoint.read_config(folder)
-    if not (allow_untrained or config.projector_trained):
+    if not (allow_untrained or config.ready):
         raise ValueError(f"checkpoint {name}: its projector was never trained; leave it out or --allow_untrained true")
     own = _make(model.vlm_config)
     differ = [key for key, value in _make(config).items() if value != own[key]]

@@ -25,7 +25,7 @@ from vlmsel.scoring.store_writer import StoreWriter
 from vlmsel.scoring.stream import BatchPlan, seeded_part
 from vlmsel.scoring.table import write_table
 
-NEEDED = ("model", "pool", "images", "targets")
+NEEDED = ("model", "pool", "targets")
 OF_THE_STORE = ("targets_of", "leave_out")  # and scorers, fit_samples, scale_samples, seed and device, as in any run
 OF_WRITING = ("store_dtype", "store_projection")
 BOTH_WAYS = (*OF_THE_STORE, "from_store", "out", "scorers", "fit_samples", "scale_samples", "seed", "device", "config")
@@ -48,8 +48,8 @@ def check_options(command: Callable[..., None], given: Mapping[str, Any]) -> Non
     missing = [f"--{name}" for name in NEEDED if given[name] is None]
     if missing:
         raise ValueError(
-            f"{' and '.join(missing)} missing; score needs --model, --pool, --images and a target such as "
-            "--targets.vqav2 FILE, or --from_store DIR alone"
+            f"{' and '.join(missing)} missing; score needs --model, --pool and a target such as --targets.vqav2 FILE "
+            "(and --images for samples that have some), or --from_store DIR alone"
         )
 
 

@@ -1,8 +1,15 @@
-"""Phase two: tune projector and LoRA, or the whole language model, on instruction data (the selected subset)."""
+"""Phase two: tune projector and LoRA, or the whole language model, on instruction data (the selected subset).
+
+A text model has this phase alone: adapters, fresh ones where `lora` says so, or the whole of it.
+"""
 
 from __future__ import annotations
 
-from vlmsel.commands.phase import run_phase
+from vlmsel.commands.inputs import open_model
+from vlmsel.commands.phase import run_phase, start_phase
+from vlmsel.data.encode import LossOn
+from vlmsel.models.config import LoraSpec
+from vlmsel.models.vlm import VLM
 from vlmsel.training.phases import PRESETS, PhaseSettings
 
 __all__ = ["PRESETS", "tune"]
@@ -11,10 +18,13 @@ __all__ = ["PRESETS", "tune"]
 def tune(
     model: str,
     data: str,
-    images: str,
     out: str,
+    images: str | None = None,
     preset: str = "tiny-tune",
     settings: PhaseSettings = PRESETS["tiny-tune"],
+    lora: LoraSpec | None = None,
+    loss_on: LossOn = "answers",
+    template: str | None = None,
     group_by_modality_length: bool = False,
     max_length: int = 2048,
     device: str = "auto",
@@ -23,16 +33,36 @@ def tune(
     """Tune on instructions and leave the model in `out/model`; the same command goes on where it stopped.
 
     Args:
-        model: the aligned model: the run folder of `vlmsel align`, a model folder, or a preset.
+        model: the aligned model: the run folder of `vlmsel align`, a model folder, or a preset. Or a text model: such a
+            folder, a Hugging Face causal language model (a folder or a name on the hub), or PEFT's adapters of one.
         data: instructions, a JSON file in LLaVA format, such as `vlmsel select` writes.
-        images: the folder that image paths are relative to.
         out: the run folder.
-        preset: the settings that `settings` starts from: tiny-tune for the embedded model, llava15-*, prismatic-* or
-            hyperinf-* as published.
+        images: the folder that image paths are relative to; not needed when no sample has an image.
+        preset: the settings that `settings` starts from: tiny-tune for the embedded model, tiny-llm for small text
+            models, llava15-*, prismatic-* or hyperinf-* as published.
         settings: hyper-parameters of the phase.
+        lora: fresh adapters, drawn with `settings.seed`, for a model that has none, such as
+            `--lora.r 64 --lora.alpha 128 --lora.targets '[q_proj,v_proj]'`.
+        loss_on: what the loss is taken on: the answers, or all text, questions included.
+        template: the conversation template for a Hugging Face language model; text when left out.
         group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
-    run_phase(model, data, images, out, settings, device, group_by_modality_length, max_length, config)
+    start_phase(out, config)
+    if lora is not None and "lora" not in settings.train:
+        raise ValueError(
+            f"settings.train is {settings.train}, so that fresh adapters would not learn; leave --lora out"
+        )
+    vlm = open_model(model, device, template=template)
+    if lora is not None:
+        _attach(vlm, lora, settings.seed, model)
+    run_phase(vlm, data, images, out, settings, group_by_modality_length, max_length, loss_on)
+
+
+def _attach(vlm: VLM, lora: LoraSpec, seed: int, name: str) -> None:
+    if vlm.vlm_config.lora is not None:
+        raise ValueError(f"{name} has LoRA adapters already; leave --lora out to tune these, or give a model without")
+    vlm.attach_lora(lora, seed)
+    vlm.to(vlm.device)

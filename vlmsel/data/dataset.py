@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from vlmsel import processes
 from vlmsel.data.batching import Item
-from vlmsel.data.encode import IGNORED, Encoded, encode, generation_ids
+from vlmsel.data.encode import IGNORED, Encoded, LossOn, encode, generation_ids
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.images import CLIP_MEAN, load_image, require_folder, require_mode, square
 from vlmsel.data.llava_json import Problem
@@ -75,39 +75,44 @@ class SampleDataset(Dataset[Item]):
 
     Args:
         samples: what `read_samples` gave, or a part of it.
-        image_folder: what image paths are relative to; needed when a sample has an image.
+        image_folder: what image paths are relative to; needed when a sample has an image that the model can see.
         tokenizer: a Hugging Face tokenizer.
         template: name of the conversation template.
-        size: side of the square a picture is brought to, in pixels.
+        size: side of the square a picture is brought to, in pixels; None for a model that reads text only, to which a
+            sample with an image is of no use.
         mode: how it gets there, one of `images.MODES`.
         image_tokens: places a picture takes in the sequence.
         max_length: longest sequence, pictures' places included; what is longer is cut.
         mean: the tower's channel means, which pictures are padded with.
         features: gives the features of pictures in their place.
+        loss_on: what is supervised, answers or all text.
 
     Raises:
         FileNotFoundError: samples have images and there is no image folder.
-        ValueError: there is no such template or mode.
+        ValueError: there is no such template or mode, or samples have images and no folder is named.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
-        image_folder: str | Path,
+        image_folder: str | Path | None,
         tokenizer: Any,
         template: str,
         *,
-        size: int,
+        size: int | None,
         mode: str,
         image_tokens: int,
         max_length: int = 2048,
         mean: Sequence[float] = CLIP_MEAN,
         features: FeatureReader | None = None,
+        loss_on: LossOn = "answers",
     ) -> None:
-        if any(sample.images for sample in samples):
-            require_folder(image_folder)
         self.samples = samples
-        self.pictures = Pictures(Path(image_folder), size, require_mode(mode), tuple(mean), features)
+        self.pictures = None
+        if size is not None:
+            folder = _need_folder(image_folder, samples)
+            self.pictures = Pictures(folder, size, require_mode(mode), tuple(mean), features)
+        self.loss_on = loss_on
         self.tokenizer, self.template = tokenizer, find_template(template)
         self.image_tokens, self.max_length = image_tokens, max_length
         self._lengths: list[int] | None = None
@@ -125,7 +130,7 @@ class SampleDataset(Dataset[Item]):
         sample = self.samples[position]
         try:
             encoded = self.encode(sample)
-            pixels = tuple(self.pictures(image) for image in sample.images)
+            pixels = tuple(self.pictures(image) for image in sample.images) if self.pictures else ()
         except (ValueError, OSError) as reason:
             raise ValueError(f"sample {sample.uid}: {reason}") from None
         return Item(sample.uid, encoded.input_ids, encoded.labels, sample.images, pixels)
@@ -139,8 +144,11 @@ class SampleDataset(Dataset[Item]):
         """Encode a sample's turns.
 
         Raises:
-            ValueError: nothing supervised is left, or markers and images differ in number.
+            ValueError: nothing supervised is left, markers and images differ in number, or the model reads text only
+                and there is an image.
         """
+        if sample.images and self.pictures is None:
+            raise ValueError("it has an image and this model reads text only")
         return encode(
             sample.turns,
             len(sample.images),
@@ -148,6 +156,7 @@ class SampleDataset(Dataset[Item]):
             self.template,
             max_length=self.max_length,
             image_tokens=self.image_tokens,
+            loss_on=self.loss_on,
         )
 
     def check(self) -> list[Problem]:
@@ -197,6 +206,8 @@ class SampleDataset(Dataset[Item]):
 
     def _broken_images(self) -> dict[str, str]:
         """Decode every distinct picture, in threads (Pillow works outside Python's lock); return reasons by path."""
+        if self.pictures is None:
+            return {}
         names = list(dict.fromkeys(image for sample in self.samples for image in sample.images))
         own = names[processes.rank() :: processes.count()]
         with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
@@ -204,6 +215,15 @@ class SampleDataset(Dataset[Item]):
             found = list(_shown(reasons, "checking images", "image", len(own)))
         broken = {name: reason for name, reason in zip(own, found, strict=True) if reason}
         return {name: reason for part in processes.gather(broken) for name, reason in part.items()}
+
+
+def _need_folder(folder: str | Path | None, samples: Sequence[Sample]) -> Path:
+    """Return the image folder, which must be there when samples have images."""
+    if count := sum(bool(sample.images) for sample in samples):
+        if folder is None:
+            raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
+        require_folder(folder)
+    return Path(folder or "")
 
 
 @dataclass(frozen=True)

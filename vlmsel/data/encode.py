@@ -3,6 +3,7 @@
 A conversation is built piece by piece: BOS, then for each turn the ids of its own text, then EOS where the template
 closes an answer. Labels copy the ids of answers and of the EOS after them and are -100 everywhere else, so no counting
 of tokens decides what is supervised. Labels are not shifted; causal language models of transformers shift on their own.
+With `loss_on="all"` the text of questions is supervised too, as in continued pretraining; images and BOS never are.
 
 What differs from LLaVA and Prismatic, which tokenise a whole string or every turn on its own:
 
@@ -15,8 +16,8 @@ What differs from LLaVA and Prismatic, which tokenise a whole string or every tu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from vlmsel.data.sample import Turn
 from vlmsel.data.templates import IMAGE, Segment, Template, find_template
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 IMAGE_ID = -200
+LossOn = Literal["answers", "all"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ def encode(
     image_id: int = IMAGE_ID,
     max_length: int | None = None,
     image_tokens: int = 1,
+    loss_on: LossOn = "answers",
 ) -> Encoded:
     """Turn a conversation about `images` images into ids and labels.
 
-    `max_length` counts positions, an image as `image_tokens` of them; what is longer is cut at the end.
+    Labels are those of the answers, or of all text. `max_length` counts positions, an image as `image_tokens` of them;
+    what is longer is cut at the end.
 
     Raises:
         ValueError: unknown template, turns that do not alternate, as many `<image>` markers as images expected, an
@@ -60,6 +64,8 @@ def encode(
     """
     template = _resolve(template)
     segments = template.training_segments(turns, has_images=images > 0)
+    if loss_on == "all":
+        segments = [replace(segment, supervised=True) for segment in segments]
     ids, labels = _lay(segments, turns, images, tokenizer, template, image_id)
     if max_length is not None:
         kept = _fitting(ids, image_id, image_tokens, max_length)
@@ -153,11 +159,12 @@ def _lay(
     """Lay segments out as ids and labels, after a check that every image has its marker."""
     _check_images(turns, images)
     spliced = images > 0 and template.image_position == "text"
+    bos = [tokenizer.bos_token_id] if _begins_with_bos(tokenizer, template) else []
     ids: list[int] = []
     labels: list[int] = []
     after = ""
     for position, segment in enumerate(segments):
-        opening = [tokenizer.bos_token_id] if segment.begins and tokenizer.bos_token_id is not None else []
+        opening = bos.copy() if segment.begins else []
         if position == 0 and template.image_position == "after_bos":
             opening += [image_id] * images
         own = _segment_ids(tokenizer, segment, "" if opening else after, spliced, image_id)
@@ -166,6 +173,12 @@ def _lay(
         labels += [i if segment.supervised and i != image_id else IGNORED for i in own]
         after = "" if segment.ends or (spliced and segment.text.endswith(IMAGE)) else segment.text
     return ids, labels
+
+
+def _begins_with_bos(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
+    """Tell whether a conversation begins with BOS: the tokenizer has one, and the template or it asks for it."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and (template.forces_bos or tokenizer("a")["input_ids"][:1] == [bos])
 
 
 def _segment_ids(

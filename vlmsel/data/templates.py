@@ -8,13 +8,17 @@ What differs from both: one renderer gives the training text and the prompts of 
 the text trained on; the blank that joins an answer to its role tag belongs to the answer, so no prompt ends in a blank;
 an answer without text is the joining blank alone, in every template.
 
+`text` is for language models without eyes: question, blank, answer, EOS, and BOS where the tokenizer itself puts one.
+These are the context and the continuation of lm-evaluation-harness, id by id; blanks at a context's end belong to the
+continuation there too. Every later round is like a conversation of its own.
+
 The end and begin tokens are flags of a segment, not text, because text may hold `</s>` as letters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vlmsel.data.sample import Turn
@@ -48,7 +52,8 @@ class Template:
     """How turns become text: before + question + after, then lead + answer + trail, for every round.
 
     `opening` takes the place of `before` in the first round. `closes`: EOS after every answer. `reopens`: BOS before
-    every later round. `questions=False` leaves nothing of the questions but their image markers.
+    every later round. `forces_bos=False`: BOS only where the tokenizer begins every text with it. `questions=False`
+    leaves nothing of the questions but their image markers.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Template:
     trail: str = ""
     closes: bool = True
     reopens: bool = False
+    forces_bos: bool = True
     questions: bool = True
 
     def training_segments(self, turns: Sequence[Turn], has_images: bool = True) -> list[Segment]:
@@ -71,7 +77,7 @@ class Template:
         self._check_roles(turns)
         if len(turns) < 2:
             raise ValueError("a conversation to train on needs an answer, got a question alone")
-        return [self._segment(position, turn, has_images) for position, turn in enumerate(turns)]
+        return _move_blanks([self._segment(position, turn, has_images) for position, turn in enumerate(turns)])
 
     def prompt_segments(self, turns: Sequence[Turn], has_images: bool = True) -> list[Segment]:
         """Render turns that end in a question, up to where the answer starts.
@@ -82,7 +88,7 @@ class Template:
         self._check_roles(turns)
         if turns[-1].role != "human":
             raise ValueError("a prompt must end in a human turn, got one that ends in an answer; leave that out")
-        return [self._segment(position, turn, has_images) for position, turn in enumerate(turns)]
+        return _move_blanks([self._segment(position, turn, has_images) for position, turn in enumerate(turns)])
 
     def generation_prompt(self, turns: Sequence[Turn], has_images: bool = True) -> str:
         """Give the prompt as one string, BOS left out; it never ends in a blank."""
@@ -110,6 +116,16 @@ class Template:
             return (text.replace(IMAGE, "") if has_images else text).strip()
         images = text.count(IMAGE) if has_images else 0
         return (f"{IMAGE}\n" * images + text.replace(IMAGE, "").strip()).strip() if images else text
+
+
+def _move_blanks(segments: Sequence[Segment]) -> list[Segment]:
+    """Move what is blank at a question's end to the front of the answer, where there is one."""
+    moved, blanks = [], ""
+    for segment in segments:
+        text = segment.text if segment.supervised else segment.text.rstrip()
+        moved.append(replace(segment, text=blanks + text))
+        blanks = segment.text[len(text) :]
+    return moved
 
 
 def join(segments: Sequence[Segment], bos: str = "<s>", eos: str = "</s>") -> str:
@@ -163,5 +179,6 @@ TEMPLATES: dict[str, Template] = {
             "llama2_chat", "after_bos", opening=f"[INST] <<SYS>\n{HELPFUL}\n<</SYS>>\n\n", before="[INST] ",
             after=" [/INST]",
         ),
+        Template("text", "text", reopens=True, forces_bos=False),
     )
 }  # fmt: skip

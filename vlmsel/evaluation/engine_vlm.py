@@ -33,7 +33,7 @@ class VLMEngine(Engine):
         self._encoder = cache(self._make_encoder)
 
     def _make_encoder(self, images: Path) -> PromptEncoder:
-        tower, config = self.model.vision, self.model.vlm_config
+        tower, config = self.model.tower, self.model.vlm_config
         pictures = Pictures(images, tower.image_size, config.image_mode, tower.image_mean)
         return PromptEncoder(self.model.tokenizer, config.template, lru_cache(KEPT)(pictures))
 

@@ -1,7 +1,7 @@
 """A trained model in one folder that says all that is needed to build it again.
 
     vlmsel_config.json        parts, prompts, LoRA, names and fingerprints of the backbones, versions
-    projector.safetensors     always, so that it cannot be lost beside its adapters
+    projector.safetensors     always, so that it cannot be lost beside its adapters; text models have none
     adapter/                  LoRA in PEFT's layout, when there is one
     language_model/           Hugging Face layout, only when the whole language model was trained
     tokenizer/
@@ -62,8 +62,9 @@ def write_parts(model: VLM, folder: Path) -> None:
     """Write all files of a model into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     was = model.vlm_config
-    config = replace(was, vision=absolute(was.vision), language=absolute(was.language))
-    save_file(contiguous(model.projector.state_dict()), folder / PROJECTOR, metadata={"format": "pt"})
+    config = replace(was, vision=was.vision and absolute(was.vision), language=absolute(was.language))
+    if config.vision is not None:
+        save_file(contiguous(model.projector.state_dict()), folder / PROJECTOR, metadata={"format": "pt"})
     if config.lora is not None:
         save_adapter(model.language_model, folder / ADAPTER, config.language)
     if config.language_trained:
@@ -114,14 +115,16 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
     folder = Path(folder)
     config, recorded = read_config(folder)
     language = str(folder / LANGUAGE) if config.language_trained else config.language
-    vision, language_model = load_vision(config, dtype), load_language(language, dtype)
+    vision = None if config.vision is None else load_vision(config, dtype)
+    language_model = load_language(language, dtype)
     tokenizer = load_tokenizer(str(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else config.language)
     model = assemble(config, vision, language_model, tokenizer)
-    check_fingerprint("vision tower", config.vision, model.fingerprints["vision"], recorded.get("vision", ""))
+    check_fingerprint("vision tower", config.vision or "", model.fingerprints["vision"], recorded.get("vision", ""))
     if not config.language_trained:
         found = model.fingerprints["language"]
         check_fingerprint("language model", config.language, found, recorded.get("language", ""))
-    load_projector(model.projector, folder / PROJECTOR)
+    if vision is not None:
+        load_projector(model.projector, folder / PROJECTOR)
     if config.lora is not None:
         load_adapter(model.language_model, folder / ADAPTER)
     return model.to(device)
@@ -157,7 +160,10 @@ def load_trained(model: VLM, folder: str | Path) -> None:
     """
     folder = Path(folder)
     config, _ = read_config(folder)
-    load_projector(model.projector, folder / PROJECTOR)
+    if (config.vision is None) != (model.vision is None):
+        raise ValueError(f"{folder} does not fit the model: one of the two reads text only")
+    if config.vision is not None:
+        load_projector(model.projector, folder / PROJECTOR)
     if config.lora is not None:
         load_adapter(model.language_model, folder / ADAPTER)
     if config.language_trained:

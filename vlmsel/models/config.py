@@ -1,4 +1,4 @@
-"""What a vision-language model is made of: a frozen record that can be written to JSON and built again anywhere.
+"""What a vision-language model, or a text-only one, is made of: a frozen record that goes to JSON and back anywhere.
 
 Backbones are named, not stored. A source is a hub or open_clip name, a folder, or `assets:<name>` for the tiny
 backbones that come with the package, so that a saved model does not depend on where the package is installed.
@@ -47,10 +47,11 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class VLMConfig:
-    """The parts of one vision-language model.
+    """The parts of one vision-language model, or of a language model that reads text only.
 
     Attributes:
-        vision: `assets:<name>`, `local-dir:<folder>` (open_clip's layout) or an open_clip architecture name.
+        vision: `assets:<name>`, `local-dir:<folder>` (open_clip's layout) or an open_clip architecture name; None for
+            a model without vision tower and projector, whose settings of images then mean nothing.
         vision_weights: pretrained tag or weight file for an architecture name; the other two bring their own.
         quick_gelu: what the tower's activation must be; checked after loading. None makes no claim, which
             a weight file does not allow.
@@ -65,7 +66,7 @@ class VLMConfig:
         language_trained: True when the whole language model was trained and is stored with the projector.
     """
 
-    vision: str
+    vision: str | None
     language: str
     vision_weights: str | None = None
     quick_gelu: bool | None = None
@@ -77,6 +78,11 @@ class VLMConfig:
     image_mode: str = "pad"
     projector_trained: bool = False
     language_trained: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is no projector, or one that was trained."""
+        return self.vision is None or self.projector_trained
 
     def as_json(self) -> dict[str, Any]:
         """Return plain types that `from_json` reads back."""

@@ -1,7 +1,8 @@
-"""Named models: the embedded default and the 7B model of the papers.
+"""Named models: the embedded default and the 7B model of the papers, each with and without eyes.
 
 `tiny` stands on the backbones inside the package and needs no network. `llava-7b` is CLIP ViT-L/14 at 336 px with
 Llama-2-7B; its LoRA is HyperINF's (r 64, alpha 128, rsLoRA on q and v), prompts and padding are LLaVA-1.5's.
+`tiny-text` and `llama2-7b` are their language models alone, without adapters: `vlmsel tune --lora.*` adds some.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PRESETS: dict[str, VLMConfig] = {
         template="vicuna_v1",
         image_mode="pad",
     ),
+    "tiny-text": VLMConfig(vision=None, language="assets:llama", template="text"),
+    "llama2-7b": VLMConfig(vision=None, language=LLAMA2_7B, template="text"),
 }
 
 # Shapes of language models whose cost can be planned without a hub.

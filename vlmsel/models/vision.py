@@ -109,7 +109,7 @@ def check_activation(found: bool, config: VLMConfig) -> None:
         ValueError: the activation contradicts `config.quick_gelu` or the pretrained tag.
     """
     wanted, origin = config.quick_gelu, "the model's configuration asks for"
-    tag = config.vision_weights and open_clip.get_pretrained_cfg(config.vision, config.vision_weights)
+    tag = config.vision_weights and open_clip.get_pretrained_cfg(config.vision or "", config.vision_weights)
     if tag:
         wanted, origin = bool(tag.get("quick_gelu", False)), f"the weights {config.vision_weights!r} need"
     if wanted is not None and wanted != found:
@@ -127,6 +127,7 @@ def load_vision(config: VLMConfig, dtype: torch.dtype = torch.float32) -> Vision
         FileNotFoundError: a folder or weight file is missing.
         ValueError: no such architecture, no weights, a damaged file, or the wrong activation.
     """
+    assert config.vision is not None
     source = resolve(config.vision)
     if config.vision.startswith("assets:"):
         source = f"local-dir:{source}"
@@ -171,6 +172,7 @@ def check_source(source: str, weights: str | None, quick_gelu: bool | None) -> N
 
 def shape_vision(config: VLMConfig) -> VisionTower:
     """Build the tower that `config` names on the meta device: shapes without weights."""
+    assert config.vision is not None
     source = resolve(config.vision)
     folder = source.removeprefix("local-dir:")
     if Path(folder).is_dir():

@@ -3,6 +3,9 @@
 Patch features of each image are projected into the embedding space and stand where the image's placeholder stood among
 the text tokens. The tower runs once per distinct image, the projector once per (sample, image), so that a sample's
 gradient never mixes with that of another sample showing the same picture.
+
+A text model is one without eyes: no tower, an empty projector, and batches without images, which run as they do in a
+model that sees.
 """
 
 from __future__ import annotations
@@ -37,13 +40,14 @@ class BatchLike(Protocol):
 class VLM(nn.Module):
     """A vision tower, a projector and a causal language model (with or without LoRA) as one module.
 
+    `vision` is None, and `projector` empty, where the model reads text only.
     `tokenizer` goes with the language model; it is needed to save the model, not to run it.
     """
 
     def __init__(
         self,
         config: VLMConfig,
-        vision: VisionTower,
+        vision: VisionTower | None,
         projector: nn.Sequential,
         language_model: nn.Module,
         tokenizer: Any = None,
@@ -58,8 +62,19 @@ class VLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the projector lies, and with it the model."""
-        return next(self.projector.parameters()).device
+        """Where the model lies."""
+        return next(self.language_model.parameters()).device
+
+    @property
+    def tower(self) -> VisionTower:
+        """The vision tower.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if self.vision is None:
+            raise ValueError("this model reads text only; give it no images, or take a model with a vision tower")
+        return self.vision
 
     def project(self, pixel_values: Tensor, image_index: Tensor) -> Tensor:
         """Map distinct images to the patch embeddings [image rows, patches, d] of every image row.
@@ -69,12 +84,12 @@ class VLM(nn.Module):
         Raises:
             ValueError: they do not have the tower's shape.
         """
-        features = self._given(pixel_values) if pixel_values.dim() == 3 else self.vision(pixel_values)
+        features = self._given(pixel_values) if pixel_values.dim() == 3 else self.tower(pixel_values)
         weight = next(self.projector.parameters())
         return self.projector(features.to(weight.dtype).index_select(0, image_index))
 
     def _given(self, features: Tensor) -> Tensor:
-        expected = [self.vision.patches, self.vision.width]
+        expected = [self.tower.patches, self.tower.width]
         if list(features.shape[1:]) != expected:
             raise ValueError(f"the vision tower gives features [m, {expected}], got {list(features.shape)}")
         return features
@@ -86,9 +101,11 @@ class VLM(nn.Module):
         projector.
 
         Raises:
-            ValueError: a sample has another number of placeholders than of images.
+            ValueError: a sample has another number of placeholders than of images, or the model reads text only and the
+                batch has images.
         """
-        plan = plan_splice(batch.input_ids, batch.attention_mask, batch.image_samples, self.vision.patches, left)
+        patches_each = self.tower.patches if len(batch.image_samples) else 0
+        plan = plan_splice(batch.input_ids, batch.attention_mask, batch.image_samples, patches_each, left)
         text = unwrap(self.language_model).get_input_embeddings()(batch.input_ids.clamp(min=0))
         patches = None
         if len(batch.image_samples):
@@ -127,14 +144,14 @@ class VLM(nn.Module):
         )
 
     def require_ready(self, name: str = "this model", mend: str = "") -> None:
-        """Refuse to go on with a projector that was never trained: its output would be noise.
+        """Refuse to go on with a projector that was never trained: its output would be noise. Text models have none.
 
         `name` is what the user calls the model, `mend` what else there is to do about it.
 
         Raises:
             ValueError: the projector is untrained.
         """
-        if not self.vlm_config.projector_trained:
+        if not self.vlm_config.ready:
             raise ValueError(
                 f"the projector of {name} was never trained, so that it cannot see; align it first (vlmsel align), or "
                 f"give a checkpoint that holds one{mend}"
@@ -153,20 +170,25 @@ def build(
         FileNotFoundError, ValueError: a backbone cannot be found or used; the message names it.
     """
     if str(device) == "meta":
-        vision, language, tokenizer = shape_vision(config), shape_language(config.language), None
+        vision = None if config.vision is None else shape_vision(config)
+        language, tokenizer = shape_language(config.language), None
     else:
-        vision, language = load_vision(config, dtype), load_language(config.language, dtype)
+        vision = None if config.vision is None else load_vision(config, dtype)
+        language = load_language(config.language, dtype)
         tokenizer = load_tokenizer(config.language)
     return assemble(config, vision, language, tokenizer, seed).to(device)
 
 
-def assemble(config: VLMConfig, vision: VisionTower, language_model: Any, tokenizer: Any, seed: int = 0) -> VLM:
+def assemble(config: VLMConfig, vision: VisionTower | None, language_model: Any, tokenizer: Any, seed: int = 0) -> VLM:
     """Put loaded backbones together: freeze them, attach adapters to the language model, add a fresh projector."""
     language_model.requires_grad_(False).eval()
     embedding = language_model.get_input_embeddings().weight
     source = "meta" if embedding.is_meta else "cpu"
-    projector = build_projector(config.projector, vision.width, embedding.shape[1], config.projector_seed, source)
-    prints = {} if embedding.is_meta else {"vision": fingerprint(vision), "language": fingerprint(language_model)}
+    projector = nn.Sequential()
+    if vision is not None:
+        projector = build_projector(config.projector, vision.width, embedding.shape[1], config.projector_seed, source)
+    eyes = "" if vision is None or embedding.is_meta else fingerprint(vision)  # no eyes make no statement
+    prints = {} if embedding.is_meta else {"vision": eyes, "language": fingerprint(language_model)}
     if config.lora is not None:
         language_model = attach_lora(language_model, config.lora, seed)
     model = VLM(config, vision, projector, language_model, tokenizer)

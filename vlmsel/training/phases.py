@@ -17,8 +17,8 @@ from vlmsel.models.language import unwrap
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.vlm import VLM
 
-Train = Literal["projector", "projector+lora", "lora", "projector+lm"]
-TRAIN = ("projector", "projector+lora", "lora", "projector+lm")
+Train = Literal["projector", "projector+lora", "lora", "projector+lm", "lm"]
+TRAIN = ("projector", "projector+lora", "lora", "projector+lm", "lm")
 PRECISIONS = ("float32", "bfloat16")
 Groups = dict[str, dict[str, nn.Parameter]]  # group name -> parameter name -> parameter
 
@@ -28,7 +28,8 @@ class PhaseSettings:
     """Hyper-parameters of one phase.
 
     Attributes:
-        train: which parts learn: projector, projector+lora, lora or projector+lm (the whole language model).
+        train: which parts learn: projector, projector+lora, lora, projector+lm or lm (the whole language model); a
+            model that reads text only has no projector.
         learning_rate: peak rate.
         projector_learning_rate: peak rate of the projector, where it is another.
         weight_decay: decoupled decay of matrices.
@@ -84,6 +85,9 @@ class PhaseSettings:
 _PAPERS = PhaseSettings(precision="bfloat16", gradient_checkpointing=True)
 _ALIGN = replace(_PAPERS, train="projector", learning_rate=1e-3, batch_size=256, gradient_accumulation=8)
 _TUNE = replace(_PAPERS, train="projector+lm", learning_rate=2e-5, batch_size=128, gradient_accumulation=8)
+_HYPERINF = replace(
+    _TUNE, train="projector+lora", batch_size=8, gradient_accumulation=2, weight_decay=0.1, warmup_rounding="floor"
+)
 
 # Micro-batches have the papers' number of samples per GPU, so that one GPU takes the same steps.
 PRESETS: dict[str, PhaseSettings] = {
@@ -93,16 +97,12 @@ PRESETS: dict[str, PhaseSettings] = {
     "prismatic-align": replace(_ALIGN, gradient_accumulation=16, warmup_rounding="floor"),
     "prismatic-tune": replace(_TUNE, weight_decay=0.1, warmup_rounding="floor"),
     "hyperinf-align": replace(_ALIGN, batch_size=32, gradient_accumulation=1, warmup_rounding="floor"),
-    "hyperinf-tune": replace(
-        _TUNE,
-        train="projector+lora",
-        batch_size=8,
-        gradient_accumulation=2,
-        weight_decay=0.1,
-        warmup_rounding="floor",
-    ),
+    "hyperinf-tune": _HYPERINF,
+    "hyperinf-llm-lora": replace(_HYPERINF, train="lora", epochs=5.0),
+    "hyperinf-llm-dense": replace(_HYPERINF, train="lm", epochs=3.0),
     "tiny-align": PhaseSettings(train="projector+lora", learning_rate=2e-3, batch_size=32),
     "tiny-tune": PhaseSettings(train="projector+lora", learning_rate=1e-3, batch_size=16, epochs=3.0),
+    "tiny-llm": PhaseSettings(train="lora", learning_rate=2e-3, batch_size=16, epochs=5.0),
 }
 
 
@@ -121,15 +121,18 @@ def trained_groups(model: VLM, train: str) -> Groups:
     """Return the parameters that a phase trains, by group: projector, lora, language model.
 
     Raises:
-        ValueError: the model has no adapters to train, or adapters in the way of training the whole language model.
+        ValueError: the model has no projector or no adapters to train, or adapters in the way of training the whole
+            language model.
     """
     groups: Groups = {}
+    if "projector" in train and model.vision is None:
+        raise ValueError(f"train is {train!r} and the model reads text only: set settings.train to lora or lm")
     adapters = lora_parameters(model)
     if "projector" in train:
         groups["projector"] = {f"projector.{name}": p for name, p in model.projector.named_parameters()}
     if "lora" in train:
         if not adapters:
-            raise ValueError(f"train is {train!r} and the model has no LoRA adapters; attach some (model.attach_lora)")
+            raise ValueError(f"train is {train!r} and the model has no LoRA adapters; attach some (tune --lora.r 64)")
         groups["lora"] = adapters
     if "lm" in train:
         if adapters:
