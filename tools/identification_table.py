@@ -1,0 +1,125 @@
+"""Print how well each scorer finds the training samples of a test sample's class, and write it beside the scores.
+
+    python tools/identification_table.py runs/score/scores.parquet --test grammars_test.json [--target test]
+
+The scores are those of `vlmsel score --each_target true --targets.test grammars_test.json`; `source` is the class in
+both files. AUC and recall are those of DataInf's study (vlmsel/evaluation/identification.py). Writes
+`identification.md`, the table, and `identification.json`, the numbers of every class and test sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlmsel import runs
+from vlmsel.data.llava_json import read_samples
+from vlmsel.evaluation.identification import Identified, Spread, by_class, identify, summary
+from vlmsel.scoring.table import FIXED, read_table
+
+HEAD = """\
+| scorer | AUC | standard error | recall | standard error |
+|---|---|---|---|---|
+"""
+
+
+def targets_of(columns: Sequence[str], target: str) -> dict[str, dict[int, str]]:
+    """Return, per scorer, the column of each test sample's uid: `<Scorer>/<target>:<uid>`.
+
+    Raises:
+        ValueError: there is no such column, or scorers differ in the samples they have.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for column in columns:
+        scorer, _, name = column.rpartition("/")
+        given, _, uid = name.rpartition(":")
+        if given == target and uid.isdecimal():
+            found.setdefault(scorer, {})[int(uid)] = column
+    if not found:
+        raise ValueError(
+            f"no scores of single samples of a target {target!r}; score with --each_target true "
+            f"--targets.{target} FILE; there are {', '.join(columns[:3])}, …"
+        )
+    sets = {scorer: tuple(sorted(uids)) for scorer, uids in found.items()}
+    if len(set(sets.values())) > 1:
+        raise ValueError(f"scorers have scores on different samples of {target!r}: score again into a new folder")
+    return found
+
+
+def study(scores: Path, test: Path, target: str) -> dict[str, list[Identified]]:
+    """Measure every scorer of a table; training samples without scores are left out and counted.
+
+    Raises:
+        ValueError: table and test file do not belong together.
+    """
+    columns, _ = read_table(scores)
+    samples = {sample.uid: sample.source for sample in read_samples(test).samples}
+    found = targets_of([name for name in columns if name not in FIXED], target)
+    uids = sorted(next(iter(found.values())))
+    if strange := [uid for uid in uids if uid not in samples]:
+        raise ValueError(f"{test}: has no usable sample {strange[0]}, which {scores} has scores on; give its test file")
+    kept = [row for row in columns["uid"] if all(math.isfinite(columns[c[uids[0]]][row]) for c in found.values())]
+    if len(kept) < len(columns["uid"]):
+        print(f"{scores}: {len(columns['uid']) - len(kept)} training samples without scores are left out")
+    kinds = [columns["source"][row] for row in kept]
+    return {
+        scorer: identify(
+            [[columns[names[uid]][row] for row in kept] for uid in uids], kinds, [samples[u] for u in uids]
+        )
+        for scorer, names in found.items()
+    }
+
+
+def shown(spread: Spread) -> str:
+    """Write `0.950 ± 0.060`, mean and standard deviation."""
+    return f"{spread.mean:.3f} ± {spread.deviation:.3f}"
+
+
+def as_markdown(found: Mapping[str, Sequence[Identified]]) -> str:
+    """Return the table scorer x {AUC, recall}: mean ± standard deviation over test samples, and standard errors."""
+    rows = []
+    for scorer, each in found.items():
+        auc, recall = summary(each)["auc"], summary(each)["recall"]
+        rows.append(f"| {scorer} | {shown(auc)} | {auc.error:.3f} | {shown(recall)} | {recall.error:.3f} |")
+    count = len(next(iter(found.values())))
+    return f"{HEAD}" + "\n".join(rows) + f"\n\nMean ± standard deviation over {count} test samples, of -I.\n"
+
+
+def as_json(found: Mapping[str, Sequence[Identified]]) -> dict[str, Any]:
+    """Return all numbers, JSON-able."""
+    return {
+        scorer: {
+            "summary": {name: asdict(spread) for name, spread in summary(each).items()},
+            "by_class": {
+                kind: {name: asdict(spread) for name, spread in spreads.items()}
+                for kind, spreads in by_class(each).items()
+            },
+            "test_samples": [asdict(one) for one in each],
+        }
+        for scorer, each in found.items()
+    }
+
+
+def main() -> None:
+    """Print the table and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", type=Path)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--target", default="test", help="the name that the test file was scored under")
+    args = parser.parse_args()
+    try:
+        found = study(args.scores, args.test, args.target)
+    except (ValueError, OSError) as problem:
+        parser.error(str(problem))
+    table = as_markdown(found)
+    runs.write_text(args.scores.parent / "identification.md", table)
+    runs.write_json(args.scores.parent / "identification.json", as_json(found))
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    main()
