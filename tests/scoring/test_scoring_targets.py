@@ -76,6 +76,17 @@ def test_plans_of_targets_make_one_stream_in_their_order(model, blocks):
     assert_close(means_of(model, blocks, joint), loop_means(model, sets, blocks))
 
 
+def test_sets_are_taken_apart_into_their_samples_and_batched_anew(model, blocks):
+    sets = {"b": items()[:3], "a": items()[3:]}
+    joint = Targets.of({"b": tiny_plan(sets["b"], positions=[2, 0]), "a": tiny_plan(sets["a"])})
+    single = joint.apart([sample.uid for sample in items()]).rebatched([[7, 2, 0], [3, 4, 6, 5]])
+    assert list(single) == ["b:10", "b:16", "a:19", "a:22", "a:25", "a:28", "a:31"]
+    used = [sample for sample in items() if sample.uid != 13]
+    assert_close(means_of(model, blocks, single), loop(model, used, blocks))
+    with pytest.raises(ValueError, match="target c: .* without usable samples"):
+        Targets.of({"b": tiny_plan(sets["b"]), "c": tiny_plan([])}).apart(range(3))
+
+
 def test_a_part_of_a_data_set_is_a_target_too(model, blocks):
     samples = items()
     joint = Targets.of({"some": tiny_plan(samples, positions=[1, 4]), "others": tiny_plan(samples, positions=[4, 6])})

@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from vlmsel import processes, runs
-from vlmsel.commands.inputs import Data, digest, open_data, open_model, open_together, pad_id, without
+from vlmsel.commands.inputs import Data, digest, open_data, open_model, open_together, without
 from vlmsel.commands.score_checkpoints import open_checkpoints, score_checkpoints
+from vlmsel.commands.score_plans import Plans
 from vlmsel.commands.score_store import check_options, score_from_store, store_gradients
-from vlmsel.data.batching import Collator, length_batches
-from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.encode import LossOn
 from vlmsel.data.llava_json import Problem
 from vlmsel.gradients import select_blocks
@@ -28,7 +27,7 @@ from vlmsel.scoring.directions import Pass, Streams
 from vlmsel.scoring.fitting import Budget
 from vlmsel.scoring.passes import Bad, Objective
 from vlmsel.scoring.run import Scored, Share, score_pool
-from vlmsel.scoring.stream import BatchPlan, seeded_part
+from vlmsel.scoring.stream import seeded_part
 from vlmsel.scoring.table import write_table
 
 OBJECTIVE = Objective(sample_losses, row_samples)
@@ -52,6 +51,7 @@ def score(
     max_length: int = 2048,
     loss_on: LossOn = "answers",
     template: str | None = None,
+    each_target: bool = False,
     seed: int = 0,
     dtype: str = "float32",
     device: str = "auto",
@@ -95,6 +95,7 @@ def score(
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         loss_on: what a sample's loss is taken on: its answers, or all of its text.
         template: the conversation template for a Hugging Face language model; text when left out.
+        each_target: every sample of the target files is a target of its own, with columns `<Scorer>/<name>:<uid>`.
         seed: draws the fit samples.
         dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better.
         device: auto, cpu, cuda or cuda:<number>.
@@ -135,7 +136,7 @@ def score(
     blocks = blocks or default_blocks(vlm)
     chosen = select_blocks(vlm, blocks)
     states = open_checkpoints(vlm, checkpoints, checkpoint_lrs, loaded, allow_untrained)
-    plans = _Plans(vlm, batch_tokens, batch_size, workers)
+    plans = Plans(vlm, batch_tokens, batch_size, workers)
     found = open_data(vlm, pool, images, max_length, features, loss_on=loss_on)
     found.report(folder / "skipped.json")
     goals = _open_targets(vlm, targets, target_images or images, max_length, folder, features, loss_on)
@@ -143,7 +144,8 @@ def score(
     _require_same(folder, inputs | states.inputs())
     fit = seeded_part(found.samples.usable(), fit_samples, seed)
     samples = {name: goal.samples for name, goal in goals.items()}
-    streams = _streams(plans, found.samples, samples, fit, seeded_part(fit, scale_samples, seed + 1))
+    scale = plans.of(found.samples, seeded_part(fit, scale_samples, seed + 1))
+    streams = Streams(plans.of(found.samples, fit), scale, plans.targets(samples, each_target))
     job = Pass(vlm, OBJECTIVE, chosen, Bad(), Budget(), curvature_on)
     if store is not None:
         about = {"blocks": blocks, "max_length": max_length, "model_dtype": dtype, "loss_on": loss_on}
@@ -220,29 +222,6 @@ def _require_same(folder: Path, inputs: dict[str, str]) -> None:
         if changed:
             raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
     runs.write_json(path, inputs)
-
-
-class _Plans:
-    """Plans batches of data sets for one model."""
-
-    def __init__(self, model: VLM, batch_tokens: int, batch_size: int | None, workers: int) -> None:
-        self.device, self.workers = model.device, workers
-        self.batch_tokens, self.batch_size = batch_tokens, batch_size
-        self.collate = Collator(pad_id(model))
-
-    def of(self, data: SampleDataset, positions: Sequence[int] | None = None) -> BatchPlan:
-        """Put samples of like length into one batch; all usable ones when `positions` is left out."""
-        positions, lengths = data.usable() if positions is None else positions, data.lengths()
-        groups = length_batches([lengths[i] for i in positions], self.batch_size, self.batch_tokens)
-        groups = [[positions[i] for i in group] for group in groups]
-        return BatchPlan(data, self.collate, groups, self.device, self.workers)
-
-
-def _streams(
-    plans: _Plans, data: SampleDataset, targets: Mapping[str, SampleDataset], fit: list[int], scale: list[int]
-) -> Streams:
-    """Say what the passes before the score pass read; `fit` and `scale` are positions in the pool."""
-    return Streams(plans.of(data, fit), plans.of(data, scale), {name: plans.of(one) for name, one in targets.items()})
 
 
 def _check_counts(**numbers: int | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -64,11 +64,39 @@ class Targets:
         data: Any = ConcatDataset([plan.data for plan in plans])
         return cls(tuple(targets), BatchPlan(data, first.collate, groups, first.device, first.workers), owners)
 
+    def rebatched(self, groups: Sequence[Sequence[int]]) -> Targets:
+        """Return the same targets from other batches, of positions in the data of all sets one after the other."""
+        return replace(self, plan=replace(self.plan, groups=groups))
+
+    def apart(self, uids: Sequence[int]) -> Targets:
+        """Make every sample a target of its own, called `<set>:<uid>`; `uids` are those of all positions.
+
+        Raises:
+            ValueError: a set has no sample.
+        """
+        require_samples(self.names, Counter(self.owners.values()))
+        order = sorted(self.owners)
+        names = tuple(f"{self.names[self.owners[position]]}:{uids[position]}" for position in order)
+        return replace(self, names=names, owners={position: number for number, position in enumerate(order)})
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def require_samples(names: Sequence[str], counts: Mapping[int, int]) -> None:
+    """Refuse targets, by number, that have no samples.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for number, name in enumerate(names):
+        if not counts.get(number):
+            raise ValueError(
+                f"target {name}: a target set without usable samples has no gradient; give at least one sample"
+            )
 
 
 def target_means(targets: Targets, run: Backward, blocks: Sequence[Block]) -> dict[str, Tensor]:
@@ -78,12 +106,8 @@ def target_means(targets: Targets, run: Backward, blocks: Sequence[Block]) -> di
         ValueError: a target has no sample, or one without a finite gradient: it would enter every score.
     """
     shared = Counter(targets.owners[position] for group in targets.plan.groups for position in group)
+    require_samples(targets.names, shared)
     counts = torch.tensor([shared[number] for number in range(len(targets))])
-    if bool((counts == 0).any()):
-        name = targets.names[int((counts == 0).nonzero()[0, 0])]
-        raise ValueError(
-            f"target {name}: a target set without usable samples has no gradient; give at least one sample"
-        )
     sums = _sums(targets, run)
     if processes.count() > 1:
         sums = _added_up(sums, targets, run, blocks)

@@ -1,0 +1,82 @@
+"""score --each_target: every sample of the target files is a target, and what their mean must be."""
+
+import json
+import math
+
+import pytest
+
+from vlmsel import cli, runs
+from vlmsel.scoring.table import FIXED, read_table
+
+LINEAR = ["HyperINF", "DataInf", "LiSSA", "TracIn", "Exact"]  # in the target
+CLOSE = {"HyperINF": 1e-3, "Exact": 1e-4}  # inverses multiply rounding
+
+
+def words(world, aligned, out, **more):
+    options = {
+        "model": aligned,
+        "pool": f"{world}/pool.json",
+        "images": f"{world}/images",
+        "targets.gqa": f"{world}/targets/gqa.json",
+        "targets.pope": f"{world}/targets/pope.json",
+        "blocks": r"projector|layers\.3\..*q_proj\.lora",
+        "scorers": f"[{','.join([*LINEAR, 'Random'])}]",
+        "device": "cpu",
+        "out": out,
+        **more,
+    }
+    return ["score", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+
+
+@pytest.fixture(scope="module")
+def scored(world, aligned, tmp_path_factory):
+    """Columns of a run per target set, and of one per sample of them."""
+    out = tmp_path_factory.mktemp("each")
+    for name, each in (("sets", "false"), ("each", "true")):
+        assert cli.main(words(world, aligned, out / name, each_target=each)) == 0
+    return [read_table(out / name / "scores.parquet")[0] for name in ("sets", "each")]
+
+
+def test_every_target_sample_has_a_column_per_scorer(world, scored):
+    sizes = {task: len(runs.read_json(world / f"targets/{task}.json")) for task in ("gqa", "pope")}
+    expected = [f"{s}/{task}:{uid}" for s in [*LINEAR, "Random"] for task, n in sizes.items() for uid in range(n)]
+    assert set(scored[1]) == {*FIXED, *expected} and len(expected) > 12
+
+
+@pytest.mark.parametrize("scorer", LINEAR)
+def test_the_mean_over_samples_is_the_score_of_the_set(scored, scorer):
+    sets, each = scored
+    for task in ("gqa", "pope"):
+        columns = [column for name, column in each.items() if name.startswith(f"{scorer}/{task}:")]
+        mean = [sum(values) / len(columns) for values in zip(*columns, strict=True)]
+        near = CLOSE.get(scorer, 1e-5) * max(max(map(abs, column)) for column in columns)
+        assert mean == pytest.approx(sets[f"{scorer}/{task}"], abs=near)
+        assert columns[0] != pytest.approx(columns[1], rel=1e-3)
+
+
+def test_target_samples_that_cannot_be_used_have_no_column(world, aligned, tmp_path):
+    records = runs.read_json(world / "targets/gqa.json")
+    (tmp_path / "gqa.json").write_text(json.dumps([{"id": 0}, records[0], {**records[1], "image": "none.png"}]))
+    more = {"targets.gqa": tmp_path / "gqa.json", "each_target": "true", "scorers": "[TracIn]"}
+    assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
+    table = read_table(tmp_path / "run/scores.parquet")[0]
+    assert [name for name in table if "gqa" in name] == ["TracIn/gqa:1"]
+    assert all(math.isfinite(value) for value in table["TracIn/gqa:1"])
+    assert [entry["uid"] for entry in runs.read_json(tmp_path / "run/skipped_gqa.json")] == [0, 2]
+
+
+def test_a_target_file_without_usable_samples_is_refused(world, aligned, tmp_path, capsys):
+    (tmp_path / "gqa.json").write_text(json.dumps([{"id": 0}]))
+    more = {"targets.gqa": tmp_path / "gqa.json", "each_target": "true"}
+    assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 2
+    assert "target gqa" in capsys.readouterr().err
+
+
+def test_single_targets_are_stored_and_scored_from_the_store(world, aligned, scored, tmp_path):
+    more = {"each_target": "true", "scorers": "[TracIn]", "store": tmp_path / "store"}
+    assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
+    again = ["--from_store", f"{tmp_path}/store", "--targets_of", "[gqa:1]", "--out", f"{tmp_path}/again"]
+    assert cli.main(["score", *again, "--scorers", "[TracIn]", "--device", "cpu"]) == 0
+    table = read_table(tmp_path / "again/scores.parquet")[0]
+    assert set(table) == {*FIXED, "TracIn/gqa:1"}
+    assert table["TracIn/gqa:1"] == pytest.approx(scored[1]["TracIn/gqa:1"], rel=1e-4, abs=1e-6)
