@@ -26,6 +26,7 @@ COMMANDS = {
     "select": "write the fraction of the pool with the lowest (most helpful) scores",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
+    "detect": "rank the training samples of a text classifier by how likely their labels are wrong",
 }
 
 

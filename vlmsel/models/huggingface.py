@@ -92,8 +92,7 @@ def load_classifier(folder: str, dtype: torch.dtype = torch.float32) -> tuple[An
         FileNotFoundError: weights or tokenizer are missing.
         ValueError: a file is damaged, or weights are missing in the files, those of the head included.
     """
-    _require(folder, TOKENIZERS, "tokenizer")
-    _require_weights(folder)
+    require_text_model(folder)
     auto = transformers.AutoModelForSequenceClassification
     return load_pretrained(auto, "sequence classifier", folder, dtype).eval(), load_tokenizer(folder)
 
@@ -105,8 +104,7 @@ def load_causal(folder: str, dtype: torch.dtype = torch.float32) -> tuple[Any, A
         FileNotFoundError: weights or tokenizer are missing.
         ValueError: a file is damaged, or weights are missing in the files.
     """
-    _require(folder, TOKENIZERS, "tokenizer")
-    _require_weights(folder)
+    require_text_model(folder)
     return load_language(folder, dtype).eval(), load_tokenizer(folder)
 
 
@@ -133,6 +131,16 @@ def load_adapter(folder: str, dtype: torch.dtype = torch.float32) -> tuple[Any, 
         adapted = PeftModel.from_pretrained(model, folder)
     own = any((Path(folder) / name).is_file() for name in TOKENIZERS)
     return adapted.eval(), load_tokenizer(folder) if own else tokenizer
+
+
+def require_text_model(folder: str) -> None:
+    """Refuse a folder that lacks a tokenizer or safetensors weights.
+
+    Raises:
+        FileNotFoundError: says what is missing.
+    """
+    _require(folder, TOKENIZERS, "tokenizer")
+    _require_weights(folder)
 
 
 def _require(folder: str, names: tuple[str, ...], what: str) -> None:

@@ -19,10 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from vlmsel.models.config import LoraSpec
 
 
-def attach_lora(language_model: Any, spec: LoraSpec, seed: int = 0) -> Any:
+def attach_lora(language_model: Any, spec: LoraSpec, seed: int = 0, task: str | None = "CAUSAL_LM") -> Any:
     """Wrap a language model with fresh adapters (B = 0, so its outputs stay the same) and freeze everything else.
 
     A is drawn from `seed`; the global random state is left alone. Adapters are float32 whatever the model's dtype.
+    `task` is PEFT's task type; None for a model of any other kind, such as a text classifier.
 
     Raises:
         ValueError: the model has adapters already, or a target names no linear module of it.
@@ -37,7 +38,7 @@ def attach_lora(language_model: Any, spec: LoraSpec, seed: int = 0) -> Any:
         target_modules=list(spec.targets),
         lora_dropout=spec.dropout,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
@@ -56,7 +57,7 @@ def target_layers(language_model: nn.Module, spec: LoraSpec) -> dict[str, nn.Mod
     absent = [target for target in spec.targets if target not in found]
     if absent:
         linear = {n.rpartition(".")[2] for n, m in language_model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-        raise ValueError(f"no linear module is called {', '.join(absent)}; the language model has {sorted(linear)}")
+        raise ValueError(f"no linear module is called {', '.join(absent)}; the model has {sorted(linear)}")
     return layers
 
 

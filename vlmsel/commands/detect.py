@@ -1,0 +1,157 @@
+"""Mislabelled-data detection: which labels of a text classifier's training set are wrong, by influence.
+
+The classifier is fine-tuned on the labels as given; every training sample is scored by its influence on a validation
+set with clean labels. Scores are influences: highest = most harmful = most suspicious. With labels that were flipped on
+purpose, or true labels at hand, detection rates are reported as in HyperINF (arXiv 2410.05090) and DataInf (arXiv
+2310.00902); without them there is the ranked list alone.
+"""
+
+from __future__ import annotations
+
+from vlmsel import processes, runs
+from vlmsel.commands.detect_data import Source, draw, open_labelled
+from vlmsel.commands.detect_seed import Recipe, require_same, run_seed
+from vlmsel.commands.detect_table import show
+from vlmsel.commands.inputs import pick_device, without
+from vlmsel.commands.score import load_scorers
+from vlmsel.models.classifier import Tune
+from vlmsel.models.config import LoraSpec
+from vlmsel.scorers import Scorer
+from vlmsel.training.classifier import FineTuning
+
+SCORERS = ("Random", "TracIn", "TracIn(block_scale=True, name='TracIn.scaled')", "DataInf", "LiSSA", "HyperINF")
+ADAPTERS, TRAINING = LoraSpec(r=8, alpha=16, targets=("query", "value")), FineTuning()
+FLIP, TRAIN_SAMPLES, VALIDATION_SAMPLES = 0.2, 4500, 500  # with GLUE's tasks, as in the papers
+FREE = ("seeds", "rank_by", "device")  # settings that no seed's result depends on
+
+
+def detect(
+    out: str,
+    model: str,
+    task: str | None = None,
+    data: str | None = None,
+    train: str | None = None,
+    validation: str | None = None,
+    text_columns: tuple[str, ...] | None = None,
+    label_column: str = "label",
+    true_label_column: str | None = None,
+    flip: float | None = None,
+    train_samples: int | None = None,
+    validation_samples: int | None = None,
+    seeds: int = 1,
+    tune: Tune = "lora",
+    lora: LoraSpec = ADAPTERS,
+    training: FineTuning = TRAINING,
+    fresh_head: bool = False,
+    scorers: tuple[str, ...] = SCORERS,
+    blocks: str | None = None,
+    rank_by: str | None = None,
+    max_length: int | None = None,
+    batch_tokens: int = 2048,
+    scale_samples: int | None = 512,
+    device: str = "auto",
+    config: str = "",
+) -> None:
+    """Write `out/suspects.csv` (most suspicious first) and, where wrong labels are known, the table of detection rates.
+
+    Scores are influences: highest = most harmful = most suspicious.
+
+    Args:
+        out: the run folder.
+        model: folder or hub name of an encoder (BERT, RoBERTa, DistilBERT, …) with its tokenizer; safetensors.
+        task: a task of GLUE: cola, sst2, mrpc, qqp, qnli or rte, with `data`.
+        data: the folder of GLUE's official train.tsv and dev.tsv, or a Hugging Face data set: a folder or a hub name,
+            such as nyu-mll/glue.
+        train: the training samples, a CSV, TSV, JSON-lines or JSON file; with `data`, the name of its split.
+        validation: the validation samples, whose labels are clean; as `train`.
+        text_columns: the columns with the texts, one or two; text when left out.
+        label_column: the column with the labels, words or numbers.
+        true_label_column: a column with the true labels, where you have them: rates are then those of the real errors.
+        flip: share of the training labels that get another class on purpose; 0 looks for the errors that are there
+            already. 0.2 with `task` and 0 with your own data when left out.
+        train_samples: how many training samples to draw; 4500 with `task` and all of your own data when left out.
+        validation_samples: how many validation samples to draw; 500 with `task` and all otherwise.
+        seeds: how many times to do it all; a seed draws the subsets, the flips, the fresh head, the adapters, the order
+            of the samples and dropout, and random scores. More seeds may be added to a finished run.
+        tune: lora (adapters and head) or last-layer (the head alone).
+        lora: the adapters.
+        training: how to fine-tune.
+        fresh_head: draw the head anew also where the checkpoint has one.
+        scorers: names (HyperINF), names with settings (HyperINF(damping=10, name='HyperINF.10')) or import paths.
+        blocks: whose gradients count, as for `vlmsel score`; the adapters, or the head, when left out.
+        rank_by: the scorer that the list is ranked by; HyperINF, else the first that looks at gradients.
+        max_length: longest sample in tokens; what the model takes when left out. What is longer is cut.
+        batch_tokens: most tokens per scoring pass, padding included.
+        scale_samples: how many samples the damping of DataInf is measured on before the pass; all of them when null.
+        device: auto, cpu, cuda or cuda:<number>.
+        config: the resolved configuration as text.
+    """
+    if processes.count() > 1:
+        raise ValueError("detect runs as one process; start it without torchrun or accelerate launch")
+    source = Source(task, data, train, validation, text_columns, label_column, true_label_column)
+    loaded = load_scorers(scorers)
+    ranked = _rank_by(rank_by, loaded)
+    share, train_count, validation_count = _amounts(source, flip, train_samples, validation_samples)
+    check_counts(
+        seeds=seeds,
+        train_samples=train_samples,
+        validation_samples=validation_samples,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        scale_samples=scale_samples,
+    )
+    place = pick_device(device)
+    fixed = config
+    for name in FREE:
+        fixed = without(fixed, name)
+    folder = runs.open_run(out, fixed)
+    found = open_labelled(source, folder)
+    require_same(folder, found.digests())
+    recipe = Recipe(
+        model, tune, lora, training, tuple(loaded), blocks, fresh_head, max_length, batch_tokens, scale_samples, place
+    )
+    drawn = [draw(found, share, train_count, validation_count, seed) for seed in range(seeds)]
+    metrics = []
+    for seed, one in enumerate(drawn):
+        metrics.append(run_seed(recipe, found, one, seed, folder / f"seed{seed}", config))
+    show(folder, found, drawn, metrics, [scorer.name for scorer in loaded], ranked, share)
+
+
+def check_counts(**numbers: int | None) -> None:
+    """Refuse numbers below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def _rank_by(name: str | None, scorers: list[Scorer]) -> str:
+    """Return the scorer that the list is ranked by.
+
+    Raises:
+        ValueError: it is not among the scorers.
+    """
+    names = [scorer.name for scorer in scorers]
+    if name is not None and name not in names:
+        raise ValueError(f"rank_by names the scorer {name!r}; there are {', '.join(names)}")
+    informed = [scorer.name for scorer in scorers if scorer.uses_gradients]
+    return name or ("HyperINF" if "HyperINF" in names else (informed or names)[0])
+
+
+def _amounts(
+    source: Source, flip: float | None, train: int | None, validation: int | None
+) -> tuple[float, int | None, int | None]:
+    """Return the share of flips and the sizes of the subsets: a study's for GLUE's tasks, all as it is for own data.
+
+    Raises:
+        ValueError: the share is no share, or labels would be flipped whose true ones are known.
+    """
+    if source.task is not None:
+        flip = FLIP if flip is None else flip
+        train = TRAIN_SAMPLES if train is None else train
+        validation = VALIDATION_SAMPLES if validation is None else validation
+    flip = flip or 0.0
+    if not 0 <= flip < 1:
+        raise ValueError(f"flip must be a share from 0 to below 1, got {flip}")
+    if flip and source.true_label_column is not None:
+        raise ValueError("flip and true_label_column exclude each other: leave one out")
+    return flip, train, validation

@@ -1,0 +1,113 @@
+"""Encoded texts with their classes, and padded batches of them for a sequence classifier.
+
+Texts longer than the model takes are cut by the tokenizer, the longer text of a pair first, and counted. Rows are
+padded on the right and masked by their lengths, so that any padding id will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoded sample; `token_types` is None for tokenizers that have none."""
+
+    uid: int
+    input_ids: list[int]
+    token_types: list[int] | None
+    label: int
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """n samples of up to t tokens."""
+
+    input_ids: Tensor  # [n, t]
+    attention_mask: Tensor  # [n, t], 0 at padding
+    token_type_ids: Tensor | None  # [n, t]
+    labels: Tensor  # [n]
+    uids: Tensor  # [n]
+
+    def to(self, device: Any) -> TextBatch:
+        """Copy to a device."""
+        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
+        moved = {name: getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "labels", "uids")}
+        return replace(self, token_type_ids=types, **moved)
+
+    def halves(self) -> tuple[TextBatch, TextBatch]:
+        """Cut a batch of two samples or more in two, each padded to its own longest sample."""
+        middle = len(self.uids) // 2
+        return self._part(slice(0, middle)), self._part(slice(middle, None))
+
+    def _part(self, rows: slice) -> TextBatch:
+        mask = self.attention_mask[rows]
+        columns = slice(0, int(mask.sum(dim=1).max()))
+        types = None if self.token_type_ids is None else self.token_type_ids[rows, columns]
+        ids = self.input_ids[rows, columns]
+        return TextBatch(ids, mask[:, columns], types, self.labels[rows], self.uids[rows])
+
+
+class TextDataset(Dataset[Encoded]):
+    """Encoded samples by position."""
+
+    def __init__(self, items: Sequence[Encoded], cut: int = 0) -> None:
+        self.items, self.cut = list(items), cut
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> Encoded:
+        return self.items[position]
+
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        return [len(item.input_ids) for item in self.items]
+
+
+def encode_texts(
+    tokenizer: Any, uids: Sequence[int], texts: Sequence[tuple[str, ...]], labels: Sequence[int], limit: int
+) -> TextDataset:
+    """Tokenise samples; `cut` of the result counts those that were longer than `limit` tokens.
+
+    More than two texts of a sample are joined by a blank from the second on, as tokenizers take pairs at most.
+    """
+    items, cut = [], 0
+    for uid, parts, label in zip(uids, texts, labels, strict=True):
+        pair = (parts[0], " ".join(parts[1:])) if len(parts) > 1 else parts
+        found = tokenizer(*pair, verbose=False)
+        if len(found["input_ids"]) > limit:
+            cut += 1
+            found = tokenizer(*pair, truncation=True, max_length=limit, verbose=False)
+        items.append(Encoded(uid, list(found["input_ids"]), found.get("token_type_ids"), label))
+    return TextDataset(items, cut)
+
+
+@dataclass(frozen=True)
+class TextCollator:
+    """Makes a batch of samples, padded on the right with `pad_id`."""
+
+    pad_id: int
+
+    def __call__(self, items: Sequence[Encoded]) -> TextBatch:
+        """Pad samples to the longest of them."""
+        longest = max(len(item.input_ids) for item in items)
+        lengths = [len(item.input_ids) for item in items]
+        typed = items[0].token_types is not None
+        return TextBatch(
+            input_ids=_padded([item.input_ids for item in items], longest, self.pad_id),
+            attention_mask=_padded([[1] * length for length in lengths], longest, 0),
+            token_type_ids=_padded([item.token_types or [] for item in items], longest, 0) if typed else None,
+            labels=torch.tensor([item.label for item in items]),
+            uids=torch.tensor([item.uid for item in items]),
+        )
+
+
+def _padded(rows: Sequence[Sequence[int]], longest: int, value: int) -> Tensor:
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
