@@ -29,12 +29,14 @@ PROGRAM = """
     sys.path.insert(0, {tests!r})
     import torch
     from tiny_models import tiny_vlm, wake_lora
-    from tiny_pool import OBJECTIVE, job, tiny_items, tiny_plan, tiny_streams
+    from tiny_pool import OBJECTIVE, job, tiny_items, tiny_plan
     from vlmsel import processes
     from vlmsel.gradients import select_blocks
     from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
     from vlmsel.scoring import progress, run
+    from vlmsel.scoring.directions import Streams
     from vlmsel.scoring.run import score_pool
+    from vlmsel.scoring.targets import Targets
 
     torch.set_num_threads(1)
     run.CHUNK, progress.EVERY, progress.SHARE = 2, 0.0, 0
@@ -51,7 +53,9 @@ PROGRAM = """
     scorers = [TracIn(block_scale=True), DataInf(), HyperINF(damping=10.0), LiSSA(),
                LiSSA(batch="stream", depth=5, name="stream"), Exact()]
     print("begun", flush=True)
-    found = score_pool(work, tiny_plan(items, 2), tiny_streams(items, {{"goal": goal}}, 2), scorers, Path({out!r}))
+    plan = tiny_plan(items, 2)
+    targets = Targets(("one", "two"), tiny_plan(goal, 2), {{0: 0, 1: 1, 2: 0}})  # a batch holds samples of both
+    found = score_pool(work, plan, Streams(plan, plan, targets), scorers, Path({out!r}))
     if processes.is_main():
         order = found.uids.argsort()
         torch.save({{"scores": found.scores[:, order], "details": found.details}}, {out!r} + ".pt")
