@@ -14,13 +14,12 @@ from vlmsel.commands.detect_seed import Recipe, require_same, run_seed
 from vlmsel.commands.detect_table import show
 from vlmsel.commands.inputs import pick_device, without
 from vlmsel.commands.score import load_scorers
-from vlmsel.models.classifier import Tune
-from vlmsel.models.config import LoraSpec
+from vlmsel.models.classifier import EncoderLora, Tune
 from vlmsel.scorers import Scorer
 from vlmsel.training.classifier import FineTuning
 
 SCORERS = ("Random", "TracIn", "TracIn(block_scale=True, name='TracIn.scaled')", "DataInf", "LiSSA", "HyperINF")
-ADAPTERS, TRAINING = LoraSpec(r=8, alpha=16, targets=("query", "value")), FineTuning()
+ADAPTERS, TRAINING = EncoderLora(), FineTuning()
 FLIP, TRAIN_SAMPLES, VALIDATION_SAMPLES = 0.2, 4500, 500  # with GLUE's tasks, as in the papers
 FREE = ("seeds", "rank_by", "device")  # settings that no seed's result depends on
 
@@ -40,7 +39,7 @@ def detect(
     validation_samples: int | None = None,
     seeds: int = 1,
     tune: Tune = "lora",
-    lora: LoraSpec = ADAPTERS,
+    lora: EncoderLora = ADAPTERS,
     training: FineTuning = TRAINING,
     fresh_head: bool = False,
     scorers: tuple[str, ...] = SCORERS,

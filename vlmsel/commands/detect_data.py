@@ -98,6 +98,7 @@ class LabelledData:
     train: LabelledFile
     validation: LabelledFile
     classes: tuple[str, ...]
+    title: str
 
     def digests(self) -> dict[str, str]:
         """Hash what was read."""
@@ -137,10 +138,11 @@ def open_labelled(source: Source, folder: Path) -> LabelledData:
     if absent:
         count, first = sum(given[label] for label in absent), plain(absent[0])[:60]
         print(
-            f"{validation.name}: lacks {len(absent)} of {len(classes)} classes, the first is {first!r}; {count} training "
-            "samples have them, and nothing speaks for or against these labels"
+            f"{validation.name}: lacks {len(absent)} of {len(classes)} classes, the first is {first!r}; {count} "
+            "training samples have them, and nothing speaks for or against these labels"
         )
-    return LabelledData(train, validation, classes)
+    title = source.task or Path(source.data or train.name).name
+    return LabelledData(train, validation, classes, plain(title))
 
 
 def check_validation(name: str, labels: Counter[str]) -> None:

@@ -143,9 +143,9 @@ def require_same(folder: Path, inputs: Mapping[str, str]) -> None:
         ValueError: something changed since the run's first seed began.
     """
     path = folder / "inputs.json"
-    earlier = runs.read_json(path) if path.is_file() and any(folder.glob("seed*/model")) else {}
+    earlier = runs.read_json(path) if path.is_file() else {}
     changed = [name for name, value in inputs.items() if earlier.get(name, value) != value]
-    if changed:
+    if changed and any(folder.glob("seed*/model")):
         raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
     runs.write_json(path, {**earlier, **inputs})
 

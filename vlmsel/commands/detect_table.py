@@ -70,7 +70,7 @@ def heading(data: LabelledData, seeds: Seeds, flip: float) -> str:
     count, wrong = seeds[0]["train"], seeds[0]["wrong"]
     what = f"{100 * flip:g} % of {count} labels flipped" if flip else f"{count} samples with their labels as given"
     what += f", {wrong} of them wrong" if wrong is not None and not flip else ""
-    return f"{plain(data.train.name)}: {what}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    return f"{data.title}: {what}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
 def collect(seeds: Seeds, scorers: Sequence[str], kinds: Sequence[str]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def draw_rates(
             axis.fill_between(inspected, low.clip(0), high.clip(max=100), color=look["color"], alpha=0.12, linewidth=0)
     axis.set(xlim=(0, 100), ylim=(0, 102), xlabel="inspected, highest scores first, in %")
     axis.set_ylabel("wrong labels found in %")
-    axis.set_title(_wrapped(title), fontsize=10)
+    axis.set_title(title[:110], fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     figure.savefig(path, dpi=130, bbox_inches="tight")
@@ -196,12 +196,6 @@ def looks(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
         for number, family in enumerate(families.values())
         for place, scorer in enumerate(family)
     }
-
-
-def _wrapped(title: str) -> str:
-    """Keep a long path from making the picture wide."""
-    name, colon, rest = title.partition(": ")
-    return f"…{name[-50:]}{colon}{rest}" if len(title) > 90 else title
 
 
 # The list

@@ -34,6 +34,26 @@ WEIGHTS, RECORD = "trained.safetensors", "classifier.json"
 
 
 @dataclass(frozen=True)
+class EncoderLora(LoraSpec):
+    """Adapters on an encoder, W + s·BA: `LoraSpec` with the mislabelled-data study's settings.
+
+    Attributes:
+        r: rank.
+        alpha: s is alpha / sqrt(r) with rsLoRA, else alpha / r.
+        rslora: use rsLoRA's scale.
+        targets: last components of the modules' names: query and value in BERT and RoBERTa, q_lin and v_lin in
+            DistilBERT, query_proj and value_proj in DeBERTa.
+        dropout: before A, while tuning.
+    """
+
+    r: int = 8
+    alpha: int = 16
+    rslora: bool = True
+    targets: tuple[str, ...] = ("query", "value")
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class Classifier:
     """A classifier as it was loaded: model, tokenizer, and the names of the head's parameters.
 

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# bash recipes/glue_mislabel/run.sh glue roberta-large runs/glue_mislabel [seeds]
+# Finds flipped labels of SST-2, CoLA and MRPC (folders of GLUE's official files), and compares scorers with Exact by rank.
+set -euo pipefail
+glue=$1 model=$2 out=$3 seeds=${4:-3}
+here=$(cd "$(dirname "$0")" && pwd)
+for pair in sst2:SST-2 cola:CoLA mrpc:MRPC; do
+  vlmsel detect --config "$here/detect.yaml" --task "${pair%%:*}" --data "$glue/${pair#*:}" --model "$model" \
+    --seeds "$seeds" --out "$out/${pair%%:*}"
+done
+for rank in 1 2 4 8; do
+  vlmsel detect --config "$here/rank.yaml" --task sst2 --data "$glue/SST-2" --model "$model" --lora.r "$rank" \
+    --seeds "$seeds" --out "$out/rank$rank"
+done

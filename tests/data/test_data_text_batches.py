@@ -1,0 +1,48 @@
+"""Encoded texts: pairs, cuts, padding on the right, and halves that are padded to their own longest sample."""
+
+import torch
+from tiny_text import sentences, word_tokenizer
+
+from vlmsel.data.text_batches import TextCollator, encode_texts
+
+TEXTS = [(text,) for text, _ in sentences(6)]
+
+
+def encoded(texts=TEXTS, limit=20):
+    return encode_texts(word_tokenizer(), range(10, 10 + len(texts)), texts, [0] * len(texts), limit)
+
+
+def test_ids_are_the_tokenizer_s_with_a_mask_of_their_length():
+    data = encoded()
+    batch = TextCollator(0)(data.items)
+    assert batch.uids.tolist() == list(range(10, 16)) and data.cut == 0
+    for row, (text,) in enumerate(TEXTS):
+        ids = word_tokenizer()(text)["input_ids"]
+        assert batch.input_ids[row].tolist() == ids + [0] * (batch.input_ids.shape[1] - len(ids))
+        assert batch.attention_mask[row].sum() == len(ids) == data.lengths()[row]
+
+
+def test_long_texts_are_cut_and_counted_with_their_last_separator():
+    data = encoded(limit=5)
+    assert data.cut == sum(len(text.split()) > 3 for (text,) in TEXTS) > 0
+    assert max(data.lengths()) == 5
+    assert all(item.input_ids[-1] == 3 for item in data.items)
+
+
+def test_pairs_have_token_types_and_the_longer_text_is_cut():
+    data = encoded([("good0 good1 good2 good3 good4", "bad0")], limit=7)
+    assert word_tokenizer().decode(data[0].input_ids) == "[CLS] good0 good1 good2 [SEP] bad0 [SEP]"
+    assert data[0].token_types == [0, 0, 0, 0, 0, 1, 1]
+
+
+def test_more_than_two_texts_are_joined_from_the_second_on():
+    data = encoded([("good0", "bad0", "odd0")])
+    assert word_tokenizer().decode(data[0].input_ids) == "[CLS] good0 [SEP] bad0 odd0 [SEP]"
+
+
+def test_halves_are_what_collating_each_half_gives():
+    data, collate = encoded(), TextCollator(0)
+    for half, items in zip(collate(data.items).halves(), (data.items[:3], data.items[3:]), strict=True):
+        expected = collate(items)
+        for name in ("input_ids", "attention_mask", "token_type_ids", "labels", "uids"):
+            assert torch.equal(getattr(half, name), getattr(expected, name))
