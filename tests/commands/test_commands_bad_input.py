@@ -135,7 +135,7 @@ BAD_SCORES = {
     "bad setting": ({"scorers": "[HyperINF(damping=-1)]"}, "scorer 'HyperINF(damping=-1)': damping must be"),
     "same name twice": ({"scorers": "[TracIn,TracIn(block_scale=True)]"}, "two scorers are called 'TracIn'"),
     "no scorer": ({"scorers": "[]"}, "no scorer given"),
-    "no model": ({"model": "{folder}/none"}, "{folder}/none: no model; give a preset (tiny, llava-7b), or a folder"),
+    "no model": ({"model": "{folder}/none"}, "{folder}/none: no model; give a preset (tiny, llava-7b, tiny-text, "),
     "untrained": ({"model": "tiny"}, "the projector of tiny was never trained, so that it cannot see; align it"),
     "dtype": ({"dtype": "float17"}, "dtype must be one of float32, bfloat16, got 'float17'"),
     "device": ({"device": "tpu9"}, "no device is called 'tpu9'; give auto, cpu"),

@@ -300,7 +300,7 @@ def test_options_that_make_no_sense_without_a_store(more, line, world, aligned, 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
     line = refused(words("score", {"pool": "p.json", "out": tmp_path / "run"}), capsys)
-    assert line.startswith("error: --model and --images and --targets missing; score needs --model, --pool")
+    assert line.startswith("error: --model and --targets missing; score needs --model, --pool and a target")
     assert not (tmp_path / "run").exists()
 
 

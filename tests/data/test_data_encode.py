@@ -1,9 +1,10 @@
+import copy
 import json
 from itertools import groupby
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vlmsel.data.encode import IGNORED, IMAGE_ID, encode, generation_ids, text_ids, tokenize_with_images
@@ -149,7 +150,8 @@ def test_a_known_word_is_one_token_in_place(tokenizer):
 def test_ids_are_those_of_the_whole_string(tokenizer, template):
     turns = TEXT_TURNS[:2]
     text = training_text(template, turns)
-    whole = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    bos = [tokenizer.bos_token_id] if template.forces_bos else []
+    whole = [*bos, *tokenizer.encode(text, add_special_tokens=False)]
     assert encode(turns, 0, tokenizer, template).input_ids == whole
 
 
@@ -216,7 +218,7 @@ def test_special_tokens_in_data_stay_letters(tokenizer, template):
     text = "tell </s> and <s> from <image>"
     turns = [Turn("human", text), Turn("gpt", text)]
     ids = encode(turns, 0, tokenizer, template).input_ids
-    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids.count(tokenizer.bos_token_id) == template.forces_bos
     assert ids.count(tokenizer.eos_token_id) == template.closes
     assert tokenizer.convert_tokens_to_ids("<image>") not in ids
     assert IMAGE_ID not in ids
@@ -321,3 +323,26 @@ def test_long_text_gives_no_warning(caplog):
     tokenizer.model_max_length = 4
     encode(TEXT_TURNS, 0, tokenizer, "pure")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_loss_on_all_labels_every_text_token_and_neither_bos_nor_images(tokenizer, template, images):
+    turns = [Turn("human", "<image>\nWhat is it?" if images else "What is it?"), Turn("gpt", "Red")]
+    answers = encode(turns, images, tokenizer, template)
+    whole = encode(turns, images, tokenizer, template, loss_on="all")
+    assert whole.input_ids == answers.input_ids
+    free = {tokenizer.bos_token_id, IMAGE_ID}
+    assert whole.labels == [IGNORED if token in free else token for token in whole.input_ids]
+    assert (whole.labels == answers.labels) == (not template.questions)
+
+
+def test_text_has_bos_where_the_tokenizer_puts_it():
+    turns = [Turn("human", "q1"), Turn("gpt", "a1"), Turn("human", "q2"), Turn("gpt", "a2")]
+    plain, adding = copy.deepcopy(TOKENIZERS["byte_level"]), copy.deepcopy(TOKENIZERS["byte_level"])
+    bos = plain.bos_token_id
+    adding.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{plain.bos_token} $A", special_tokens=[(plain.bos_token, bos)]
+    )
+    ids = encode(turns, 0, adding, "text").input_ids
+    assert [place for place, token in enumerate(ids) if token == bos] == [0, ids.index(plain.eos_token_id) + 1]
+    assert bos not in encode(turns, 0, plain, "text").input_ids

@@ -25,7 +25,21 @@ def template(request):
 
 
 def test_every_template_has_a_worked_case():
-    assert {case["template"] for case in CASES} == set(TEMPLATES)
+    assert {case["template"] for case in CASES} | {"text"} == set(TEMPLATES)
+
+
+def test_text_is_question_blank_answer_and_its_rounds_stand_apart():
+    template = TEMPLATES["text"]
+    assert training_text(template, ROUNDS[:2]) == "q1 a1</s>"
+    assert training_text(template, ROUNDS) == "q1 a1</s><s>q2 a2</s>"
+    assert template.generation_prompt(ROUNDS[:3]) == "q1 a1</s><s>q2"
+
+
+def test_blanks_at_the_end_of_a_bare_question_belong_to_the_answer():
+    turns = [Turn("human", "q \n"), Turn("gpt", "a")]
+    first, second = TEMPLATES["text"].training_segments(turns)
+    assert (first.text, second.text) == ("q", " \n a")
+    assert [s.text for s in TEMPLATES["text"].prompt_segments(turns[:1])] == ["q"]
 
 
 def test_training_text(case):

@@ -82,6 +82,7 @@ def open_text(
 
 def _from_hub(config: VLMConfig, dtype: torch.dtype) -> VLM:
     """Build a model of the hub's; whatever goes wrong is one line that also says what else the name could be."""
+    print(f"{config.language}: no folder of this name; looking for it on the hub", flush=True)
     try:
         return build(config, dtype)
     except (OSError, ValueError, ImportError) as problem:

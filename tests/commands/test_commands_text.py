@@ -1,0 +1,230 @@
+"""Text models through the commands: tuned, scored, selected for, tuned again and evaluated, and what is refused."""
+
+import json
+import shutil
+
+import huggingface_hub
+import naive_scorers
+import pytest
+import torch
+from naive_gradients import loop_gradients
+from tiny_huggingface import save_classifier, save_language
+
+from vlmsel import cli, runs
+from vlmsel.commands.inputs import open_data, open_model, pad_id
+from vlmsel.data.batching import Collator
+from vlmsel.evaluation.engine_hf import LanguageEngine
+from vlmsel.gradients import select_blocks
+from vlmsel.models.huggingface import load_adapter, load_causal
+from vlmsel.models.lora import lora_parameters
+from vlmsel.models.losses import sample_losses
+from vlmsel.scoring.table import read_table
+
+LORA = ("--lora.r", "4", "--lora.alpha", "8", "--lora.targets", "[q_proj,v_proj]")
+FAST = ("--settings.epochs", "1", "--settings.batch_size", "4", "--settings.learning_rate", "0.05")
+SCORERS = "[TracIn,DataInf(damping=0.1),HyperINF(damping=0.1)]"
+
+
+def said(number):
+    turns = [("human", f"What comes after {number}?"), ("gpt", f"It is {number + 1}.")]
+    return {"id": number, "source": "sums", "conversations": [{"from": who, "value": text} for who, text in turns]}
+
+
+def run(*words):
+    return cli.main([str(word) for word in words])
+
+
+def refused(*words, capsys):
+    """Return the one line that a command ends with."""
+    capsys.readouterr()
+    assert run(*words) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if not one.rstrip().endswith("sample]")]
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A language model, pool.json, target.json, mixed.json (one sample has an image), questions.jsonl."""
+    folder = tmp_path_factory.mktemp("text")
+    save_language(folder / "llama", max_position_embeddings=256)
+    save_classifier(folder / "bert")
+    records = [said(number) for number in range(12)]
+    (folder / "pool.json").write_text(json.dumps(records))
+    (folder / "target.json").write_text(json.dumps([said(20), said(30)]))
+    seen = {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It"}],
+    }
+    (folder / "mixed.json").write_text(json.dumps([*records[:3], seen, *records[3:5]]))
+    questions = [{"goal": f"After {n}?", "sol1": f"{n}", "sol2": f"{n + 1}", "label": 1} for n in range(6)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def warm(home, tmp_path_factory):
+    """The run folder of a warm-up with fresh adapters."""
+    out = tmp_path_factory.mktemp("runs") / "warm"
+    data = ("--model", home / "llama", "--data", home / "pool.json", "--out", out)
+    assert run("tune", *data, "--preset", "tiny-llm", *FAST, *LORA) == 0
+    return out
+
+
+def test_the_whole_chain(home, warm, tmp_path):
+    files = ("--pool", home / "pool.json", "--targets.sums", home / "target.json")
+    assert run("score", "--model", warm, *files, "--scorers", SCORERS, "--out", tmp_path / "score") == 0
+    table, about = read_table(tmp_path / "score/scores.parquet", home / "pool.json")
+    assert about["blocks"] == "lora"
+    assert all(value == value and value != 0 for value in table["HyperINF/sums"])
+    chosen = tmp_path / "chosen.json"
+    pick = ("--scores", tmp_path / "score/scores.parquet", "--pool", home / "pool.json", "--fraction", "0.5")
+    assert run("select", *pick, "--out", chosen) == 0
+    assert len(runs.read_json(chosen)) == 6
+    again = ("--model", home / "llama", "--data", chosen, "--out", tmp_path / "tune")
+    assert run("tune", *again, "--preset", "tiny-llm", *FAST, *LORA) == 0
+    asked = ("--task", "piqa", "--questions", home / "questions.jsonl", "--out", tmp_path / "evaluate")
+    assert run("evaluate", "--model", tmp_path / "tune", *asked) == 0
+    assert 0 <= runs.read_json(tmp_path / "evaluate/metrics.json")["metrics"]["acc"] <= 1
+
+
+@pytest.mark.parametrize("blocks", ["lora", "last-block"])
+@pytest.mark.parametrize("loss_on", ["answers", "all"])
+def test_scores_are_those_of_a_plain_float64_twin(home, warm, tmp_path, blocks, loss_on):
+    files = ("--pool", home / "pool.json", "--targets.sums", home / "target.json", "--out", tmp_path / "score")
+    words = ("--scorers", SCORERS, "--blocks", blocks, "--loss_on", loss_on, "--scale_samples", "null")
+    assert run("score", "--model", warm, *files, *words) == 0
+    found, _ = read_table(tmp_path / "score/scores.parquet")
+    model = open_model(str(warm), "cpu").double()
+    chosen, collate = select_blocks(model, blocks), Collator(pad_id(model))
+
+    def gradients(file):
+        data = open_data(model, home / file, None, 2048, loss_on=loss_on).samples
+        singles = [collate([data[i]]) for i in range(len(data))]
+        return loop_gradients(model, singles, sample_losses, chosen)
+
+    pool, target = gradients("pool.json"), gradients("target.json")
+    twins = {
+        "TracIn": naive_scorers.tracin,
+        "DataInf": lambda g, v: naive_scorers.datainf(g, v, 0.1),
+        "HyperINF": lambda g, v: naive_scorers.hyperinf(g, v, 0.1, "cols" if v.shape[1] >= v.shape[0] else "rows"),
+    }
+    for name, twin in twins.items():
+        directions = {block: twin(g, target[block].mean(dim=0)) for block, g in pool.items()}
+        expected = sum(torch.tensor(naive_scorers.scores(pool[b], h)) for b, h in directions.items())
+        got = torch.tensor(found[f"{name}/sums"])
+        assert (got - expected).abs().max() < 2e-3 * expected.abs().max(), name
+
+
+def test_the_whole_model_is_scored_on_its_last_block_unless_told(home, tmp_path):
+    files = ("--pool", home / "pool.json", "--targets.sums", home / "target.json", "--out", tmp_path / "score")
+    assert run("score", "--model", home / "llama", *files, "--scorers", "[TracIn]") == 0
+    assert read_table(tmp_path / "score/scores.parquet")[1]["blocks"] == "last-block"
+
+
+def test_samples_with_images_are_left_out_with_their_reason(home, warm, tmp_path):
+    files = ("--targets.sums", home / "target.json", "--scorers", "[TracIn]")
+    assert run("score", "--model", warm, "--pool", home / "mixed.json", *files, "--out", tmp_path / "score") == 0
+    (left_out,) = runs.read_json(tmp_path / "score/skipped.json")
+    assert left_out == {"uid": 3, "reason": "it has an image and this model reads text only"}
+    found, _ = read_table(tmp_path / "score/scores.parquet")
+    assert [value == value for value in found["TracIn/sums"]] == [True, True, True, False, True, True]
+    data = ("--model", warm, "--data", home / "mixed.json", "--settings.train", "lora", *FAST)
+    assert run("tune", *data, "--out", tmp_path / "tune") == 0
+    assert runs.read_json(tmp_path / "tune/skipped.json") == [left_out]
+
+
+def test_dense_tuning_changes_the_whole_model_and_keeps_its_template(home, tmp_path):
+    data = ("--model", home / "llama", "--data", home / "pool.json", "--out", tmp_path / "dense")
+    assert run("tune", *data, "--settings.train", "lm", *FAST, "--template", "pure", "--loss_on", "all") == 0
+    model = open_model(str(tmp_path / "dense"), "cpu")
+    before = open_model(str(home / "llama"), "cpu")
+    config = model.vlm_config
+    assert (config.vision, config.template, config.language_trained, config.lora) == (None, "pure", True, None)
+    assert not (tmp_path / "dense/model/projector.safetensors").exists()
+    trained = dict(model.named_parameters())
+    assert all(not torch.equal(p, trained[name]) for name, p in before.named_parameters())
+
+
+def test_fresh_adapters_come_from_the_seed(home, tmp_path):
+    data = ("--model", home / "llama", "--data", home / "pool.json", "--settings.train", "lora", *FAST, *LORA)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        words = ("--settings.seed", seed, "--settings.max_steps", 1, "--out", tmp_path / name)
+        assert run("tune", *data, *words) == 0
+    a, b, c = ({k: p.detach() for k, p in lora_parameters(open_model(str(tmp_path / n), "cpu")).items()} for n in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not any(torch.equal(a[name], c[name]) for name in a if ".lora_A." in name)
+
+
+def test_evaluation_equals_that_of_the_adapted_hugging_face_model(home, warm, tmp_path):
+    asked = ("--task", "piqa", "--questions", home / "questions.jsonl")
+    assert run("evaluate", "--model", warm, *asked, "--out", tmp_path / "ours") == 0
+    assert run("evaluate", "--model", warm / "model/adapter", *asked, "--out", tmp_path / "peft") == 0
+    adapted, tokenizer = load_adapter(str(warm / "model/adapter"))
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tokenizer.save_pretrained(tmp_path / "merged")
+    assert run("evaluate", "--model", tmp_path / "merged", *asked, "--out", tmp_path / "whole") == 0
+    lines = {
+        name: (tmp_path / name / "predictions.jsonl").read_text().splitlines() for name in ("ours", "peft", "whole")
+    }
+    values = {name: [json.loads(line) for line in found] for name, found in lines.items()}
+    assert values["ours"] == values["peft"]
+    base = LanguageEngine(*load_causal(str(home / "llama")))
+    plain = base.loglikelihoods([("Question: After 0?\nAnswer:", " 1")])
+    pairs = [
+        (one["loglikelihoods"], other["loglikelihoods"])
+        for one, other in zip(values["ours"], values["whole"], strict=True)
+    ]
+    for one, other in pairs:
+        assert one == pytest.approx(other, abs=1e-3)
+    assert pairs[0][0][1] != pytest.approx(plain[0], abs=1e-3)
+
+
+def test_refusals(home, warm, aligned, world, tmp_path, capsys):
+    data = ("--data", home / "pool.json", "--out", tmp_path / "run")
+    llama, lora = ("--model", home / "llama"), ("--settings.train", "lora")
+    text = "this model reads text only"
+    score = ("score", "--pool", home / "pool.json", "--targets.sums", home / "target.json", "--out", tmp_path / "s")
+    gqa = ("--task", "gqa", "--questions", world / "test/gqa.json", "--images", world / "images")
+    cases = [
+        (("tune", *llama, *data), "train is 'projector+lora' and the model reads text only: set settings.train"),
+        (("tune", *llama, *data, *lora), "the model has no LoRA adapters; attach some (tune --lora.r 64)"),
+        (("tune", "--model", warm, *data, *lora, *LORA), f"{warm} has LoRA adapters already; leave --lora out"),
+        (("tune", *llama, *data, "--settings.train", "lm", *LORA), "settings.train is lm"),
+        (("tune", *llama, *data, *lora, "--lora.targets", "[nothing]"), "no linear module is called nothing"),
+        (("tune", *llama, *data, *lora, *LORA, "--template", "v9"), "no template is called 'v9'"),
+        (("tune", "--model", warm, *data, *lora, "--template", "pure"), "has the template text; leave --template out"),
+        (("tune", "--model", home / "bert", *data), "a Hugging Face classifier model can be evaluated, not trained"),
+        (("align", *llama, *data, "--images", home), "reads text only and has no projector to align"),
+        ((*score, "--model", warm, "--features", tmp_path / "f"), f"{text} and has no features of images"),
+        ((*score, "--model", warm, "--blocks", "projector"), "blocks 'projector' match no parameter"),
+        ((*score, "--model", aligned, "--pool", world / "pool.json"), "samples have images; name their folder"),
+    ]  # fmt: skip
+    for words, expected in cases:
+        assert expected in refused(*words, capsys=capsys), words
+    line = refused("evaluate", "--model", warm, *gqa, "--out", tmp_path / "e", capsys=capsys)
+    assert "gqa.json" in line or "cannot" in line
+
+
+def test_a_missing_folder_that_could_be_a_name_on_the_hub_says_both(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    words = ("tune", "--model", "nobody/nothing-at-all", "--data", "d.json", "--out", "run")
+    line = refused(*words, capsys=capsys)
+    assert "nobody/nothing-at-all: no such folder, and no causal language model of this name can be loaded" in line
+
+
+def test_checkpoints_of_text_models_are_summed(home, warm, tmp_path):
+    files = ("--pool", home / "pool.json", "--targets.sums", home / "target.json", "--out", tmp_path / "score")
+    words = ("--scorers", "[TracIn]", "--checkpoints", f"[{warm},{warm}]", "--checkpoint_lrs", "[0.5,0.25]")
+    assert run("score", "--model", warm, *files, *words) == 0
+    found, _ = read_table(tmp_path / "score/scores.parquet")
+    expected = [0.75 * value for value in found["TracIn/sums"]]
+    assert found["TracIn.CP/sums"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_moved_model_says_what_is_missing(home, warm, tmp_path):
+    shutil.copytree(warm / "model", tmp_path / "model")
+    (tmp_path / "model/adapter/adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
+        open_model(str(tmp_path / "model"), "cpu")
