@@ -20,7 +20,7 @@ from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.presets import preset
 from vlmsel.models.vlm import build
 
-TOLERANCES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
+TOLERANCES = [(torch.float32, 2e-5), (torch.float64, 1e-10)]  # of the twin, which rounds too
 
 
 def with_rows(model, batch):

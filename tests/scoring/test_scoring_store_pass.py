@@ -77,7 +77,7 @@ def test_stored_gradients_are_those_of_single_samples(model, tmp_path):
     assert sorted(rows) == list(range(6)) and found.targets == ("a", "b")
     for name, dense in exact.items():
         # entries far below the largest are differences of large numbers: float32 rounds at the scale of the block
-        atol = 1e-5 * float(dense.abs().max())
+        atol = 2e-5 * float(dense.abs().max())
         torch.testing.assert_close(found.gradients(name)[rows], dense, rtol=0, atol=atol)
         torch.testing.assert_close(found.target_gradients()[name], means[name], rtol=0, atol=atol)
 
@@ -142,7 +142,8 @@ def test_targets_of_another_origin_take_the_place_of_those_there(model, tmp_path
     found, blocks = GradientStore.open(tmp_path), select_blocks(model, "projector")
     expected = loop_means(model, {"a": TARGETS["b"], "b": TARGETS["a"]}, blocks)
     for name, mean in expected.items():
-        torch.testing.assert_close(found.target_gradients()[name], mean, rtol=1e-4, atol=1e-6)
+        atol = 2e-5 * float(mean.abs().max())
+        torch.testing.assert_close(found.target_gradients()[name], mean, rtol=0, atol=atol)
 
 
 def test_jobs_with_shares_write_one_store(model, tmp_path):

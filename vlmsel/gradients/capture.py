@@ -4,6 +4,7 @@ A forward hook ends each selected layer with an identity, the tap, that keeps wh
 of what the layer gave arrives at the tap, the two make a factor. Nothing is accumulated in any parameter: parameters
 need no gradient meanwhile, so that the backward goes no deeper than the lowest selected layer. The tap is a node of the
 graph like any other, so that activation checkpointing, which runs layers again in the backward, drops and rebuilds it.
+LoRA layers run as one map meanwhile (see adapters.py), and the tap stands behind the whole layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
+from vlmsel.gradients.adapters import Adapter, find_adapters, merged
 from vlmsel.gradients.blocks import SUPPORTED, Block, layer_kind
 from vlmsel.gradients.factors import Factor, OuterFactor
 from vlmsel.gradients.merged import merge
@@ -64,7 +66,10 @@ class Capture:
     ) -> None:
         self._blocks, self._sink = list(blocks), sink
         self._parameters = {block.name: _parameter(model, block) for block in blocks}
-        self._uses = _find_uses(model, self._parameters)
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self.adapters: dict[str, Adapter] = find_adapters(model, names)
+        one_map = {name for one in self.adapters.values() for name in (one.down, one.up)}
+        self._uses = _find_uses(model, {n: p for n, p in self._parameters.items() if n not in one_map})
         self._modules = dict(model.named_modules())
         self._anchor = torch.zeros((), requires_grad=True)
         self.start(samples, row_samples)
@@ -156,16 +161,22 @@ class Capture:
     def _report(self, name: str, x: Tensor, delta: Tensor) -> None:
         self._ran = True
         self._seen.add(name)
-        rows = self._rows(name, x)
-        for leaf, block in self._uses[name]:
-            factor = contribution(self._modules[name], leaf, x, delta.detach(), rows)
+        for block, factor in self._contributions(name, x, delta.detach(), self._rows(name, x)):
             if self._sink is None:
                 self._parts[block].append(factor)
             else:
                 self._sink(block, factor)
 
+    def _contributions(self, name: str, x: Tensor, delta: Tensor, rows: Rows) -> Iterator[tuple[str, Factor]]:
+        if name in self.adapters:
+            yield from self.adapters[name].factors(x, delta, rows)
+        for leaf, block in self._uses.get(name, ()):
+            yield block, contribution(self._modules[name], leaf, x, delta, rows)
+
     def _tap(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         """Forward hook of a selected layer."""
+        if name in self.adapters and self.adapters[name].layer.disable_adapters:
+            return None  # the loss switched them off for a while
         if not torch.is_grad_enabled():
             self._blind.add(name)
             return None
@@ -189,7 +200,8 @@ class Capture:
     def install(self) -> list[Any]:
         """Add the hooks and return their handles."""
         handles = [
-            self._modules[name].register_forward_hook(partial(self._tap, name), with_kwargs=True) for name in self._uses
+            self._modules[name].register_forward_hook(partial(self._tap, name), with_kwargs=True)
+            for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]
         ]
         root = self._modules[""]
         joined = [root] if not any(map(_reentrant, self._modules.values())) else [root, *_embeddings(root)]
@@ -288,7 +300,7 @@ def capture(
     captured = Capture(model, blocks, samples, row_samples or {}, sink)
     handles = captured.install()
     try:
-        with frozen(model):
+        with frozen(model), merged(captured.adapters.values()):
             yield captured
     finally:
         for handle in handles:
