@@ -52,7 +52,7 @@ class Adapter:
         return torch.addmm(self.layer.base_layer.weight.detach(), b, a, alpha=scale)
 
     def factors(self, x: Tensor, delta: Tensor, rows: Rows) -> Iterator[tuple[str, Factor]]:
-        """Give the blocks' factors from the layer's input [rows, ..., in] and its output's gradient [rows, ..., out]."""
+        """Give the blocks' factors from the layer's input x and δ, [rows, ..., in] and [rows, ..., out]."""
         a, b, scale = self.matrices()
         x, delta = rows.fold(tokens(x)), rows.fold(tokens(delta))
         if self.down is not None:
