@@ -1,0 +1,148 @@
+"""Which part of HellaSwag should a small language model be tuned on? One seed of the study, or the table over seeds.
+
+Per seed: other pool, target and test questions; one warm-up epoch on the pool; scores of the pool for the target set;
+then, from the model before the warm-up, one model per scorer and fraction, one on the full pool, and all of them asked
+the test questions. Every step is the ordinary command with the YAML file beside this one, in one process, because a
+start costs as much as a small step. A stopped study goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tools.convert_choices import convert
+from vlmsel import cli, runs
+from vlmsel.commands.result_table import MAJORITY, as_markdown, as_text, collect, rows, shown
+from vlmsel.data.multiple_choice import read_choices
+
+HERE = Path(__file__).parent
+TASK = "hellaswag"
+SCORERS = ("Random", "TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
+BEFORE, FULL = "untuned", "full_pool"
+Table = dict[str, dict[str, list[float]]]
+
+
+def run(command: str, yaml: str, out: Path, *words: Any) -> None:
+    """Run one command with its YAML file; leave when it fails."""
+    print(f"\n== vlmsel {command} -> {out}", flush=True)
+    code = cli.main([command, "--config", str(HERE / f"{yaml}.yaml"), "--out", str(out), *map(str, words)])
+    if code:
+        sys.exit(code)
+
+
+def one_seed(args: argparse.Namespace, more: list[str]) -> None:
+    """Run one seed; `more` are further options of the two trainings."""
+    here, model, seed = args.out / f"seed{args.seed}", args.model, args.seed
+    data = here / "data"
+    if not (data / "pool.json").is_file():
+        convert(TASK, args.questions, data, pool=args.pool, target=args.target, test=args.test, seed=seed)
+    pool, table = data / "pool.json", here / "score/scores.parquet"
+    seeded = ("--settings.seed", seed, *more)
+    run("tune", f"warmup_{args.method}", here / "warmup", "--model", model, "--data", pool, *seeded)
+    files = ("--pool", pool, f"--targets.{TASK}", data / "target.json")
+    run("score", "score", here / "score", "--model", here / "warmup", *files, "--seed", seed)
+    for fraction in args.fractions:
+        for scorer in SCORERS:
+            chosen = here / "selected" / f"{label(scorer, fraction)}.json"
+            run(
+                "select",
+                "select",
+                chosen,
+                "--scores",
+                table,
+                "--pool",
+                pool,
+                "--scorer",
+                scorer,
+                "--fraction",
+                fraction,
+            )
+            train_and_ask(here, args, label(scorer, fraction), chosen, seeded)
+    train_and_ask(here, args, FULL, pool, seeded)
+    ask(here, model, BEFORE)
+
+
+def label(scorer: str, fraction: float) -> str:
+    return f"{scorer}-{100 * fraction:g}"
+
+
+def train_and_ask(here: Path, args: argparse.Namespace, name: str, data: Path, seeded: tuple[Any, ...]) -> None:
+    """Tune the base model on data and ask it the test questions."""
+    run("tune", f"tune_{args.method}", here / "tune" / name, "--model", args.model, "--data", data, *seeded)
+    ask(here, str(here / "tune" / name), name)
+
+
+def ask(here: Path, model: str, name: str) -> None:
+    questions = here / "data/test.jsonl"
+    run("evaluate", "evaluate", here / "evaluate" / name / TASK, "--model", model, "--questions", questions)
+
+
+def log_likelihoods(folder: Path, names: list[str]) -> Table:
+    """Return each model's mean log-likelihood of the right endings, in nats, per seed."""
+    found: Table = {name: {TASK: []} for name in names}
+    for seed in sorted(folder.glob("seed*")):
+        right = {one.id: one.answer for one in read_choices(TASK, seed / "data/test.jsonl")}
+        for name in names:
+            lines = (seed / "evaluate" / name / TASK / "predictions.jsonl").read_text().splitlines()
+            answers = {one["question_id"]: one["loglikelihoods"] for one in map(json.loads, lines)}
+            values = [answers[key][place] for key, place in right.items() if place is not None]
+            found[name][TASK].append(sum(values) / len(values))
+    return found
+
+
+def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
+    """Return the table scorer x fraction, each with its difference to Random, paired by seed."""
+    whole = [name for name in (MAJORITY, BEFORE) if name in values]
+    names = [*whole, *SCORERS, FULL]
+    table = [[name] for name in ("", *names)]
+    for fraction in fractions:
+        own = {name: values[label(name, fraction) if name in SCORERS else name] for name in names}
+        cells = rows(own, [TASK])
+        cells[0][1:] = [f"{100 * fraction:g} %", "minus Random"]
+        for line, more in zip(table, cells, strict=True):
+            line += more[1:]
+    return table
+
+
+def show(folder: Path, fractions: list[float]) -> None:
+    """Write and print accuracy and log-likelihood over the seeds that are there."""
+    accuracy, _ = collect(folder)
+    logs = log_likelihoods(folder, [name for name in accuracy if name != MAJORITY])
+    seeds = len(accuracy[FULL][TASK])
+    titles = (
+        (accuracy, f"HellaSwag, accuracy in %, mean ± half of the 95 % interval over {seeds} seeds"),
+        (logs, "log-likelihood of the right ending, nats"),
+    )
+    tables = [(title, by_fraction(values, fractions)) for values, title in titles]
+    runs.write_text(folder / "table.md", "\n".join(f"{title}\n\n{as_markdown(table)}" for title, table in tables))
+    runs.write_json(folder / "results.json", {"percent": accuracy, "log_likelihood": logs})
+    for title, table in tables:
+        print(f"\n{title}\n\n{as_text(table)}")
+    print(f"\n{folder / 'table.md'}; untuned accuracy {shown(accuracy[BEFORE][TASK])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", type=Path, help="HellaSwag's questions with their answers")
+    parser.add_argument("model", help="the model to tune: the folder of a causal language model")
+    parser.add_argument("--out", type=Path, default=Path("runs/llm_selection"))
+    parser.add_argument("--method", choices=("dense", "lora"), default="dense", help="what is trained, and scored on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="show the seeds that are there instead of running one")
+    parser.add_argument("--pool", type=int, default=3000)
+    parser.add_argument("--target", type=int, default=300)
+    parser.add_argument("--test", type=int, default=700)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2])
+    args, more = parser.parse_known_args()
+    if args.table:
+        show(args.out, args.fractions)
+    else:
+        one_seed(args, more)
+
+
+if __name__ == "__main__":
+    main()
