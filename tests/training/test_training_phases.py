@@ -17,7 +17,10 @@ PUBLISHED = {
     "prismatic-tune": ("projector+lm", 128, 2e-5, None, 0.1, "floor"),
     "hyperinf-align": ("projector", 32, 1e-3, None, 0.0, "floor"),
     "hyperinf-tune": ("projector+lora", 8, 2e-5, None, 0.1, "floor"),
+    "hyperinf-llm-lora": ("lora", 8, 2e-5, None, 0.1, "floor"),
+    "hyperinf-llm-dense": ("lm", 8, 2e-5, None, 0.1, "floor"),
 }
+EPOCHS = {"hyperinf-llm-lora": 5.0, "hyperinf-llm-dense": 3.0}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -25,12 +28,12 @@ def test_presets_are_the_published_ones(name):
     s = phase_preset(name)
     found = (s.train, s.batch_size, s.learning_rate, s.projector_learning_rate, s.weight_decay, s.warmup_rounding)
     assert found == PUBLISHED[name]
-    assert (s.epochs, s.max_grad_norm, s.warmup_ratio) == (1.0, 1.0, 0.03)
+    assert (s.epochs, s.max_grad_norm, s.warmup_ratio) == (EPOCHS.get(name, 1.0), 1.0, 0.03)
     assert s.batch_size % s.gradient_accumulation == 0
 
 
 def test_every_other_preset_is_for_the_embedded_model_and_teaches_it_on_a_cpu():
-    assert set(PRESETS) - set(PUBLISHED) == {"tiny-align", "tiny-tune"}
+    assert set(PRESETS) - set(PUBLISHED) == {"tiny-align", "tiny-tune", "tiny-llm"}
     for name in ("tiny-align", "tiny-tune"):
         s = phase_preset(name)
         found = (s.train, s.precision, s.gradient_checkpointing, s.gradient_accumulation, s.workers)
