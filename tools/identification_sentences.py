@@ -3,8 +3,8 @@
     python tools/identification_sentences.py grammars_train.json --count 12000 --seed 0 --out sentences.json
 
 900 samples are few for a tiny model, which learns them by heart instead of learning to copy. The sentences are 3 to 5
-words drawn from those of the training file, so that hardly any comes twice; prompts are those of the training file. That
-every transformation gives the training file's own answers is checked.
+words drawn from those of the training file, so that hardly any comes twice; prompts are those of the training file. It
+is checked that every transformation gives the training file's own answers.
 """
 
 from __future__ import annotations
