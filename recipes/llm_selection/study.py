@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--method", choices=("dense", "lora"), default="dense", help="what is trained, and scored on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="show the seeds that are there instead of running one")
-    parser.add_argument("--pool", type=int, default=3000)
+    parser.add_argument("--pool", type=int, default=2000)
     parser.add_argument("--target", type=int, default=300)
     parser.add_argument("--test", type=int, default=700)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2])
