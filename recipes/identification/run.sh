@@ -7,9 +7,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 tools=$here/../../tools data=$out/data
 [ -d "$out/stories260K" ] || python "$tools/convert_llama2c.py" "$checkpoint" "$tokenizer" "$out/stories260K"
 python "$tools/convert_identification.py" "$study"/grammars_{train,test}.jsonl --out "$data"
-python "$tools/identification_sentences.py" "$data/grammars_train.json" --out "$data/sentences.json"
-vlmsel tune --config "$here/pretrain.yaml" --model "$out/stories260K" --data "$data/sentences.json" --out "$out/pretrain"
-vlmsel tune --config "$here/tune.yaml" --model "$out/pretrain" --data "$data/grammars_train.json" --out "$out/tune"
+vlmsel tune --config "$here/tune.yaml" --model "$out/stories260K" --data "$data/grammars_train.json" --out "$out/tune"
 vlmsel score --config "$here/score.yaml" --model "$out/tune" --pool "$data/grammars_train.json" \
   --targets.test "$data/grammars_test.json" --out "$out/score"
 python "$tools/identification_table.py" "$out/score/scores.parquet" --test "$data/grammars_test.json"
