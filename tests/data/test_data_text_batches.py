@@ -46,3 +46,14 @@ def test_halves_are_what_collating_each_half_gives():
         expected = collate(items)
         for name in ("input_ids", "attention_mask", "token_type_ids", "labels", "uids"):
             assert torch.equal(getattr(half, name), getattr(expected, name))
+
+
+def test_parts_of_like_length_hold_every_sample_once_with_less_padding():
+    data, collate = encoded(), TextCollator(0)
+    batch = collate(data.items)
+    parts = batch.by_length(3)
+    by_uid = {item.uid: item for item in data.items}
+    assert sorted(uid for part in parts for uid in part.uids.tolist()) == [item.uid for item in data.items]
+    for part in parts:
+        assert torch.equal(part.input_ids, collate([by_uid[uid] for uid in part.uids.tolist()]).input_ids)
+    assert sum(part.input_ids.numel() for part in parts) < batch.input_ids.numel()

@@ -46,7 +46,7 @@ def detect(
     blocks: str | None = None,
     rank_by: str | None = None,
     max_length: int | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int = 1024,
     scale_samples: int | None = 512,
     device: str = "auto",
     config: str = "",
@@ -80,7 +80,7 @@ def detect(
         blocks: whose gradients count, as for `vlmsel score`; the adapters, or the head, when left out.
         rank_by: the scorer that the list is ranked by; HyperINF, else the first that looks at gradients.
         max_length: longest sample in tokens; what the model takes when left out. What is longer is cut.
-        batch_tokens: most tokens per scoring pass, padding included.
+        batch_tokens: most tokens per batch of a scoring pass, padding included; CPUs are fastest below about 1000.
         scale_samples: how many samples the damping of DataInf is measured on before the pass; all of them when null.
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.

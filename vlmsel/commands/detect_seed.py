@@ -249,5 +249,6 @@ def _measure(scored: Scored, drawn: Drawn, scorers: Sequence[Scorer]) -> dict[st
             found["detection"][scorer] = detection_metrics(own, bad)
             found["curves"][scorer] = detection_rate(own, bad, points).round(6).tolist()
         if exact is not None:
-            found["agreement"][scorer] = agreement(own, values[exact][keep])
+            both = agreement(own, values[exact][keep])
+            found["agreement"][scorer] = {name: None if math.isnan(value) else value for name, value in both.items()}
     return found

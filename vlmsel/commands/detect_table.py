@@ -86,16 +86,20 @@ def collect(seeds: Seeds, scorers: Sequence[str], kinds: Sequence[str]) -> dict[
             for scorer in scorers
         }
         found[f"{kind}_mean_and_interval"] = {
-            scorer: {name: [_number(v) for v in interval(values)] for name, values in found[kind][scorer].items()}
-            for scorer in scorers
+            scorer: {name: _summary(values) for name, values in found[kind][scorer].items()} for scorer in scorers
         }
     if "detection" in kinds:
         found["curves"] = {scorer: [one["curves"][scorer] for one in seeds] for scorer in scorers}
     return found
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value  # JSON has no NaN
+def _summary(values: Sequence[float | None]) -> list[float | None]:
+    """Return mean and half-width; None, as JSON has no NaN, where a correlation is not defined or for one seed."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return [None, None]
+    mean, half = interval(known)
+    return [mean, None if math.isnan(half) else half]
 
 
 def rows(results: Mapping[str, Any], scorers: Sequence[str]) -> list[list[str]]:
@@ -130,9 +134,10 @@ def _gains(detection: Mapping[str, Any], scorer: str, name: str) -> list[float]:
 
 def _decimals(values: Sequence[float | None]) -> str:
     """Write a correlation: `0.912 ± 0.004`."""
-    if any(value is None or math.isnan(value) for value in values):
-        return "none"
-    mean, half = interval([float(value) for value in values if value is not None])
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "undefined"
+    mean, half = interval(known)
     return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 

@@ -147,7 +147,10 @@ def _load_dataset(source: str, config: str | None) -> Any:
         return datasets.load_dataset(source, None if folder.is_dir() else config)
     except Exception as problem:  # of many kinds: of the network, of file formats, of the hub
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
-        raise ValueError(f"{source}: neither a folder with a data set nor one that the hub gives ({reason})") from None
+        raise ValueError(
+            f"{source}: neither a folder with a data set (or, with --task, train.tsv and dev.tsv) nor one that the hub "
+            f"gives ({reason})"
+        ) from None
     finally:
         if bars:
             datasets.enable_progress_bars()

@@ -46,11 +46,16 @@ class TextBatch:
         middle = len(self.uids) // 2
         return self._part(slice(0, middle)), self._part(slice(middle, None))
 
-    def _part(self, rows: slice) -> TextBatch:
+    def by_length(self, parts: int) -> list[TextBatch]:
+        """Cut a batch into up to `parts` of like length, the longest first, each padded to its own longest sample."""
+        order = self.attention_mask.sum(dim=1).argsort(descending=True, stable=True)
+        return [self._part(rows) for rows in order.chunk(parts)]
+
+    def _part(self, rows: slice | Tensor) -> TextBatch:
         mask = self.attention_mask[rows]
         columns = slice(0, int(mask.sum(dim=1).max()))
-        types = None if self.token_type_ids is None else self.token_type_ids[rows, columns]
-        ids = self.input_ids[rows, columns]
+        types = None if self.token_type_ids is None else self.token_type_ids[rows][:, columns]
+        ids = self.input_ids[rows][:, columns]
         return TextBatch(ids, mask[:, columns], types, self.labels[rows], self.uids[rows])
 
 
