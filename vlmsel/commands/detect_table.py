@@ -181,7 +181,7 @@ def draw_rates(
     axis.set_ylabel("wrong labels found in %")
     axis.set_title(title[:110], fontsize=10)
     axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False, handlelength=3.5)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
@@ -192,7 +192,7 @@ def looks(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
     >>> looks(["TracIn", "TracIn.scaled"])["TracIn.scaled"]
     {'color': 'C0', 'linestyle': (0, (5, 1.5))}
     """
-    styles: list[Any] = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1))]
+    styles: list[Any] = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 2))]
     families: dict[str, list[str]] = {}
     for scorer in scorers:
         families.setdefault(scorer.partition(".")[0], []).append(scorer)
