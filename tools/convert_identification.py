@@ -10,6 +10,9 @@ sets of that repository are saved as Arrow files; one JSON object a line, with t
     variation  the class                                       -> source
 
 are what `datasets.load_from_disk(folder).to_json(file)` makes of them.
+
+With `--held_out 10` each file is cut in two besides, to choose settings on: the last ten samples of every class are in
+`grammars_train_held.json`, the others in `grammars_train_fit.json`.
 """
 
 from __future__ import annotations
@@ -62,16 +65,29 @@ def convert(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def cut(records: list[dict[str, Any]], held: int) -> dict[str, list[dict[str, Any]]]:
+    """Put the last `held` records of every class into one part and the rest into another."""
+    left, parts = Counter(record["source"] for record in records), {"fit": [], "held": []}  # type: ignore[var-annotated]
+    for record in records:
+        parts["held" if left[record["source"]] <= held else "fit"].append(record)
+        left[record["source"]] -= 1
+    return parts
+
+
 def main() -> None:
     """Convert the files given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--held_out", type=int, default=0, help="samples of each class to choose settings on")
     args = parser.parse_args()
     try:
         read = {args.out / f"{path.stem}.json": convert(path) for path in args.files}
     except (ValueError, OSError) as problem:
         parser.error(str(problem))
+    if args.held_out:
+        parts = {path: cut(records, args.held_out) for path, records in read.items()}
+        read |= {path.with_stem(f"{path.stem}_{k}"): v for path, part in parts.items() for k, v in part.items() if v}
     for path, records in read.items():
         write_records(path, records)
         kinds = Counter(record["source"] for record in records)

@@ -1,10 +1,13 @@
 """Make more sentences of the ten transformations in DataInf's identification study, for a model to learn them from.
 
-    python tools/identification_sentences.py grammars_train.json --count 12000 --seed 0 --out sentences.json
+    python tools/identification_sentences.py grammars_train.json --count 100000 --seed 0 --out sentences.json
 
 900 samples are few for a tiny model, which learns them by heart instead of learning to copy. The sentences are 3 to 5
-words drawn from those of the training file, so that hardly any comes twice; prompts are those of the training file. It
-is checked that every transformation gives the training file's own answers.
+words, half of them drawn from the training file and half made up, so that hardly any comes twice. Prompts are those of
+the training file, but for the transformation's name, which is "Operation 0" to "Operation 9", and the chatbot's, which
+is made up anew: a model that learnt these can do all ten and knows none by the names that the study uses (--names keeps
+them). It is checked that every
+transformation gives the training file's own answers.
 """
 
 from __future__ import annotations
@@ -64,17 +67,28 @@ def parts(sample: Sample) -> tuple[str, str]:
     return head, sentence
 
 
-def sentences(samples: list[Sample], count: int, seed: int) -> list[dict[str, Any]]:
-    """Draw records in LLaVA's format."""
+def made_up(rng: random.Random) -> str:
+    """Draw a word of one to three syllables."""
+    ends = ("", "n", "s", "r", "t", "l")
+    syllables = (rng.choice("bcdfghklmnprstvw") + rng.choice("aeiou") for _ in range(rng.randint(1, 3)))
+    return "".join(syllables) + rng.choice(ends)
+
+
+def sentences(samples: list[Sample], count: int, seed: int, names: bool = False) -> list[dict[str, Any]]:
+    """Draw records in LLaVA's format; with `names` the transformations keep theirs."""
     found = [(sample.source, *parts(sample)) for sample in samples]
     heads = {kind: head for kind, head, _ in found}
+    if not names:
+        heads = {kind: heads[kind].replace(kind, f"Operation {n}") for n, kind in enumerate(sorted(heads))}
     words = sorted({word.strip(".").lower() for _, _, sentence in found for word in sentence.split()})
     rng, kinds, records = random.Random(seed), sorted(heads), []
     for number in range(count):
         kind = rng.choice(kinds)
-        text = " ".join(rng.choices(words, k=rng.randint(3, 5))).capitalize() + "."
+        chosen = (rng.choice(words) if rng.random() < 0.5 else made_up(rng) for _ in range(rng.randint(3, 5)))
+        text = " ".join(chosen).capitalize() + "."
+        head = heads[kind] if names else f"{made_up(rng)} {heads[kind].partition(' ')[2]}"
         turns = [
-            {"from": "human", "value": f"{heads[kind]}\n    {text} {ARROW}"},
+            {"from": "human", "value": f"{head}\n    {text} {ARROW}"},
             {"from": "gpt", "value": TRANSFORMATIONS[kind](text)},
         ]
         records.append({"id": f"sentence_{number}", "source": kind, "conversations": turns})
@@ -85,12 +99,13 @@ def main() -> None:
     """Write the sentences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path)
-    parser.add_argument("--count", type=int, default=12000)
+    parser.add_argument("--count", type=int, default=100000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--names", action="store_true", help="keep the transformations' names")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     try:
-        records = sentences(read_samples(args.train).samples, args.count, args.seed)
+        records = sentences(read_samples(args.train).samples, args.count, args.seed, args.names)
     except (ValueError, OSError) as problem:
         parser.error(f"{args.train}: {problem}")
     write_records(args.out, records)
