@@ -48,17 +48,24 @@ def test_transformations_by_hand(kind):
     assert set(TRANSFORMATIONS) == set(BY_HAND)
 
 
-def test_sentences_are_drawn_from_the_words_of_the_training_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", [True, False])
+def test_sentences_are_drawn_from_the_words_of_the_training_file_and_made_up_ones(names, tmp_path, monkeypatch):
     train = write(tmp_path / "train.json", BY_HAND)
     for out in ("a.json", "b.json"):
-        run(monkeypatch, train, "--count", 40, "--out", tmp_path / out)
+        run(monkeypatch, train, "--count", 40, "--out", tmp_path / out, *["--names"] * names)
     samples = read_samples(tmp_path / "a.json").samples
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text() and len(samples) == 40
     assert len({sample.source for sample in samples}) > 5
+    words, bots = [], set()
     for sample in samples:
         head, sentence = identification_sentences.parts(sample)  # which checks the answer
-        assert head == f"bot {sample.source}\n    For example:" and 3 <= len(sentence.split()) <= 5
-        assert set(sentence.lower().strip(".").split()) <= {"feel", "the", "light"}
+        name = sample.source if names else f"Operation {sorted(BY_HAND).index(sample.source)}"
+        bot, rest = head.split(" ", 1)
+        bots.add(bot)
+        assert rest == f"{name}\n    For example:" and 3 <= len(sentence.split()) <= 5
+        words += sentence.lower().strip(".").split()
+    known = sum(word in {"feel", "the", "light"} for word in words)
+    assert 0.3 < known / len(words) < 0.7 and (bots == {"bot"}) == names
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path, monkeypatch, capsys):

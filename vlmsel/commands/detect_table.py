@@ -32,6 +32,7 @@ HEADS = {
 PAIRED = {"recall_20": "at 20 %", "auc": "AUC"}  # what is compared with TracIn
 BASE = "TracIn"
 FIRST = 10  # suspects on the screen
+BANDS = 7  # scorers up to which the picture has bands: those of more cover each other
 Seeds = Sequence[Mapping[str, Any]]  # metrics.json of each seed
 
 
@@ -157,7 +158,7 @@ def _note(seeds: int, results: Mapping[str, Any]) -> str:
 def draw_rates(
     curves: Mapping[str, Sequence[Sequence[float]]], scorers: Sequence[str], wrong: float, path: Path, title: str
 ) -> None:
-    """Draw rt(p) of each scorer with its band over seeds, and the lines of random inspection and of an oracle.
+    """Draw rt(p) of each scorer, with its band over seeds where they are few, and random inspection and an oracle.
 
     Settings of one scorer (what is before the dot of its name) share a colour and differ in their lines.
     """
@@ -174,7 +175,7 @@ def draw_rates(
         values = 100 * np.asarray(curves[scorer])
         axis.plot(inspected, values.mean(axis=0), label=scorer, linewidth=1.6, **look)
         half = np.array([interval(column)[1] for column in values.T.tolist()])
-        if np.isfinite(half).all():
+        if np.isfinite(half).all() and len(scorers) <= BANDS:
             low, high = values.mean(axis=0) - half, values.mean(axis=0) + half
             axis.fill_between(inspected, low.clip(0), high.clip(max=100), color=look["color"], alpha=0.12, linewidth=0)
     axis.set(xlim=(0, 100), ylim=(0, 102), xlabel="inspected, highest scores first, in %")
