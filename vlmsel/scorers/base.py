@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -101,6 +101,12 @@ class Scorer(ABC):
     def keeps_samples(self) -> bool:
         """Whether its accumulator keeps every fit sample's gradient: 4·n·rows·cols bytes per block."""
         return False
+
+    @property
+    def gathers(self) -> Hashable | None:
+        """A name for what its accumulator gathers, where it is equal for other settings or scorers and `state` is all
+        of it; None where it is the scorer's own. Scorers of equal names are served by one accumulator."""
+        return None
 
     @property
     def depends_on_batches(self) -> bool:

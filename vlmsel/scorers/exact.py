@@ -6,13 +6,14 @@ sample's gradient: for small pools and for measuring the other scorers, not for 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlmsel.scorers.base import Accumulator, Scorer, check_positive
-from vlmsel.scorers.memory import KeptGradients, mean_square_norm
+from vlmsel.scorers.memory import GRADIENTS, KeptGradients, mean_square_norm
 from vlmsel.solvers import cholesky, woodbury
 
 
@@ -34,6 +35,10 @@ class Exact(Scorer):
     @property
     def keeps_samples(self) -> bool:
         return True
+
+    @property
+    def gathers(self) -> Hashable | None:
+        return GRADIENTS
 
     @property
     def follows_place(self) -> bool:

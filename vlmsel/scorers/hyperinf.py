@@ -12,6 +12,7 @@ where float32 cannot reach the tolerance, the system is solved by Cholesky in fl
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +73,10 @@ class HyperINF(Scorer):
     def official_vlm(cls, damping: float = 0.1, name: str = "HyperINF.official_vlm") -> HyperINF:
         """The published VLM code: 15 steps from 5e-5·I, which mostly multiply by 1.64 and so rank as TracIn does."""
         return cls(damping, start=5e-5, steps=15, name=name)
+
+    @property
+    def gathers(self) -> Hashable | None:
+        return self.curvature, self.side, self.dtype == "float64"
 
     @property
     def follows_place(self) -> bool:

@@ -13,6 +13,7 @@ the series from exploding; `official()` repeats the published line.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,7 @@ from vlmsel.scorers.base import (
     given,
     needed,
 )
-from vlmsel.scorers.memory import KeptGradients, mean_square_norm
+from vlmsel.scorers.memory import GRADIENTS, KeptGradients, mean_square_norm
 from vlmsel.solvers import neumann
 
 
@@ -71,6 +72,10 @@ class LiSSA(Scorer):
     @property
     def keeps_samples(self) -> bool:
         return self.batch == "full"
+
+    @property
+    def gathers(self) -> Hashable | None:
+        return GRADIENTS if self.keeps_samples else None
 
     @property
     def needs_mean_square(self) -> bool:

@@ -28,7 +28,7 @@ def check_kept(scorers: Sequence[Scorer], samples: int, blocks: Mapping[str, tup
     """Refuse scorers that would keep more of the gradients of `samples` fit samples than fit.
 
     Args:
-        scorers: those of one pass; each keeps gradients of its own, or none.
+        scorers: those of one pass; those that keep gradients share them.
         samples: number of fit samples.
         blocks: name -> (rows, cols).
         limit: the bytes that all of them may keep together.
@@ -39,7 +39,8 @@ def check_kept(scorers: Sequence[Scorer], samples: int, blocks: Mapping[str, tup
     >>> check_kept([], 1000, {"w": (64, 4096)}, limit=4e9)
     """
     keepers = [scorer.name for scorer in scorers if scorer.keeps_samples]
-    each = {block: len(keepers) * kept_bytes(1, *shape) for block, shape in blocks.items()}
+    sets = min(2, len(keepers))  # one set serves all, and a copy of it is solved
+    each = {block: sets * kept_bytes(1, *shape) for block, shape in blocks.items()}
     needs = samples * sum(each.values())
     if needs <= limit:
         return
@@ -51,6 +52,9 @@ def check_kept(scorers: Sequence[Scorer], samples: int, blocks: Mapping[str, tup
         f"on {len(each)} blocks (limit {limit / 1e9:g} GB), the largest of them {largest} {shape}; {mend}choose fewer "
         "blocks, or a scorer that streams, such as LiSSA(batch='stream') or HyperINF"
     )
+
+
+GRADIENTS = "gradients"  # what `Scorer.gathers` says of scorers with such an accumulator
 
 
 class KeptGradients(Accumulator):

@@ -21,6 +21,7 @@ import torch
 from vlmsel.scorers.base import Scorer, Zeros
 from vlmsel.scorers.hyperinf import HyperINF
 from vlmsel.scorers.places import Memory, Place, zeros_at
+from vlmsel.scorers.sharing import COPIED, followers, leaders
 
 Prefer = Literal["auto", "device", "host", "disk"]
 PLACES: tuple[Place, ...] = ("device", "host", "disk")
@@ -68,6 +69,12 @@ class _Task:
     targets: int
     samples: int
 
+    @property
+    def gathering(self) -> list[Scorer]:
+        """The scorers whose accumulators serve all."""
+        led = leaders(self.scorers)
+        return [scorer for scorer in self.scorers if led[scorer.name] == scorer.name]
+
     def held(self, scorer: Scorer, block: str) -> int:
         return scorer.held_bytes(*self.blocks[block], self.targets, self.samples)
 
@@ -76,14 +83,14 @@ class _Task:
 
     def moved(self) -> int:
         """Return the bytes that may lie anywhere."""
-        return sum(self.total(scorer) for scorer in self.scorers if scorer.follows_place)
+        return sum(self.total(scorer) for scorer in self.gathering if scorer.follows_place)
 
     def needs(self, place: Place, memory: Memory) -> dict[str, int]:
         """Return the bytes needed at each place if what can be moved lies at `place`."""
-        staying = sum(self.total(scorer) for scorer in self.scorers if not scorer.follows_place)
+        staying = sum(self.total(scorer) for scorer in self.gathering if not scorer.follows_place)
         solutions = 4 * len(self.scorers) * self.targets * sum(rows * cols for rows, cols in self.blocks.values())
         pairs = [(scorer, block) for scorer in self.scorers for block in self.blocks]
-        solving = max((self._solving(*pair, place != "device") for pair in pairs), default=0)
+        solving = max((self._solving(*pair, place != "device") for pair in pairs), default=0) + self._copied()
         arriving = max((self.held(s, b) for s, b in pairs if s.follows_place), default=0) if place != "device" else 0
         needs = {"device": staying + solutions + solving, "host": arriving, "disk": 0}
         if memory.device_is_cpu:
@@ -96,9 +103,14 @@ class _Task:
         extra = self.held(scorer, block) if brought and scorer.follows_place else 0
         return extra + scorer.solve_bytes(*self.blocks[block], self.targets, self.samples)
 
+    def _copied(self) -> int:
+        """Return the bytes of the copies that scorers solve which another one's accumulators serve."""
+        each = [[self.held(scorer, block) for block in self.blocks] for scorer in followers(self.scorers)]
+        return max((min(sum(sizes), max(COPIED, *sizes)) for sizes in each), default=0)
+
     def contents(self) -> str:
         counts: Counter[str] = Counter()
-        for scorer in self.scorers:
+        for scorer in self.gathering:
             if scorer.follows_place:
                 counts[scorer.holds] += len(self.blocks)
         return ", ".join(f"{count} {what}" for what, count in counts.items())
@@ -186,7 +198,7 @@ def _free(memory: Memory) -> str:
 
 def _refusal(task: _Task, memory: Memory, prefer: Prefer) -> str:
     """Say on one line what each scorer would hold, what may be taken, and what would fit."""
-    held = ", ".join(_holding(task, scorer) for scorer in task.scorers)
+    held = ", ".join(_holding(task, scorer) for scorer in task.gathering)
     last = "disk" if prefer == "auto" else prefer
     tried = "at any place" if prefer == "auto" else _name(prefer, memory)
     mends = "; ".join(mend for mend in (suggest(task, memory, prefer) for suggest in MENDS) if mend)

@@ -26,7 +26,7 @@ from vlmsel.scorers.memory import KeptGradients
 from vlmsel.scorers.normalise import divide_columns_, normalised_columns
 from vlmsel.scorers.places import measure_memory
 from vlmsel.scorers.planner import Prefer, plan_curvature
-from vlmsel.scorers.together import solve_together
+from vlmsel.scorers.sharing import leaders, solve_all
 from vlmsel.scoring.fitting import Budget
 from vlmsel.scoring.passes import (
     Bad,
@@ -103,9 +103,11 @@ def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], fold
     targets = _targets(job, streams)
     measured = any(scorer.needs_mean_square for scorer in scorers)
     squares = _mean_squares(job, streams.scale) if measured else {}
+    led = leaders(scorers)
     accumulators = {
         (scorer.name, block.name): scorer.accumulator(targets[block.name], squares.get(block.name))
         for scorer in scorers
+        if led[scorer.name] == scorer.name
         for block in job.blocks
     }
     _place(job, streams, scorers, accumulators, folder)
@@ -215,10 +217,8 @@ def _solve(
         del accumulators[key]  # what another process solves
     solved: dict[tuple[str, str], Tensor] = {}
     found: dict[tuple[str, str], Any] = {}
-    for scorer in scorers:
-        mine = [accumulators.pop((scorer.name, name)) for name in own]
-        solved.update(zip(((scorer.name, name) for name in own), solve_together(mine), strict=True))
-        found.update({(scorer.name, name): one.details for name, one in zip(own, mine, strict=True)})
+    for key, h, numbers in solve_all(scorers, accumulators, own):
+        solved[key], found[key] = h, numbers
     stacks = {}
     for name in like:
         if name in own:

@@ -20,6 +20,7 @@ from vlmsel.gradients import Block, Factor
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.memory import check_kept
 from vlmsel.scorers.normalise import column_squares, normalised_columns, over_norm
+from vlmsel.scorers.sharing import leaders, solve_all
 from vlmsel.scoring.store import GradientStore, Masks
 
 KEPT_BYTES = 4e9  # fit samples' gradients on one block that scorers may keep in memory
@@ -95,13 +96,16 @@ class _Passes:
         """Return P v of all scorers on a block, [columns, rows, cols], and what they record."""
         measured = any(scorer.needs_mean_square for scorer in scorers)
         square = self._mean_square(block) if measured else None
-        running = [(scorer, scorer.accumulator(targets, square)) for scorer in scorers]
+        led = leaders(scorers)
+        leading = [scorer for scorer in scorers if led[scorer.name] == scorer.name]
+        running = {(scorer.name, block.name): scorer.accumulator(targets, square) for scorer in leading}
         for factor, sizes in self.store.factors(block.name, self.fit):
-            for scorer, accumulator in running:
+            for scorer, accumulator in zip(leading, running.values(), strict=True):
                 for part in _batches(factor, sizes) if scorer.depends_on_batches else [factor]:
                     accumulator.update(part)
-        stack = torch.cat([accumulator.solve() for _, accumulator in running])
-        return stack, {scorer.name: accumulator.details for scorer, accumulator in running}
+        solved = {name: (h, found) for (name, _), h, found in solve_all(scorers, running, [block.name])}
+        stack = torch.cat([solved[scorer.name][0] for scorer in scorers])
+        return stack, {scorer.name: solved[scorer.name][1] for scorer in scorers}
 
     def _mean_square(self, block: Block) -> float:
         total, count = 0.0, 0
