@@ -9,6 +9,6 @@ for pair in sst2:SST-2 cola:CoLA mrpc:MRPC; do
     --seeds "$seeds" --out "$out/${pair%%:*}"
 done
 for rank in 1 2 4 8; do
-  vlmsel detect --config "$here/rank.yaml" --task mrpc --data "$glue/MRPC" --model "$model" --lora.r "$rank" \
+  vlmsel detect --config "$here/rank.yaml" --task cola --data "$glue/CoLA" --model "$model" --lora.r "$rank" \
     --seeds "$seeds" --out "$out/rank$rank"
 done
