@@ -13,35 +13,32 @@ everything from texts to scores, target gradients included. Repetitions of all l
 ratios are medians. `difference` is the largest one to our scores, relative to a target's largest score; above 1e-5 the
 exit status is 1. `ours/theirs` above 1 means that vlmsel is faster.
 
-Measured with torch 2.14.1, one thread, seconds of the process, 2 layers 256 wide, r = 8, batches of 32; five
-repetitions of TracIn on 256 samples, three of the rest on 128:
+Measured with torch 2.14.1, one thread, seconds of the process, 2 layers 256 wide, r = 8, batches of 32, 128 samples;
+five repetitions of TracIn, three of DataInf; `drawn` is --order drawn, where the pool comes in no order and every
+library batches it as it does by itself:
 
-                                   q_proj and v_proj          all linear layers
-    method   library      version  difference  ours/theirs    difference  ours/theirs
-    TracIn   autograd     2.14.1     3.2e-06      1.67          4.9e-06      1.49
-    TracIn   dattri       0.3.0      3.4e-06      1.36          5.2e-06      1.68
-    TracIn   dattri-llm   0.1.0      4.7e-07      1.07          9.1e-07      1.12
-    TracIn   bergson      2.5.1      5.3e-07      1.12          5.6e-07      1.13
-    TracIn   kronfluence  1.0.1      1.7e-07      1.03          2.4e-07      1.00
-    TracIn   captum       0.9.0      1.7e-07      1.08          2.4e-07      1.13
-    TracIn   pyDVL        0.10.0     1.1e-06      1.11          1.2e-06      1.19
-    DataInf  dattri       0.3.0      2.7e-06      1.36
-    DataInf  pyDVL        0.10.0     7.1e-07      9.30
+                                   q_proj and v_proj                  all linear layers
+    method   library      version  difference  ours/theirs  drawn     difference  ours/theirs  drawn
+    TracIn   autograd     2.14.1     1.6e-06      1.62       1.54       4.7e-06      1.72       1.73
+    TracIn   dattri       0.3.0      1.5e-06      1.44       1.90       5.0e-06      1.60       2.33
+    TracIn   dattri-llm   0.1.0      6.9e-07      1.05       1.43       1.0e-06      1.21       1.61
+    TracIn   bergson      2.5.1      7.5e-07      1.14       1.12       9.5e-07      1.27       1.27
+    TracIn   kronfluence  1.0.1      6.2e-07      1.01       1.36       1.1e-06      1.13       1.50
+    TracIn   captum       0.9.0      6.2e-07      1.12       1.50       1.1e-06      1.32       1.69
+    TracIn   pyDVL        0.10.0     8.9e-07      1.18       1.59       1.0e-06      1.23       1.70
+    DataInf  dattri       0.3.0      2.7e-06      1.51
+    DataInf  pyDVL        0.10.0     7.1e-07      9.92
 
-vlmsel made 137 samples a second for TracIn (95 with all linear layers) and 69 for DataInf, which reads the pool twice.
-
-The same TracIn on q_proj and v_proj with --order drawn, where the pool comes in no order and every library batches it
-as it does by itself (three repetitions of 256 samples), and once more sorted: kronfluence 1.44 and 0.96, dattri-llm
-1.57 and 0.99, bergson 1.16 and 1.09, captum 1.60 and 1.11, pyDVL 1.54, dattri 2.00, a backward per sample 1.79.
+vlmsel made 131 samples a second for TracIn (113 with all linear layers) and 62 for DataInf, which reads the pool twice
+(DataInf was measured before LoRA layers ran as one map, on a busier machine).
 
 How to read it. All compute the same numbers. Plain TracIn by hooks on layers costs what its backwards cost, whoever
-does it: on sorted samples kronfluence is as fast as vlmsel, and captum, dattri-llm and bergson are within 13 % (bergson
-runs the output head on every token, vlmsel on the supervised ones). What vlmsel gains on a pool as it comes is padding:
-every pass puts samples of like length together, which of the others only bergson does. Mapping over samples (pyDVL,
-dattri) takes 11 to 68 % longer, a backward per sample 49 to 67 %. Only dattri and pyDVL have DataInf. dattri takes a
-third longer and keeps every gradient in memory; pyDVL runs the model once per block. kronfluence collects garbage four
-times per call, which takes long in a process that has imported much and is kept cheap here. Nothing follows for GPUs,
-large models or several processes.
+does it: with adapters on two small maps a layer kronfluence is as fast as vlmsel on sorted samples. With adapters on
+all linear layers vlmsel gains 13 % on it and more on the others, since it runs a layer and its adapter as one map. On a
+pool as it comes it gains what padding costs: every pass puts samples of like length together, which of the others only
+bergson does. Only dattri and pyDVL have DataInf. dattri keeps every gradient in memory; pyDVL runs the model once per
+block. kronfluence collects garbage four times per call, which takes long in a process that has imported much and is
+kept cheap here. Nothing follows for GPUs, large models or several processes.
 """
 
 from __future__ import annotations
