@@ -43,6 +43,9 @@ class Texts(Dataset[Item]):
 
     count: int
 
+    def __len__(self) -> int:
+        return self.count
+
     def length(self, position: int) -> int:
         """Return a text's length."""
         return 8 + position * 7919 % 17
