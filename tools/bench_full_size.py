@@ -11,12 +11,13 @@ operations reach, and peak memory.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 
 import open_clip
 import torch
 import transformers
-from bench_score_pass import Setting, directions, forward, measure, plain, score, seconds
+from bench_score_pass import Setting, directions, forward, measure, plain, score
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmsel.data.batching import Batch, Collator, Item
@@ -79,11 +80,18 @@ def product_rate(dtype: torch.dtype, device: str, size: int) -> float:
     return 2 * size**3 / sorted(times)[len(times) // 2]
 
 
-def timed(call: Callable[[], object], device: str) -> float:
-    """Time a call, GPU work included."""
+def waited(device: str) -> float:
+    """Return the time when all GPU work is done."""
     if device != "cpu":
         torch.cuda.synchronize()
-    return seconds(lambda _: call(), None)  # type: ignore[arg-type, return-value]
+    return time.perf_counter()
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    """Time a call, GPU work included."""
+    start = waited(device)
+    call()
+    return waited(device) - start
 
 
 def peak(call: Callable[[Setting], None], setting: Setting) -> float:

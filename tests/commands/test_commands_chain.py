@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from score_words import score_words
 
 from vlmsel import cli, runs
 from vlmsel.commands.inputs import open_model
@@ -19,19 +20,7 @@ NAMES = ["HyperINF", "DataInf", "LiSSA", "stream", "TracIn", "Exact", "Random"]
 
 
 def score_arguments(world, aligned, out, **more):
-    options = {
-        "model": aligned,
-        "pool": f"{world}/pool.json",
-        "images": f"{world}/images",
-        "targets.gqa": f"{world}/targets/gqa.json",
-        "targets.pope": f"{world}/targets/pope.json",
-        "blocks": r"projector|layers\.3\..*q_proj\.lora",
-        "scorers": f"[{','.join(SCORERS)}]",
-        "device": "cpu",
-        "out": out,
-        **more,
-    }
-    return ["score", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    return score_words(world, aligned, out, SCORERS, **more)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from score_words import score_words
 
 from vlmsel import cli, runs
 from vlmsel.scoring.table import FIXED, read_table
@@ -13,19 +14,7 @@ CLOSE = {"HyperINF": 1e-3, "Exact": 1e-3}  # inverses multiply the rounding of f
 
 
 def words(world, aligned, out, **more):
-    options = {
-        "model": aligned,
-        "pool": f"{world}/pool.json",
-        "images": f"{world}/images",
-        "targets.gqa": f"{world}/targets/gqa.json",
-        "targets.pope": f"{world}/targets/pope.json",
-        "blocks": r"projector|layers\.3\..*q_proj\.lora",
-        "scorers": f"[{','.join([*LINEAR, 'Random'])}]",
-        "device": "cpu",
-        "out": out,
-        **more,
-    }
-    return ["score", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    return score_words(world, aligned, out, [*LINEAR, "Random"], **more)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from vlmsel import processes, runs
 from vlmsel.commands.detect_data import Source, draw, open_labelled
 from vlmsel.commands.detect_seed import Recipe, require_same, run_seed
 from vlmsel.commands.detect_table import show
-from vlmsel.commands.inputs import pick_device, without
+from vlmsel.commands.inputs import check_counts, pick_device, without
 from vlmsel.commands.score import load_scorers
 from vlmsel.models.classifier import EncoderLora, Tune
 from vlmsel.scorers import Scorer
@@ -124,13 +124,6 @@ def detect(
     for seed, one in enumerate(drawn):
         metrics.append(run_seed(recipe, found, one, seed, folder / f"seed{seed}", config))
     show(folder, found, drawn, metrics, [scorer.name for scorer in loaded], ranked, share)
-
-
-def check_counts(**numbers: int | None) -> None:
-    """Refuse numbers below 1."""
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 def _rank_by(name: str | None, scorers: list[Scorer]) -> str:

@@ -42,6 +42,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def check_counts(**numbers: int | None) -> None:
+    """Refuse numbers below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
 def open_together(out: str, config: str, worker: str = "") -> Path:
     """Open a run folder in the first of several processes; the others go on when it is open.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from torch.utils.data import Subset
 
-from vlmsel import runs
+from vlmsel import processes, runs
 from vlmsel.commands.inputs import digest, open_data, pad_id
 from vlmsel.data.batching import Collator, modality_length_order
 from vlmsel.data.encode import LossOn
@@ -20,12 +19,8 @@ from vlmsel.training.trainer import train_phase
 
 def start_phase(out: str, config: str) -> None:
     """Open the run folder, in the first process."""
-    if _is_main():
+    if processes.is_main():
         runs.open_run(out, config)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_phase(
@@ -34,7 +29,7 @@ def run_phase(
 ) -> None:  # fmt: skip
     """Train a model on the usable samples of `data` and leave the result in `out/model`."""
     found = open_data(vlm, data, images, max_length, loss_on=loss_on)
-    if _is_main():
+    if processes.is_main():
         found.report(Path(out) / "skipped.json")
     samples, usable = found.samples, found.samples.usable()
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vlmsel import processes, runs
-from vlmsel.commands.inputs import Data, digest, open_data, open_model, open_together, without
+from vlmsel.commands.inputs import Data, check_counts, digest, open_data, open_model, open_together, without
 from vlmsel.commands.score_checkpoints import open_checkpoints, score_checkpoints
 from vlmsel.commands.score_plans import Plans
 from vlmsel.commands.score_store import check_options, score_from_store, store_gradients
@@ -118,7 +118,7 @@ def score(
     """
     check_options(score, locals())
     if from_store is not None:
-        _check_counts(fit_samples=fit_samples, scale_samples=scale_samples)
+        check_counts(fit_samples=fit_samples, scale_samples=scale_samples)
         parts = fit_samples, scale_samples, seed
         score_from_store(from_store, load_scorers(scorers), targets_of, leave_out, parts, device, out, config)
         return
@@ -127,9 +127,7 @@ def score(
     folder = open_together(out, without(config, "shard"), f".{share.index}of{share.of}" if share.of > 1 else "")
     loaded = load_scorers(scorers)
     _check_targets(targets)
-    _check_counts(
-        batch_tokens=batch_tokens, batch_size=batch_size, fit_samples=fit_samples, scale_samples=scale_samples
-    )
+    check_counts(batch_tokens=batch_tokens, batch_size=batch_size, fit_samples=fit_samples, scale_samples=scale_samples)
     vlm = open_model(model, device, dtype, template)
     if not allow_untrained:
         vlm.require_ready(model, ", or pass --allow_untrained true")
@@ -222,12 +220,6 @@ def _require_same(folder: Path, inputs: dict[str, str]) -> None:
         if changed:
             raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
     runs.write_json(path, inputs)
-
-
-def _check_counts(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 def _check_targets(files: Mapping[str, str]) -> None:

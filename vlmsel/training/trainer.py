@@ -12,7 +12,6 @@ state is written the folder holds nothing of the run, so that a run that fails b
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import time
@@ -27,6 +26,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback
 
+from vlmsel import processes
 from vlmsel.models import checkpoint
 from vlmsel.models.language import quiet_transformers, unwrap
 from vlmsel.models.vlm import VLM
@@ -70,7 +70,7 @@ def train_phase(
         ValueError: settings, model and data do not fit; `out` holds a run with other settings or inputs; a part gets no
             gradient; a loss is not finite (names the samples).
     """
-    out, main = Path(out), int(os.environ.get("RANK", "0")) == 0
+    out, main = Path(out), processes.is_main()
     count = len(dataset)  # type: ignore[arg-type]
     record = {"settings": settings.identity(), "samples": count, "inputs": dict(inputs or {})}
     if main and not resume:
@@ -190,7 +190,7 @@ def state_step(state: Path) -> int:
 def clean(states: Path) -> Path | None:
     """Remove all but the newest complete state, as a state cannot be written over a half one; return that state."""
     newest = newest_state(states)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if processes.is_main():
         for state in states.glob("checkpoint-*"):
             if state != newest:
                 shutil.rmtree(state)
