@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
-def score_words(world: Path, aligned: Path, out: Path, scorers: Sequence[str], **more: Any) -> list[str]:
+def score_words(world: Path, aligned: Path, out: Path, scorers: Sequence[str], /, **more: Any) -> list[str]:
     """The command on two targets and a few blocks; `more` adds options or takes the place of these."""
     options = {
         "model": aligned,
