@@ -30,7 +30,7 @@ LORA = LoraSpec(r=4, alpha=8)
 
 @dataclass
 class TinyBatch:
-    """The fields that models read from `vlmsel.data.batching.Batch`."""
+    """The fields that models read from `vlmsel.data.batches.Batch`."""
 
     input_ids: Tensor
     labels: Tensor

@@ -11,15 +11,15 @@ from tiny_models import random_ids
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlmsel.data.batching import Collator, Item, length_batches
+from vlmsel.data.batches import Collator, Item, length_batches
 from vlmsel.gradients import Block, Factor
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer
-from vlmsel.scoring.directions import Pass, Streams
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import Bad, Objective
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.batches import BatchPlan
+from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.score_pass import Bad, Objective
 
 OBJECTIVE = Objective(sample_losses, row_samples)
 COLLATE = Collator(258)

@@ -20,7 +20,7 @@ import transformers
 from bench_score_pass import Setting, directions, forward, measure, plain, score
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmsel.data.batching import Batch, Collator, Item
+from vlmsel.data.batches import Batch, Collator, Item
 from vlmsel.gradients import select_blocks
 from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.presets import ARCHITECTURES, preset

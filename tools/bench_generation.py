@@ -26,14 +26,14 @@ from pathlib import Path
 import torch
 
 from vlmsel.commands.inputs import open_model
-from vlmsel.data.world_files import WorldSizes, benchmark_files, write_world
-from vlmsel.evaluation.engine import Ask
-from vlmsel.evaluation.engine_vlm import VLMEngine
+from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
+from vlmsel.evaluation.engines.base import Ask
+from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.evaluation.harness import Responder, answer_all
-from vlmsel.evaluation.protocols import PROTOCOLS
 from vlmsel.evaluation.run import asked_of
 from vlmsel.evaluation.tasks import load_task
-from vlmsel.evaluation.vqa_tasks import VisualTask
+from vlmsel.evaluation.visual.protocols import PROTOCOLS
+from vlmsel.evaluation.visual.tasks import VisualTask
 from vlmsel.models.vlm import VLM
 
 

@@ -22,17 +22,17 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmsel.data.batching import Collator, Item, length_batches
+from vlmsel.data.batches import Collator, Item, length_batches
 from vlmsel.gradients import select_blocks
 from vlmsel.models.config import ALL_LINEAR, LoraSpec
 from vlmsel.models.lora import attach_lora
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.directions import Pass, Streams
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import Bad, Objective
-from vlmsel.scoring.run import score_pool
-from vlmsel.scoring.stream import BatchPlan, seeded_part
+from vlmsel.scoring.batches import BatchPlan, seeded_part
+from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.pool_pass import score_pool
+from vlmsel.scoring.score_pass import Bad, Objective
 
 FIT = 256
 

@@ -63,14 +63,14 @@ from peer_adapters import Job, Scores
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmsel.data.batching import Collator, Item, length_batches
+from vlmsel.data.batches import Collator, Item, length_batches
 from vlmsel.gradients import Block, select_blocks
 from vlmsel.models.config import ALL_LINEAR, LoraSpec
 from vlmsel.models.lora import attach_lora, lora_parameters
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import DataInf, Scorer, TracIn
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import Bad, Objective, backward, curvature_pass, scoring, square_sums
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.score_pass import Bad, Objective, backward, curvature_pass, scoring, square_sums
 
 OBJECTIVE = Objective(sample_losses, row_samples)
 LORA = {"attention": ("q_proj", "v_proj"), "all": ALL_LINEAR}

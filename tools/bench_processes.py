@@ -27,16 +27,16 @@ def worker(world: Path) -> None:
 
     from vlmsel import processes
     from vlmsel.commands.inputs import open_data, open_model, pad_id
-    from vlmsel.data.batching import Collator, length_batches
+    from vlmsel.data.batches import Collator, length_batches
     from vlmsel.data.dataset import SampleDataset
     from vlmsel.gradients import select_blocks
     from vlmsel.models.losses import row_samples, sample_losses
     from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-    from vlmsel.scoring.directions import Pass, Streams
-    from vlmsel.scoring.fitting import Budget
-    from vlmsel.scoring.passes import Bad, Objective
-    from vlmsel.scoring.run import score_pool
-    from vlmsel.scoring.stream import BatchPlan, seeded_part
+    from vlmsel.scoring.batches import BatchPlan, seeded_part
+    from vlmsel.scoring.curvature import Pass, Streams
+    from vlmsel.scoring.halving import Budget
+    from vlmsel.scoring.pool_pass import score_pool
+    from vlmsel.scoring.score_pass import Bad, Objective
 
     torch.set_num_threads(1)
     model = open_model("tiny", "cpu").eval()
@@ -57,9 +57,9 @@ def worker(world: Path) -> None:
     )
     streams = Streams(fit, fit, {"a": plan(one), "b": plan(two)})
     # chunks of few batches, for a small pool must be shared out too
-    import vlmsel.scoring.run
+    import vlmsel.scoring.pool_pass
 
-    vlmsel.scoring.run.CHUNK = 2
+    vlmsel.scoring.pool_pass.CHUNK = 2
     folder = Path(os.environ["BENCH_OUT"])
     processes.wait()
     start = time.perf_counter()
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
-    from vlmsel.data.world_files import WorldSizes, write_world
+    from vlmsel.data.world.files import WorldSizes, write_world
 
     with tempfile.TemporaryDirectory() as name:
         world = Path(name)

@@ -27,18 +27,18 @@ import torch
 from torch import Tensor
 
 from vlmsel.commands.inputs import open_data, open_model, pad_id
-from vlmsel.data.batching import Collator, length_batches
+from vlmsel.data.batches import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
-from vlmsel.data.world_files import WorldSizes, write_world
+from vlmsel.data.world.files import WorldSizes, write_world
 from vlmsel.gradients import Block, select_blocks
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.directions import Pass, Streams
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import Bad, Objective
-from vlmsel.scoring.run import score_pool
-from vlmsel.scoring.stream import BatchPlan, seeded_part
+from vlmsel.scoring.batches import BatchPlan, seeded_part
+from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.pool_pass import score_pool
+from vlmsel.scoring.score_pass import Bad, Objective
 
 METHODS = ("TracIn", "DataInf", "LiSSA", "HyperINF")
 SCORERS = (TracIn(), DataInf(), LiSSA(), HyperINF(damping=10.0))

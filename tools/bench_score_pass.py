@@ -30,15 +30,15 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlmsel.commands.inputs import open_data, open_model, pad_id
-from vlmsel.data.batching import Batch, Collator, Item, length_batches
-from vlmsel.data.world_files import WorldSizes, write_world
+from vlmsel.data.batches import Batch, Collator, Item, length_batches
+from vlmsel.data.world.files import WorldSizes, write_world
 from vlmsel.gradients import Block, select_blocks
 from vlmsel.models.config import ALL_LINEAR, LoraSpec
 from vlmsel.models.lora import attach_lora
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import Bad, Objective, backward, curvature_pass, scoring
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.score_pass import Bad, Objective, backward, curvature_pass, scoring
 
 OBJECTIVE = Objective(sample_losses, row_samples)
 SCORERS = (HyperINF(), DataInf(), LiSSA(batch="stream"), TracIn())

@@ -45,8 +45,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from vlmsel.data.world import COLORS, COLUMNS, GRID, ROWS, SHAPES, SIZES, WORDS, Scene, describe, draw_scene
-from vlmsel.data.world_questions import (
+from vlmsel.data.world.questions import (
     FAMILIES,
     ask,
     color_at,
@@ -58,8 +57,9 @@ from vlmsel.data.world_questions import (
     size_of,
     where,
 )
-from vlmsel.data.world_render import patch_words, render
-from vlmsel.data.world_text import text_task
+from vlmsel.data.world.render import patch_words, render
+from vlmsel.data.world.scenes import COLORS, COLUMNS, GRID, ROWS, SHAPES, SIZES, WORDS, Scene, describe, draw_scene
+from vlmsel.data.world.text import text_task
 
 SEED = 10_000_019
 PATCH, SIDE = 8, 6

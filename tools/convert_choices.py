@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel.data.benchmark_files import parse_all, read_lines
-from vlmsel.data.llava_json import write_records
+from vlmsel.data.formats.llava import write_records
 from vlmsel.data.multiple_choice import ITEM_LINES, TASKS, ChoiceQuestion, read_choices
-from vlmsel.evaluation.choice_prompts import choice_context
+from vlmsel.evaluation.text.prompts import choice_context
 from vlmsel.runs import write_text
 
 INSTRUCTIONS = "instructions"

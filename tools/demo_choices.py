@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vlmsel.commands.demo import SCORERS
-from vlmsel.commands.result_table import as_markdown
-from vlmsel.data.world_files import SOURCES
+from vlmsel.data.world.files import SOURCES
+from vlmsel.reporting.tables import as_markdown
 from vlmsel.runs import read_json
 
 

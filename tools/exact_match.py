@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from vlmsel.commands.inputs import open_data, open_model, pad_id
-from vlmsel.data.batching import Collator, Item
-from vlmsel.data.encode import generation_ids
+from vlmsel.data.batches import Collator, Item
+from vlmsel.data.encoding import generation_ids
 from vlmsel.data.sample import Sample
 from vlmsel.models.generation import generate
 from vlmsel.models.losses import sample_losses

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel import runs
-from vlmsel.data.llava_json import read_samples
-from vlmsel.evaluation.identification import Identified, Spread, by_class, identify, summary
+from vlmsel.data.formats.llava import read_samples
 from vlmsel.scoring.table import FIXED, read_table
+from vlmsel.studies.identification import Identified, Spread, by_class, identify, summary
 
 HEAD = """\
 | scorer | AUC | standard error | recall | standard error |

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from vlmsel.data.batching import Collator, Item
+from vlmsel.data.batches import Collator, Item
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.losses import sample_losses
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from vlmsel.commands.demo import BEFORE, FULL, SCORERS
-from vlmsel.commands.result_table import as_markdown, as_text, collect, draw, rows
+from vlmsel.reporting.tables import as_markdown, as_text, collect, draw, rows
 
 
 def main() -> None:

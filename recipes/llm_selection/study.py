@@ -16,8 +16,8 @@ from typing import Any
 
 from tools.convert_choices import convert
 from vlmsel import cli, runs
-from vlmsel.commands.result_table import MAJORITY, as_markdown, as_text, collect, rows, shown
 from vlmsel.data.multiple_choice import read_choices
+from vlmsel.reporting.tables import MAJORITY, as_markdown, as_text, collect, rows, shown
 
 HERE = Path(__file__).parent
 TASK = "hellaswag"

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from vlmsel import cli
-from vlmsel.data.world_files import write_captions, write_pool, write_target
+from vlmsel.data.world.files import write_captions, write_pool, write_target
 
 
 @pytest.fixture(scope="session")

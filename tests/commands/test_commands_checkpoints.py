@@ -12,7 +12,7 @@ from vlmsel import cli, runs
 from vlmsel.commands import score as score_command
 from vlmsel.commands import score_checkpoints
 from vlmsel.models.losses import sample_losses
-from vlmsel.scoring.passes import Objective
+from vlmsel.scoring.score_pass import Objective
 from vlmsel.scoring.table import read_table
 
 SCORERS = "[TracIn,Random]"
@@ -116,7 +116,7 @@ def test_a_run_killed_between_checkpoints_goes_on(world, trained, tmp_path, monk
 
 
 def test_shards_and_their_checkpoints_make_one_table(world, trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("vlmsel.scoring.run.CHUNK", 1)
+    monkeypatch.setattr("vlmsel.scoring.pool_pass.CHUNK", 1)
     given = world, trained[0]
     assert score(*given, tmp_path / "a", trained[1:], [1, 2], shard="2/2") == 0
     assert "shard 2/2 is done" in capsys.readouterr().out and not (tmp_path / "a/scores.parquet").exists()

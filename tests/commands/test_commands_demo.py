@@ -7,8 +7,8 @@ import pytest
 
 from vlmsel import cli
 from vlmsel.commands.demo import BEFORE, FULL, SCORERS
-from vlmsel.commands.result_table import MAJORITY
-from vlmsel.data.world_files import TASKS
+from vlmsel.data.world.files import TASKS
+from vlmsel.reporting.tables import MAJORITY
 
 SIZES = {"captions": 4, "pool": 20, "target": 2, "questions": 3, "fit_samples": 8, "align_epochs": 1, "tune_epochs": 1}
 

@@ -12,7 +12,6 @@ from naive_gradients import loop_gradients
 from tiny_text import save_encoder, sentences, word_tokenizer, write_csv
 
 from vlmsel import cli, runs
-from vlmsel.commands import detect_seed
 from vlmsel.data.text_batches import TextCollator, encode_texts
 from vlmsel.gradients import select_blocks
 from vlmsel.models.classifier import (
@@ -24,6 +23,7 @@ from vlmsel.models.classifier import (
     sample_losses,
 )
 from vlmsel.scoring.table import read_table
+from vlmsel.studies import mislabelled as detect_seed
 
 CLASSES = ("bad", "good")
 TRAIN, HELD = sentences(120), sentences(40, seed=1)

@@ -12,15 +12,15 @@ from tiny_models import tiny_clip, tiny_language, tiny_tokenizer, tiny_vlm, wake
 from torch.utils.data import DataLoader
 
 from vlmsel import processes
-from vlmsel.commands.features import open_features
 from vlmsel.commands.inputs import open_data, open_model, pad_id
 from vlmsel.data import dataset as dataset_module
 from vlmsel.data import features as features_module
-from vlmsel.data.batching import Collator
+from vlmsel.data.batches import Collator
 from vlmsel.data.dataset import Pictures, PromptEncoder, SampleDataset
 from vlmsel.data.features import FeatureCache, writing
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.models.config import VLMConfig
+from vlmsel.models.features import open_features
 from vlmsel.models.generation import generate
 from vlmsel.models.losses import sample_losses
 from vlmsel.models.vision import VisionTower

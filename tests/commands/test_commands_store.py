@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from vlmsel import cli, runs
 from vlmsel.commands import score_store
-from vlmsel.scoring import run, store_format
-from vlmsel.scoring.store import GradientStore
+from vlmsel.gradients.store import format as store_format
+from vlmsel.gradients.store.reader import GradientStore
+from vlmsel.scoring import pool_pass as run
 from vlmsel.scoring.table import read_table
 
 SCORERS = (
@@ -199,7 +200,7 @@ def test_a_killed_run_goes_on_to_the_same_store(world, aligned, pool, written, t
 PROGRAM = """
 import sys
 from vlmsel import cli
-from vlmsel.scoring import run
+from vlmsel.scoring import pool_pass as run
 
 run.CHUNK = 2
 sys.exit(cli.main(sys.argv[1:]))

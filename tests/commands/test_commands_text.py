@@ -12,8 +12,8 @@ from tiny_huggingface import save_classifier, save_language
 
 from vlmsel import cli, runs
 from vlmsel.commands.inputs import open_data, open_model, pad_id
-from vlmsel.data.batching import Collator
-from vlmsel.evaluation.engine_hf import LanguageEngine
+from vlmsel.data.batches import Collator
+from vlmsel.evaluation.engines.huggingface import LanguageEngine
 from vlmsel.gradients import select_blocks
 from vlmsel.models.huggingface import load_adapter, load_causal
 from vlmsel.models.lora import lora_parameters

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from vlmsel import runs
-from vlmsel.commands import result_table
+from vlmsel.reporting import tables as result_table
 
 
 def write(folder, seed, model, task, value, majority):

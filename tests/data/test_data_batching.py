@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from vlmsel.data import batching
-from vlmsel.data.batching import Collator, Item, even_chunks, length_batches, modality_length_order
+from vlmsel.data import batches as batching
+from vlmsel.data.batches import Collator, Item, even_chunks, length_batches, modality_length_order
 
 CAT, DOG = torch.full((3, 2, 2), 1.0), torch.full((3, 2, 2), 2.0)
 ITEMS = [

@@ -10,7 +10,7 @@ from tiny_models import tiny_tokenizer, tiny_vlm
 from torch.utils.data import DataLoader
 
 from vlmsel.data import dataset as dataset_module
-from vlmsel.data.batching import Collator
+from vlmsel.data.batches import Collator
 from vlmsel.data.dataset import Pictures, PromptEncoder, SampleDataset
 from vlmsel.data.images import square
 from vlmsel.data.sample import Sample, Turn

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from vlmsel.data.encode import IGNORED, IMAGE_ID, encode, generation_ids, text_ids, tokenize_with_images
+from vlmsel.data.encoding import IGNORED, IMAGE_ID, encode, generation_ids, text_ids, tokenize_with_images
 from vlmsel.data.sample import Turn
 from vlmsel.data.templates import TEMPLATES, per_turn_text, training_text
 

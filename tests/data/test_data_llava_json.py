@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vlmsel.data.llava_json import parse_record, path_problem, read_records, read_samples, source_of, write_records
+from vlmsel.data.formats.llava import parse_record, path_problem, read_records, read_samples, source_of, write_records
 from vlmsel.data.sample import Turn
-from vlmsel.data.world_files import WorldSizes, write_world
+from vlmsel.data.world.files import WorldSizes, write_world
 
 ASK = {"from": "human", "value": "<image>\nWhat?"}
 SAY = {"from": "gpt", "value": "A cat"}

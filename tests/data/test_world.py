@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vlmsel.data.world import CANVAS, COLORS, SHAPES, Scene, Thing, describe, draw_scene
-from vlmsel.data.world_files import (
+from vlmsel.data.world.files import (
     DUPLICATE_SHARE,
     MISMATCH_SHARE,
     SOURCES,
@@ -16,8 +15,9 @@ from vlmsel.data.world_files import (
     draw_pool,
     write_world,
 )
-from vlmsel.data.world_questions import FAMILIES, ask, presence
-from vlmsel.data.world_render import patch_words, render
+from vlmsel.data.world.questions import FAMILIES, ask, presence
+from vlmsel.data.world.render import patch_words, render
+from vlmsel.data.world.scenes import CANVAS, COLORS, SHAPES, Scene, Thing, describe, draw_scene
 
 SMALL = WorldSizes(captions=6, pool=40, target=5, questions=12)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmsel.evaluation.choice_prompts import GLUE_CHOICES, choice_context, continuation, glue_context
+from vlmsel.evaluation.text.prompts import GLUE_CHOICES, choice_context, continuation, glue_context
 
 QUESTION = SimpleNamespace(
     id="7", question="What falls?", choices=("rain {}", "sky", "fog", "sun"), answer=0, passage="Water falls."

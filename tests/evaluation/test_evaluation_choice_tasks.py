@@ -8,8 +8,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from vlmsel.data.glue import GlueExample
 from vlmsel.data.multiple_choice import ChoiceQuestion
-from vlmsel.evaluation.choice_tasks import ChoiceTask, GlueTask
 from vlmsel.evaluation.tasks import load_task
+from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
 
 RULES = ("acc", "acc_norm", "acc_bytes")
 # By hand: the whole takes 0, 0, 1; per character 1, 0, 1 (é is one); per byte 1, 1, 1 (é is two).

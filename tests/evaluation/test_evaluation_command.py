@@ -10,7 +10,7 @@ import pytest
 from tiny_models import tiny_vlm, wake_lora
 
 from vlmsel import cli
-from vlmsel.data.world_files import TASKS, WorldSizes, benchmark_files, write_world
+from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint
 from vlmsel.models.presets import preset

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from vlmsel.evaluation.detection import (
+from vlmsel.studies.detection import (
     accuracy,
     agreement,
     detection_metrics,

@@ -22,10 +22,10 @@ from tiny_models import tiny_clip, tiny_language
 from vlmsel import cli
 from vlmsel.commands.inputs import open_engine
 from vlmsel.data.templates import CURIOUS
-from vlmsel.data.world_files import WorldSizes, benchmark_files, write_world
-from vlmsel.evaluation.engine import Ask, first_ids
-from vlmsel.evaluation.engine_hf import ClassifierEngine, ImageTextEngine, LanguageEngine, put_images
-from vlmsel.evaluation.engine_vlm import VLMEngine
+from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
+from vlmsel.evaluation.engines.base import Ask, first_ids
+from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine, put_images
+from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.vision import VisionTower
 from vlmsel.models.vlm import assemble

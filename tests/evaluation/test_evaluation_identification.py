@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from vlmsel.evaluation.identification import (
+from vlmsel.studies.identification import (
     Identified,
     Spread,
     by_class,

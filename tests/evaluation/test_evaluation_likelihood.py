@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlmsel.evaluation.likelihood import encode_pairs, joint_ids, loglikelihoods, max_positions, windows
+from vlmsel.evaluation.engines.likelihood import encode_pairs, joint_ids, loglikelihoods, max_positions, windows
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.language import decoder_and_head, load_tokenizer
 from vlmsel.models.lora import attach_lora, merge_lora

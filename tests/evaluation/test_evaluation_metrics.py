@@ -25,7 +25,7 @@ from vlmsel.evaluation.metrics import (
     textvqa_accuracy,
     vqa_accuracy,
 )
-from vlmsel.evaluation.vqa_text import textvqa_answer, textvqa_prompt_question, vqav2_answer
+from vlmsel.evaluation.visual.answers import textvqa_answer, textvqa_prompt_question, vqav2_answer
 
 CASES = json.loads((Path(__file__).parents[1] / "cases/metrics.json").read_text())
 

@@ -11,8 +11,9 @@ import re
 import pytest
 
 from vlmsel.evaluation.metrics import gqa_match
-from vlmsel.evaluation.questions import Question
-from vlmsel.evaluation.result_files import (
+from vlmsel.evaluation.visual.answers import has_ocr_tokens, textvqa_prompt_question
+from vlmsel.evaluation.visual.questions import Question
+from vlmsel.evaluation.visual.result_files import (
     read_results,
     to_gqa,
     to_pope,
@@ -20,7 +21,6 @@ from vlmsel.evaluation.result_files import (
     to_vqav2_server,
     write_results,
 )
-from vlmsel.evaluation.vqa_text import has_ocr_tokens, textvqa_prompt_question
 
 SHORT = "\nAnswer the question using a single word or phrase."
 CATEGORIES = ("random", "popular", "adversarial")

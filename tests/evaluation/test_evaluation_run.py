@@ -7,15 +7,15 @@ import pytest
 
 from vlmsel.data.glue import GlueExample
 from vlmsel.data.multiple_choice import ChoiceQuestion
-from vlmsel.evaluation.choice_tasks import ChoiceTask, GlueTask
-from vlmsel.evaluation.engine import Engine
-from vlmsel.evaluation.engine_hf import ClassifierEngine
+from vlmsel.evaluation.engines.base import Engine
+from vlmsel.evaluation.engines.huggingface import ClassifierEngine
 from vlmsel.evaluation.harness import read_lines
-from vlmsel.evaluation.protocols import PROTOCOLS
-from vlmsel.evaluation.questions import Question
 from vlmsel.evaluation.run import answer_task, by_image, how_asked, how_given, require_images, result, summary
 from vlmsel.evaluation.task import Task
-from vlmsel.evaluation.vqa_tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VQAv2
+from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
+from vlmsel.evaluation.visual.protocols import PROTOCOLS
+from vlmsel.evaluation.visual.questions import Question
+from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VQAv2
 
 
 class Scripted(Engine):

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 
-from vlmsel.data.world_files import WorldSizes, benchmark_files, write_world
+from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.averages import f1_error
-from vlmsel.evaluation.questions import Question
 from vlmsel.evaluation.tasks import VISUAL_TASKS, load_task
-from vlmsel.evaluation.vqa_tasks import GQA, POPE, PopeLogit, TextVQA, VisualTask, VQAv2
+from vlmsel.evaluation.visual.questions import Question
+from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, VisualTask, VQAv2
 
 QUESTIONS = 12
 

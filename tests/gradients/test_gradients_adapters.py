@@ -108,7 +108,7 @@ def test_half_precision_and_autocast_keep_layers_as_they_are():
 
 
 def test_a_model_too_large_for_a_second_set_of_weights_is_left_alone(monkeypatch):
-    monkeypatch.setattr(sys.modules["vlmsel.gradients.adapters"], "LIMIT", 1000)
+    monkeypatch.setattr(sys.modules["vlmsel.gradients.lora_merge"], "LIMIT", 1000)
     model = adapted()
     assert not adapters_of(model, select_blocks(model, "lora"))
 

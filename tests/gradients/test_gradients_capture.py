@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmsel.gradients import LookupFactor, OuterFactor, SumFactor, capture, select_blocks
-from vlmsel.gradients.rules import Rows
+from vlmsel.gradients.layers import Rows
 from vlmsel.models.losses import row_samples, sample_losses
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vlmsel.gradients import factors as factors_module
+from vlmsel.gradients.embedding_factor import LookupFactor
 from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor
-from vlmsel.gradients.lookup import LookupFactor
-from vlmsel.gradients.merged import SumFactor, merge
 from vlmsel.gradients.routes import cheaper, gram_route, inner_route, norm_route, sum_route
+from vlmsel.gradients.sum_factor import SumFactor, merge
 
 SHAPES = [(3, 1, 4, 6), (3, 2, 9, 2), (2, 30, 3, 4), (4, 5, 1, 7), (2, 0, 3, 4), (0, 3, 3, 4)]  # n, t, rows, cols
 

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from vlmsel.data.batching import Collator, Item
-from vlmsel.data.encode import encode
+from vlmsel.data.batches import Collator, Item
+from vlmsel.data.encoding import encode
 from vlmsel.data.sample import Turn
 from vlmsel.gradients import Block, per_sample_gradients, select_blocks
 from vlmsel.models import config

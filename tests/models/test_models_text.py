@@ -8,7 +8,7 @@ import torch
 from tiny_huggingface import save_language
 from tiny_models import tiny_vlm, wake_lora
 
-from vlmsel.data.batching import Collator, Item
+from vlmsel.data.batches import Collator, Item
 from vlmsel.models import checkpoint
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.generation import generate

@@ -12,18 +12,18 @@ from tiny_pool import COLLATE, OBJECTIVE, job, loop, loop_means, tiny_items, tin
 from torch import nn
 
 from vlmsel.gradients import capture, select_blocks
+from vlmsel.gradients.store.reader import GradientStore
+from vlmsel.gradients.store.writer import StoreWriter
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import HyperINF, Scorer, TracIn, score_gradients
 from vlmsel.scorers.load import load_scorer
 from vlmsel.scorers.testing import check_scorer
-from vlmsel.scoring import passes
-from vlmsel.scoring.directions import Directions
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import FINE, NO_GRADIENT, Objective, scoring
-from vlmsel.scoring.run import score_pool
-from vlmsel.scoring.store import GradientStore
+from vlmsel.scoring import score_pass as passes
+from vlmsel.scoring.curvature import Directions
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.pool_pass import score_pool
+from vlmsel.scoring.score_pass import FINE, NO_GRADIENT, Objective, scoring
 from vlmsel.scoring.store_scores import score_store
-from vlmsel.scoring.store_writer import StoreWriter
 
 COSINE = TracIn(cosine=True, name="TracIn.cosine")
 SHAPES = {"a": (5, 3), "b": (1, 4), "c": (2, 6)}

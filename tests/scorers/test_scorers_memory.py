@@ -12,10 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 from vlmsel.gradients import Factor
 from vlmsel.scorers import Accumulator, DataInf, Exact, HyperINF, LiSSA, Random, Scorer, TracIn
 from vlmsel.scorers import together as together_module
-from vlmsel.scorers.memory import check_kept
-from vlmsel.scorers.places import zeros_at
+from vlmsel.scorers.statistics import check_kept
 from vlmsel.scorers.testing import check_scorer
 from vlmsel.scorers.together import solve_together
+from vlmsel.scoring.memory import zeros_at
 from vlmsel.solvers import schulz
 
 BLOCKS = {"a": (64, 4096), "b": (4096, 64), "c": (64, 64)}  # 2.1 MB a sample

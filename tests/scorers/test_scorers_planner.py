@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, Scorer, TracIn, places
-from vlmsel.scorers.places import DiskZeros, Memory, host_free, measure_memory, zeros_at
-from vlmsel.scorers.planner import RESERVE, plan_curvature
+from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, Scorer, TracIn
+from vlmsel.scoring import memory as places
+from vlmsel.scoring.memory import DiskZeros, Memory, host_free, measure_memory, zeros_at
+from vlmsel.scoring.memory_plan import RESERVE, plan_curvature
 
 GB = 10**9
 LLAMA = {f"layers.{i}.q": (64, 4096) for i in range(128)}  # 128 matrices of 4096²

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn, sharing
-from vlmsel.scorers.places import Memory
-from vlmsel.scorers.planner import plan_curvature
-from vlmsel.scorers.sharing import COPIED, leaders, solve_all
+from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
+from vlmsel.scoring import solve as sharing
+from vlmsel.scoring.memory import Memory
+from vlmsel.scoring.memory_plan import plan_curvature
+from vlmsel.scoring.solve import COPIED, leaders, solve_all
 
 BLOCKS = {"wide": (3, 8), "tall": (9, 2), "row": (1, 7)}
 SCORERS = [

@@ -7,9 +7,9 @@ from tiny_pool import OBJECTIVE, job, loop, loop_means, tiny_items, tiny_plan, t
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Random, TracIn, score_gradients
-from vlmsel.scoring import run
+from vlmsel.scoring import pool_pass as run
 from vlmsel.scoring.checkpoints import add_checkpoints, first_order, score_checkpoint
-from vlmsel.scoring.run import Scored, Share, score_pool
+from vlmsel.scoring.pool_pass import Scored, Share, score_pool
 
 FORMS = [TracIn(), TracIn(block_scale=True, name="scaled"), TracIn(cosine=True, name="cosine")]
 RATES = [1e-3, 5e-4]

@@ -8,12 +8,12 @@ from tiny_models import tiny_vlm, wake_lora
 from tiny_pool import OBJECTIVE, Items, job, tiny_items, tiny_plan, tiny_streams
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmsel.data.batching import Collator, Item
+from vlmsel.data.batches import Collator, Item
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.directions import Streams
-from vlmsel.scoring.run import score_pool
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.batches import BatchPlan
+from vlmsel.scoring.curvature import Streams
+from vlmsel.scoring.pool_pass import score_pool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCORERS = [TracIn(), DataInf(), LiSSA(damping=10.0), HyperINF(damping=10.0), Exact(damping=10.0)]

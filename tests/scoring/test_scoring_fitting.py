@@ -7,9 +7,9 @@ from tiny_pool import COLLATE, OBJECTIVE, job, tiny_items, tiny_plan, tiny_strea
 
 from vlmsel.gradients import Factor, select_blocks
 from vlmsel.scorers import DataInf, HyperINF, TracIn
-from vlmsel.scoring.fitting import Budget, in_pieces, out_of_memory
-from vlmsel.scoring.passes import feed
-from vlmsel.scoring.run import score_pool
+from vlmsel.scoring.halving import Budget, in_pieces, out_of_memory
+from vlmsel.scoring.pool_pass import score_pool
+from vlmsel.scoring.score_pass import feed
 
 SCORERS = [TracIn(), DataInf(), HyperINF(damping=10.0)]
 

@@ -17,8 +17,8 @@ from tiny_pool import job, tiny_items, tiny_plan, tiny_streams
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import HyperINF, TracIn
-from vlmsel.scoring import run
-from vlmsel.scoring.run import Share, score_pool
+from vlmsel.scoring import pool_pass as run
+from vlmsel.scoring.pool_pass import Share, score_pool
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = """
@@ -33,9 +33,10 @@ PROGRAM = """
     from vlmsel import processes
     from vlmsel.gradients import select_blocks
     from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
-    from vlmsel.scoring import progress, run
-    from vlmsel.scoring.directions import Streams
-    from vlmsel.scoring.run import score_pool
+    from vlmsel.scoring import progress
+    from vlmsel.scoring import pool_pass as run
+    from vlmsel.scoring.curvature import Streams
+    from vlmsel.scoring.pool_pass import score_pool
     from vlmsel.scoring.targets import Targets
 
     torch.set_num_threads(1)

@@ -20,10 +20,10 @@ from tiny_pool import (
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
-from vlmsel.scoring.directions import _mean_squares, find_directions
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import backward, scoring
-from vlmsel.scoring.run import score_pool
+from vlmsel.scoring.curvature import _mean_squares, find_directions
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.pool_pass import score_pool
+from vlmsel.scoring.score_pass import backward, scoring
 from vlmsel.scoring.targets import Targets, target_means
 
 SCORERS = [

@@ -10,7 +10,7 @@ from tiny_pool import OBJECTIVE, job, tiny_items, tiny_plan, tiny_streams
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
 from vlmsel.scoring import progress
-from vlmsel.scoring.run import score_pool
+from vlmsel.scoring.pool_pass import score_pool
 
 SCORERS = [
     TracIn(block_scale=True),

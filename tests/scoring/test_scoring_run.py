@@ -9,9 +9,9 @@ from tiny_pool import OBJECTIVE, broken, job, tiny_items, tiny_plan, tiny_stream
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, HyperINF, Random, TracIn
-from vlmsel.scoring import run
-from vlmsel.scoring.run import score_pool
-from vlmsel.scoring.stream import seeded_part
+from vlmsel.scoring import pool_pass as run
+from vlmsel.scoring.batches import seeded_part
+from vlmsel.scoring.pool_pass import score_pool
 
 SCORERS = [TracIn(), DataInf(), HyperINF(damping=10.0), Random()]
 

@@ -12,17 +12,19 @@ from tiny_models import tiny_vlm, wake_lora
 from tiny_pool import COLLATE, loop, loop_means, tiny_items
 
 from vlmsel.gradients import Block, Factor, capture, select_blocks
+from vlmsel.gradients.embedding_factor import LookupFactor
 from vlmsel.gradients.factors import DenseFactor, OuterFactor
-from vlmsel.gradients.lookup import LookupFactor
-from vlmsel.gradients.merged import SumFactor
+from vlmsel.gradients.projection import Projection, project, projected
+from vlmsel.gradients.store import format as store_format
+from vlmsel.gradients.store import writer as store_writer
+from vlmsel.gradients.store.format import store_bytes
+from vlmsel.gradients.store.reader import GradientStore
+from vlmsel.gradients.store.writer import StoreWriter
+from vlmsel.gradients.sum_factor import SumFactor
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
-from vlmsel.scoring import store_format, store_scores, store_writer
-from vlmsel.scoring.projection import Projection, project, projected
-from vlmsel.scoring.store import GradientStore
-from vlmsel.scoring.store_format import store_bytes
+from vlmsel.scoring import store_scores
 from vlmsel.scoring.store_scores import score_store
-from vlmsel.scoring.store_writer import StoreWriter
 
 BLOCKS = [Block("layer.weight", "layer", 6, 5), Block("layer.bias", "layer", 1, 6), Block("head.weight", "head", 3, 9)]
 UIDS = torch.tensor([40, 3, 17, 8, 22, 31, 5])

@@ -6,15 +6,16 @@ from tiny_models import tiny_vlm, wake_lora
 from tiny_pool import OBJECTIVE, broken, job, loop, loop_means, tiny_items, tiny_plan, tiny_streams
 
 from vlmsel.gradients import select_blocks
+from vlmsel.gradients.projection import Projection
+from vlmsel.gradients.store.reader import GradientStore
+from vlmsel.gradients.store.records import Records, read_left_out
+from vlmsel.gradients.store.writer import StoreWriter
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
-from vlmsel.scoring import run, store_pass
-from vlmsel.scoring.projection import Projection
-from vlmsel.scoring.run import Share, score_pool
-from vlmsel.scoring.store import GradientStore
+from vlmsel.scoring import pool_pass as run
+from vlmsel.scoring import store_pass
+from vlmsel.scoring.pool_pass import Share, score_pool
 from vlmsel.scoring.store_pass import shard_spans, store_pool
-from vlmsel.scoring.store_records import Records, read_left_out
 from vlmsel.scoring.store_scores import score_store
-from vlmsel.scoring.store_writer import StoreWriter
 
 SCORERS = [HyperINF(damping=10.0), DataInf(), LiSSA(), LiSSA(batch="stream", name="stream"), Exact(damping=10.0)]
 SCORERS += [TracIn()]

@@ -7,11 +7,11 @@ from tiny_pool import COLLATE, OBJECTIVE, Items, broken, exploding, job, loop, l
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, LiSSA, TracIn
-from vlmsel.scoring.directions import Streams, find_directions
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import backward
-from vlmsel.scoring.run import score_pool
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.batches import BatchPlan
+from vlmsel.scoring.curvature import Streams, find_directions
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.pool_pass import score_pool
+from vlmsel.scoring.score_pass import backward
 from vlmsel.scoring.targets import Targets, target_means
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tools.convert_choices import INSTRUCTIONS, convert
-from vlmsel.data.llava_json import read_samples
+from vlmsel.data.formats.llava import read_samples
 from vlmsel.data.multiple_choice import read_choices
-from vlmsel.evaluation.choice_prompts import choice_context
+from vlmsel.evaluation.text.prompts import choice_context
 
 COUNT, TARGET, TEST = 20, 3, 5
 

@@ -17,11 +17,11 @@ import yaml
 from vlmsel import runs
 from vlmsel.commands.align import align
 from vlmsel.commands.evaluate import evaluate
-from vlmsel.commands.result_table import as_markdown, as_text, collect, draw, rows
 from vlmsel.commands.score import score
 from vlmsel.commands.select import select
 from vlmsel.commands.tune import tune
-from vlmsel.data.world_files import TASKS, WorldSizes, benchmark_files, write_world
+from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
+from vlmsel.reporting.tables import as_markdown, as_text, collect, draw, rows
 from vlmsel.training.phases import phase_preset
 
 SCORERS = ("Random", "TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")

@@ -9,13 +9,13 @@ purpose, or true labels at hand, detection rates are reported as in HyperINF (ar
 from __future__ import annotations
 
 from vlmsel import processes, runs
-from vlmsel.commands.detect_data import Source, draw, open_labelled
-from vlmsel.commands.detect_seed import Recipe, require_same, run_seed
-from vlmsel.commands.detect_table import show
 from vlmsel.commands.inputs import check_counts, pick_device, without
 from vlmsel.commands.score import load_scorers
 from vlmsel.models.classifier import EncoderLora, Tune
+from vlmsel.reporting.detection import show
 from vlmsel.scorers import Scorer
+from vlmsel.studies.labelled_data import Source, draw, open_labelled
+from vlmsel.studies.mislabelled import Recipe, require_same, run_seed
 from vlmsel.training.classifier import FineTuning
 
 BEST = "HyperINF.100"  # found most wrong labels over SST-2, CoLA and MRPC (recipes/glue_mislabel), before LiSSA

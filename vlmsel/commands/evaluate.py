@@ -12,14 +12,14 @@ from typing import Any
 
 from vlmsel import processes, runs
 from vlmsel.commands.inputs import open_engine, open_together
-from vlmsel.commands.result_table import as_markdown, as_text
-from vlmsel.evaluation.engine import Engine
-from vlmsel.evaluation.protocols import PopeMode, Protocol, find_protocol
-from vlmsel.evaluation.result_files import read_results, write_results
+from vlmsel.evaluation.engines.base import Engine
 from vlmsel.evaluation.run import answer_task, how_asked, how_given, is_known, require_images, result, summary
 from vlmsel.evaluation.task import Task
 from vlmsel.evaluation.tasks import TASKS, VISUAL_TASKS, TaskFiles, load_task, require_file, task_files
-from vlmsel.evaluation.vqa_tasks import VisualTask
+from vlmsel.evaluation.visual.protocols import PopeMode, Protocol, find_protocol
+from vlmsel.evaluation.visual.result_files import read_results, write_results
+from vlmsel.evaluation.visual.tasks import VisualTask
+from vlmsel.reporting.tables import as_markdown, as_text
 
 GRACE = 10.0  # seconds; what starts several processes ends the others as soon as one has failed
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from vlmsel import processes, runs
-from vlmsel.commands.features import open_features
 from vlmsel.data.dataset import SampleDataset
-from vlmsel.data.encode import LossOn
-from vlmsel.data.llava_json import Problem, read_samples
+from vlmsel.data.encoding import LossOn
+from vlmsel.data.formats.llava import Problem, read_samples
 from vlmsel.data.templates import find_template
-from vlmsel.evaluation.engine import Engine
-from vlmsel.evaluation.engine_hf import ClassifierEngine, ImageTextEngine, LanguageEngine
-from vlmsel.evaluation.engine_vlm import VLMEngine
+from vlmsel.evaluation.engines.base import Engine
+from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine
+from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.models import checkpoint, huggingface
+from vlmsel.models.features import open_features
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.presets import PRESETS, preset
 from vlmsel.models.text import could_be_on_hub, open_text

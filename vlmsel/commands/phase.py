@@ -9,8 +9,8 @@ from torch.utils.data import Subset
 
 from vlmsel import processes, runs
 from vlmsel.commands.inputs import digest, open_data, pad_id
-from vlmsel.data.batching import Collator, modality_length_order
-from vlmsel.data.encode import LossOn
+from vlmsel.data.batches import Collator, modality_length_order
+from vlmsel.data.encoding import LossOn
 from vlmsel.models.vlm import VLM
 from vlmsel.training.loop import Order
 from vlmsel.training.phases import PhaseSettings

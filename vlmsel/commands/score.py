@@ -14,20 +14,20 @@ from vlmsel.commands.inputs import Data, check_counts, digest, open_data, open_m
 from vlmsel.commands.score_checkpoints import open_checkpoints, score_checkpoints
 from vlmsel.commands.score_plans import Plans
 from vlmsel.commands.score_store import check_options, score_from_store, store_gradients
-from vlmsel.data.encode import LossOn
-from vlmsel.data.llava_json import Problem
+from vlmsel.data.encoding import LossOn
+from vlmsel.data.formats.llava import Problem
 from vlmsel.gradients import select_blocks
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.load import load_scorer
-from vlmsel.scorers.planner import Prefer
-from vlmsel.scoring.directions import Pass, Streams
-from vlmsel.scoring.fitting import Budget
-from vlmsel.scoring.passes import Bad, Objective
-from vlmsel.scoring.run import Scored, Share, score_pool
-from vlmsel.scoring.stream import seeded_part
+from vlmsel.scoring.batches import seeded_part
+from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.memory_plan import Prefer
+from vlmsel.scoring.pool_pass import Scored, Share, score_pool
+from vlmsel.scoring.score_pass import Bad, Objective
 from vlmsel.scoring.table import write_table
 
 OBJECTIVE = Objective(sample_losses, row_samples)

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 
 from vlmsel import processes, runs
+from vlmsel.checks import check_positive
 from vlmsel.commands.inputs import Data
 from vlmsel.models import checkpoint
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.language import load_tokenizer
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer, TracIn
-from vlmsel.scorers.base import check_positive
+from vlmsel.scoring.batches import BatchPlan
 from vlmsel.scoring.checkpoints import SUFFIX, add_checkpoints, first_order, score_checkpoint
-from vlmsel.scoring.directions import Pass, Streams
-from vlmsel.scoring.passes import Bad
-from vlmsel.scoring.run import Scored, Share
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.pool_pass import Scored, Share
+from vlmsel.scoring.score_pass import Bad
 
 FREE = ("vision", "vision_weights", "language", "projector_seed", "projector_trained")  # fingerprints say more
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vlmsel.commands.inputs import pad_id
-from vlmsel.data.batching import Collator, length_batches
+from vlmsel.data.batches import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.models.vlm import VLM
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.batches import BatchPlan
 from vlmsel.scoring.targets import Targets
 
 

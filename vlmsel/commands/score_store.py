@@ -13,16 +13,16 @@ from torch import Tensor
 
 from vlmsel import processes, runs
 from vlmsel.commands.inputs import Data, digest, open_together, pick_device
+from vlmsel.gradients.projection import Projection
+from vlmsel.gradients.store.reader import GradientStore
+from vlmsel.gradients.store.records import Records, read_left_out
+from vlmsel.gradients.store.writer import StoreWriter
 from vlmsel.scorers import Scorer
-from vlmsel.scoring.directions import Pass, Streams
-from vlmsel.scoring.projection import Projection
-from vlmsel.scoring.run import Share
-from vlmsel.scoring.store import GradientStore
+from vlmsel.scoring.batches import BatchPlan, seeded_part
+from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.pool_pass import Share
 from vlmsel.scoring.store_pass import store_pool
-from vlmsel.scoring.store_records import Records, read_left_out
 from vlmsel.scoring.store_scores import score_store
-from vlmsel.scoring.store_writer import StoreWriter
-from vlmsel.scoring.stream import BatchPlan, seeded_part
 from vlmsel.scoring.table import write_table
 
 NEEDED = ("model", "pool", "targets")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmsel import runs
-from vlmsel.data.llava_json import read_records, write_records
+from vlmsel.data.formats.llava import read_records, write_records
 from vlmsel.scoring.table import read_table, score_columns
 from vlmsel.selection.choose import choose, wanted
 from vlmsel.selection.choose import combine as combine_scores

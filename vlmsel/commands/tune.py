@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vlmsel.commands.inputs import open_model
 from vlmsel.commands.phase import run_phase, start_phase
-from vlmsel.data.encode import LossOn
+from vlmsel.data.encoding import LossOn
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.vlm import VLM
 from vlmsel.training.phases import PRESETS, PhaseSettings

@@ -22,11 +22,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vlmsel import processes
-from vlmsel.data.batching import Item
-from vlmsel.data.encode import IGNORED, Encoded, LossOn, encode, generation_ids
+from vlmsel.data.batches import Item
+from vlmsel.data.encoding import IGNORED, Encoded, LossOn, encode, generation_ids
 from vlmsel.data.features import FeatureReader
+from vlmsel.data.formats.llava import Problem
 from vlmsel.data.images import CLIP_MEAN, load_image, require_folder, require_mode, square
-from vlmsel.data.llava_json import Problem
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.data.templates import find_template
 

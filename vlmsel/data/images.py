@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmsel.data.llava_json import path_problem
+from vlmsel.data.formats.llava import path_problem
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 MODES = ("pad", "crop", "squash", "letterbox")

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel.data.benchmark_files import read_lines
+from vlmsel.data.formats.llava import Problem
 from vlmsel.data.glue import GLUE_TASKS, read_glue
-from vlmsel.data.llava_json import Problem
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json")
 GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv"}

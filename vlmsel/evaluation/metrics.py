@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option
-from vlmsel.evaluation.gqa import gqa_answer, gqa_match, gqa_metrics
-from vlmsel.evaluation.vqa_text import strip_blanks, textvqa_answer, textvqa_prompt_question, vqav2_answer
+from vlmsel.evaluation.visual.answers import strip_blanks, textvqa_answer, textvqa_prompt_question, vqav2_answer
+from vlmsel.evaluation.visual.gqa import gqa_answer, gqa_match, gqa_metrics
 
 __all__ = [
     "glue_metrics",

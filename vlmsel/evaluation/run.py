@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel.data.images import find_image, require_folder
-from vlmsel.evaluation.choice_prompts import continuation
-from vlmsel.evaluation.choice_tasks import ChoiceTask, GlueTask
-from vlmsel.evaluation.engine import Ask, Engine, about
-from vlmsel.evaluation.engine_hf import ClassifierEngine
+from vlmsel.evaluation.engines.base import Ask, Engine, about
+from vlmsel.evaluation.engines.huggingface import ClassifierEngine
 from vlmsel.evaluation.harness import Responder, answer_all
-from vlmsel.evaluation.protocols import Protocol
 from vlmsel.evaluation.task import Answers, Asked, Task
-from vlmsel.evaluation.vqa_tasks import PopeLogit, VisualTask
+from vlmsel.evaluation.text.prompts import continuation
+from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
+from vlmsel.evaluation.visual.protocols import Protocol
+from vlmsel.evaluation.visual.tasks import PopeLogit, VisualTask
 
 FORMAT = 2  # of metrics.json
 

@@ -10,11 +10,11 @@ from typing import Any
 from vlmsel.data.glue import GLUE_TASKS, read_glue
 from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
 from vlmsel.data.multiple_choice import read_choices
-from vlmsel.evaluation.choice_tasks import ChoiceTask, GlueTask
-from vlmsel.evaluation.protocols import PopeMode
-from vlmsel.evaluation.questions import Files, read_questions
 from vlmsel.evaluation.task import Task
-from vlmsel.evaluation.vqa_tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VisualTask, VQAv2
+from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
+from vlmsel.evaluation.visual.protocols import PopeMode
+from vlmsel.evaluation.visual.questions import Files, read_questions
+from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VisualTask, VQAv2
 
 VISUAL_TASKS = ("vqav2", "gqa", "pope", "textvqa")
 TASKS = (*VISUAL_TASKS, *CHOICE_TASKS, *GLUE_TASKS)

@@ -2,10 +2,10 @@
 
 from vlmsel.gradients.blocks import Block, select_blocks
 from vlmsel.gradients.capture import Capture, capture
+from vlmsel.gradients.embedding_factor import LookupFactor
 from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor
-from vlmsel.gradients.lookup import LookupFactor
-from vlmsel.gradients.merged import SumFactor
 from vlmsel.gradients.persample import per_sample_gradients
+from vlmsel.gradients.sum_factor import SumFactor
 
 __all__ = [
     "Block",

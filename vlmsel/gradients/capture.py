@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vlmsel.gradients.adapters import Adapter, find_adapters, merged
 from vlmsel.gradients.blocks import SUPPORTED, Block, layer_kind
 from vlmsel.gradients.factors import Factor, OuterFactor
-from vlmsel.gradients.merged import merge
-from vlmsel.gradients.rules import Rows, contribution
+from vlmsel.gradients.layers import Rows, contribution
+from vlmsel.gradients.lora_merge import Adapter, find_adapters, merged
+from vlmsel.gradients.sum_factor import merge
 
 Sink = Callable[[str, Factor], None]
 Uses = dict[str, list[tuple[str, str]]]  # module name -> (parameter's name in the module, block's name)

@@ -27,7 +27,7 @@ from vlmsel.models.vision import VisionTower, load_vision, shape_vision
 
 
 class BatchLike(Protocol):
-    """What a batch must have; `vlmsel.data.batching.Batch` is one."""
+    """What a batch must have; `vlmsel.data.batches.Batch` is one."""
 
     input_ids: Tensor  # [n, t], -200 where an image stands
     labels: Tensor  # [n, t], -100 where nothing is supervised

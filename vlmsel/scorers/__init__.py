@@ -4,7 +4,6 @@ The influence of sample i on target t is I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩:
 harmful.
 """
 
-from vlmsel.scorers.arrays import score_gradients
 from vlmsel.scorers.base import Accumulator, Scorer
 from vlmsel.scorers.datainf import DataInf
 from vlmsel.scorers.exact import Exact
@@ -12,6 +11,7 @@ from vlmsel.scorers.hyperinf import HyperINF
 from vlmsel.scorers.lissa import LiSSA
 from vlmsel.scorers.random import Random
 from vlmsel.scorers.tracin import TracIn
+from vlmsel.scoring.arrays import score_gradients
 
 BUILT_IN: dict[str, type[Scorer]] = {
     scorer.__name__: scorer for scorer in (HyperINF, DataInf, LiSSA, TracIn, Exact, Random)

@@ -8,7 +8,6 @@ block on which every fit sample's gradient is zero has P v = 0 for every scorer 
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -154,43 +153,6 @@ class Scorer(ABC):
             targets: mean gradient of each target, [targets, rows, cols].
             mean_square: mean over fit samples and entries of g², where `needs_mean_square`.
         """
-
-
-def given(**values: Any) -> dict[str, Any]:
-    """Return the optional hyper-parameters that are not None.
-
-    >>> given(start=None, steps=3)
-    {'steps': 3}
-    """
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def check_positive(**values: float) -> None:
-    """Refuse hyper-parameters that are not positive finite numbers."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError(f"{name} must be a number above 0, got {value!r}")
-
-
-def check_count(**values: int) -> None:
-    """Refuse hyper-parameters that are not positive whole numbers."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not (isinstance(value, int) and value > 0):
-            raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
-
-
-def check_flag(**values: bool) -> None:
-    """Refuse hyper-parameters that are neither True nor False, such as the text 'no', which would count as true."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
-def check_choice(allowed: tuple[object, ...], **values: object) -> None:
-    """Refuse hyper-parameters that are not among the allowed ones."""
-    for name, value in values.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
 def needed(mean_square: float | None, name: str) -> float:

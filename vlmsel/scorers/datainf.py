@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlmsel.checks import check_positive
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, check_damped, check_positive, needed
+from vlmsel.scorers.base import Accumulator, Scorer, check_damped, needed
 from vlmsel.solvers import sherman_morrison
 
 

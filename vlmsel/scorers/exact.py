@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmsel.scorers.base import Accumulator, Scorer, check_positive
-from vlmsel.scorers.memory import GRADIENTS, KeptGradients, mean_square_norm
+from vlmsel.checks import check_positive
+from vlmsel.scorers.base import Accumulator, Scorer
+from vlmsel.scorers.statistics import GRADIENTS, KeptGradients, mean_square_norm
 from vlmsel.solvers import cholesky, woodbury
 
 

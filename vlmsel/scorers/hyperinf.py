@@ -18,7 +18,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from vlmsel.scorers.base import Accumulator, Scorer, check_choice, check_count, check_positive, given
+from vlmsel.checks import check_choice, check_count, check_positive, given
+from vlmsel.scorers.base import Accumulator, Scorer
 from vlmsel.scorers.curvature import DTYPES, Curvature
 from vlmsel.solvers import schulz
 

@@ -20,19 +20,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlmsel.checks import check_choice, check_count, check_flag, check_positive, given
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import (
-    Accumulator,
-    Scorer,
-    check_choice,
-    check_count,
-    check_damped,
-    check_flag,
-    check_positive,
-    given,
-    needed,
-)
-from vlmsel.scorers.memory import GRADIENTS, KeptGradients, mean_square_norm
+from vlmsel.scorers.base import Accumulator, Scorer, check_damped, needed
+from vlmsel.scorers.statistics import GRADIENTS, KeptGradients, mean_square_norm
 from vlmsel.solvers import neumann
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import OuterFactor
-from vlmsel.scorers.arrays import score_gradients
 from vlmsel.scorers.base import Accumulator, Scorer
+from vlmsel.scoring.arrays import score_gradients
 
 SHAPES = ((6, 3), (3, 7), (1, 5))  # tall, wide, one row
 SAMPLES, TOKENS, TARGETS = 9, 4, 2  # more samples than entries on the last block, fewer on the others

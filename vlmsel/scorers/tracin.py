@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlmsel.checks import check_flag
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, check_flag
+from vlmsel.scorers.base import Accumulator, Scorer
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from vlmsel.scorers import Scorer, TracIn
-from vlmsel.scoring.directions import Pass, Streams
-from vlmsel.scoring.run import Scored, Share, score_pool
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.batches import BatchPlan
+from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.pool_pass import Scored, Share, score_pool
 
 SUFFIX = ".CP"
 

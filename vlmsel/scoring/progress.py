@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlmsel import processes, runs
-from vlmsel.scoring.passes import Bad
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.batches import BatchPlan
+from vlmsel.scoring.score_pass import Bad
 
 EVERY = 60.0  # seconds between two times, at least
 SHARE = 20  # and at least as many times as the last one took to write

@@ -19,14 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlmsel import processes, runs
-from vlmsel.scoring import run
-from vlmsel.scoring.directions import Pass, Streams, _targets
-from vlmsel.scoring.passes import Backward, Bad, Gradients, backward, clean
-from vlmsel.scoring.run import Share
-from vlmsel.scoring.store_format import StoreSettings, shard_path, store_bytes
-from vlmsel.scoring.store_records import LeftOut, write_left_out
-from vlmsel.scoring.store_writer import StoreWriter
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.gradients.store.format import StoreSettings, shard_path, store_bytes
+from vlmsel.gradients.store.records import LeftOut, write_left_out
+from vlmsel.gradients.store.writer import StoreWriter
+from vlmsel.scoring import pool_pass as run
+from vlmsel.scoring.batches import BatchPlan
+from vlmsel.scoring.curvature import Pass, Streams, _targets
+from vlmsel.scoring.pool_pass import Share
+from vlmsel.scoring.score_pass import Backward, Bad, Gradients, backward, clean
 
 SHARD_BYTES = 2e9  # of gradients that wait in memory until their shard is written
 TARGETS_FROM = "targets_from.json"

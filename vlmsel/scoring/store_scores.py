@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlmsel.gradients import Block, Factor
+from vlmsel.gradients.store.reader import GradientStore, Masks
 from vlmsel.scorers import Scorer
-from vlmsel.scorers.memory import check_kept
 from vlmsel.scorers.normalise import column_squares, normalised_columns, over_norm
-from vlmsel.scorers.sharing import leaders, solve_all
-from vlmsel.scoring.store import GradientStore, Masks
+from vlmsel.scorers.statistics import check_kept
+from vlmsel.scoring.solve import leaders, solve_all
 
 KEPT_BYTES = 4e9  # fit samples' gradients on one block that scorers may keep in memory
 

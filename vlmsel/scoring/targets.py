@@ -18,8 +18,8 @@ from torch.utils.data import ConcatDataset
 
 from vlmsel import processes
 from vlmsel.gradients import Block
-from vlmsel.scoring.passes import REASONS, Backward, Gradients
-from vlmsel.scoring.stream import BatchPlan
+from vlmsel.scoring.batches import BatchPlan
+from vlmsel.scoring.score_pass import REASONS, Backward, Gradients
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Engines: what an evaluation asks of a model, one module per make."""

@@ -1,0 +1,272 @@
+"""Hugging Face models as engines: image-text-to-text models, causal language models, sequence classifiers.
+
+A question about an image is put in the processor's chat template, as a text that the processor reads. Where one of our
+templates is asked for, the ids are those of our own training, token by token, with the places that the processor makes
+for the image.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from transformers import BatchFeature, GenerationConfig
+
+from vlmsel.data.encoding import IMAGE_ID, generation_ids, text_ids
+from vlmsel.data.glue import GLUE_TASKS
+from vlmsel.data.images import load_image
+from vlmsel.data.sample import Turn
+from vlmsel.data.templates import IMAGE, find_template
+from vlmsel.evaluation.engines.base import Ask, Engine, Spellings, about, first_ids
+from vlmsel.evaluation.engines.likelihood import loglikelihoods, max_positions
+from vlmsel.models.generation import evaluating, replaced_settings
+from vlmsel.models.language import pad_id
+
+Encoded = TypeVar("Encoded")
+# What processors return with one value per token; token types are 0 for text.
+BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class LanguageEngine(Engine):
+    """A causal language model; text tasks only."""
+
+    kind = "a causal language model"
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.about: dict[str, Any] = {}
+
+    def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        found = loglikelihoods(self.model, self.tokenizer, pairs)
+        self.cut += sum(one.truncated for one in found)
+        return [one.value for one in found]
+
+
+class ImageTextEngine(LanguageEngine):
+    """An image-text-to-text model with its processor, which handles the images.
+
+    Raises:
+        ValueError: there is no template, ours is unknown, or the processor has no image token to use it with.
+    """
+
+    kind = "an image-text model"
+
+    def __init__(self, model: Any, processor: Any, template: str | None = None) -> None:
+        # a copy, because `prepare` sets the padding of the processor's while another thread uses this one
+        super().__init__(model, copy.deepcopy(processor.tokenizer))
+        if template is None and not getattr(processor, "chat_template", None):
+            raise ValueError(
+                "the model's processor has no chat template; name one with --template, such as vicuna_v1 for LLaVA-1.5"
+            )
+        if template is not None and not getattr(processor, "image_token", None):
+            raise ValueError("the model's processor has no image token to put in a template; leave --template out")
+        set_padding(processor.tokenizer)
+        self.ahead = model.device.type != "cpu"
+        self.processor, self.template = processor, None if template is None else find_template(template)
+        self.about = {"template": template or "chat template of the processor", "image_mode": "that of the processor"}
+        if self.template is None:
+            self.chat("")  # a broken template shows before the first question
+
+    def prepare(self, asks: Sequence[Ask]) -> Any:
+        images = []
+        for ask in asks:
+            with about(ask):
+                images.append([load_image(ask.images, ask.image)])
+        if self.template is None:
+            return self._process(images, self._each(asks, self.chat))
+        marked = self._process(images, [self.processor.image_token] * len(asks), special=False)
+        return put_images(marked, self._each(asks, self.ids), pad_id(self.tokenizer))
+
+    @staticmethod
+    def _each(asks: Sequence[Ask], encode: Callable[[str], Encoded]) -> list[Encoded]:
+        found = []
+        for ask in asks:
+            with about(ask):
+                found.append(encode(ask.prompt))
+        return found
+
+    def chat(self, prompt: str) -> str:
+        """Put a prompt about one image in the processor's chat template.
+
+        Raises:
+            ValueError: the template is broken, or the prompt spells the processor's image token.
+        """
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        turns = [{"role": "user", "content": content}]
+        if (token := getattr(self.processor, "image_token", None)) and token in prompt:
+            raise ValueError(f"the prompt spells the image token {token}, which would stand for one more image")
+        try:
+            return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError as problem:
+            raise ValueError(
+                f"the processor's chat template cannot be used ({' '.join(str(problem).split())}); "
+                "copy its file again, or name a template with --template"
+            ) from None
+
+    def ids(self, prompt: str) -> list[int]:
+        """Encode a prompt about one image in our template; -200 stands for the image."""
+        return generation_ids([Turn("human", f"{IMAGE}\n{prompt}")], 1, self.processor.tokenizer, self.template or "")
+
+    def _process(self, images: list[Any], texts: list[str], special: bool = True) -> Any:
+        """Run the processor; a BOS that a text begins with is not put there again."""
+        bos = self.tokenizer.bos_token
+        begun = bos is not None and texts[0].startswith(bos)
+        return self.processor(
+            images=images,
+            text=texts,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=special and not begun,
+            return_tensors="pt",
+        )
+
+    @torch.no_grad()
+    def generate(self, batch: Any, max_new_tokens: int) -> list[str]:
+        ends = self._ends()
+        rows = self._run(batch, max_new_tokens).sequences[:, batch["input_ids"].shape[1] :].tolist()
+        kept = [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in kept]
+
+    @torch.no_grad()
+    def first_words(self, batch: Any, words: Spellings) -> list[list[float]]:
+        chosen = first_ids([[ids for word in own for ids in self._spelt(word)] for own in words], words)
+        (logits,) = self._run(batch, 1, output_logits=True).logits  # float32 whatever the model's dtype
+        logs = logits.log_softmax(dim=1)
+        return [[float(row[ids].logsumexp(dim=0)) for ids in chosen] for row in logs]
+
+    def _spelt(self, word: str) -> list[list[int]]:
+        """Encode a word as an answer begins with it: in our template behind its lead, else with and without a blank."""
+        if self.template is not None:
+            return [text_ids(self.tokenizer, self.template.lead + word, self.template.after)]
+        prompt = self.chat("")
+        closed = any(prompt.endswith(token) for token in self.tokenizer.all_special_tokens)
+        return [text_ids(self.tokenizer, text, "" if closed else prompt[-1:]) for text in (word, f" {word}")]
+
+    def _ends(self) -> list[int]:
+        own = self.model.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        if not ends:
+            raise ValueError("neither tokenizer nor model has an eos token, so that no answer would end; set it")
+        return sorted(ends)
+
+    def _run(self, batch: Any, max_new_tokens: int, **more: Any) -> Any:
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self._ends(),
+            pad_token_id=pad_id(self.tokenizer),
+            return_dict_in_generate=True,
+            **more,
+        )
+        with evaluating(self.model), replaced_settings(self.model, settings):
+            return self.model.generate(**batch.to(self.model.device, self.model.dtype))
+
+
+class ClassifierEngine(Engine):
+    """A sequence classifier of two classes.
+
+    Its own names of the classes put its logits in the order of GLUE's labels, where they are GLUE's names; others, such
+    as LABEL_0, leave them as they are. The protocol has the names in the order used and what settled it.
+
+    Raises:
+        ValueError: the classifier has another number of classes.
+    """
+
+    kind = "a sequence classifier"
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        if model.config.num_labels != 2:
+            raise ValueError(
+                f"the classifier has {model.config.num_labels} classes, GLUE's tasks have 2; give one of 2 classes"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        set_padding(tokenizer)
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id  # classifiers on causal models look for the last token
+        self.limit = text_limit(model, tokenizer)
+        names = [str(model.config.id2label[i]) for i in (0, 1)]
+        order = glue_order(names)
+        self.order = order or (0, 1)
+        self.about = {"classes": [names[i] for i in self.order], "classes_by": "name" if order else "position"}
+
+    @torch.no_grad()
+    def classify(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        full = self.tokenizer(*columns, verbose=False)["input_ids"]
+        self.cut += sum(len(ids) > self.limit for ids in full)
+        batch = self.tokenizer(
+            *columns,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.limit,
+            return_tensors="pt",
+        )
+        with evaluating(self.model):
+            return self.model(**batch.to(self.model.device)).logits[:, list(self.order)].tolist()
+
+
+def put_images(batch: Any, rows: Sequence[Sequence[int]], padding: int) -> BatchFeature:
+    """Put what the processor made of an image token alone in the place of each row's image, padded on the left.
+
+    Args:
+        batch: what the processor returned for one image token per image.
+        rows: ids of the prompts, -200 where the image stands.
+        padding: the id to pad with.
+    """
+    real = batch["attention_mask"].bool()
+    spliced = {}
+    for name in BY_TOKEN:
+        if name in batch:
+            own = [row if name == "input_ids" else [int(name == "attention_mask")] * len(row) for row in rows]
+            places = [row.index(IMAGE_ID) for row in rows]
+            images = [values[mask].tolist() for values, mask in zip(batch[name], real, strict=True)]
+            full = [[*o[:p], *i, *o[p + 1 :]] for o, p, i in zip(own, places, images, strict=True)]
+            spliced[name] = left_padded(full, padding if name == "input_ids" else 0)
+    return BatchFeature({**batch, **spliced})
+
+
+def left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Return rows as one tensor [n, longest], filled up on the left.
+
+    >>> left_padded([[5], [6, 7]], 0).tolist()
+    [[0, 5], [6, 7]]
+    """
+    width = max(map(len, rows))
+    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
+
+
+def set_padding(tokenizer: Any) -> None:
+    """Give a tokenizer without a padding token one to pad with; masks are made from lengths."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
+
+
+def text_limit(model: Any, tokenizer: Any) -> int:
+    """Return the longest text in tokens, special ones included, that a classifier and its tokenizer take.
+
+    RoBERTa and its kin count positions from behind the padding's index, which their configuration does not subtract.
+    """
+    limits = [max_positions(model, tokenizer), int(tokenizer.model_max_length)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min(limits)
+
+
+def glue_order(names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return where a classifier has GLUE's label 0 and label 1, by its names of the classes; None for other names.
+
+    >>> glue_order(["not_entailment", "entailment"]), glue_order(["NEGATIVE", "POSITIVE"]), glue_order(["a", "b"])
+    ((1, 0), (0, 1), None)
+    """
+    own = [name.casefold().replace("-", "_").replace(" ", "_") for name in names]
+    for task in GLUE_TASKS.values():
+        if sorted(own) == sorted(task.classes):
+            return tuple(own.index(name) for name in task.classes)
+    return None

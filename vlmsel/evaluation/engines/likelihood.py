@@ -1,0 +1,215 @@
+"""Log-likelihoods of continuations under a causal language model, by lm-evaluation-harness' rules.
+
+    log p(continuation | context) = sum over t in continuation of log p(token_t | tokens before t)        [nats]
+
+Context and continuation are tokenised together, and the continuation's tokens are those behind as many tokens as the
+context alone has; blanks at the context's end move to the continuation first, because tokenizers join a blank to the
+word behind it. What does not fit the model's positions is cut off at the left, BOS included. What differs: all tokens
+are fed and not all but the last, so that a pair that is cut keeps one token of its context less; special tokens that a
+tokenizer puts behind a text (an EOS) are left out, where the harness would score them; and a continuation that is
+longer than the model takes is scored in several windows, where the harness stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmsel.data.batches import length_batches
+from vlmsel.models.generation import evaluating
+from vlmsel.models.language import check_head, pad_id, unwrap
+from vlmsel.models.losses import token_losses
+from vlmsel.models.splice import IGNORE
+
+# What different architectures call the number of positions in their configuration.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+UNLIMITED = 10**9  # transformers' tokenizers say 1e30 where they know no limit
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a continuation's tokens are worth together."""
+
+    value: float  # sum of log p, in nats
+    tokens: int  # of the continuation
+    truncated: bool  # tokens of the context were cut off
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair as the model reads it."""
+
+    ids: list[int]  # [t] context and continuation
+    count: int  # tokens of the continuation, at the end
+    truncated: bool
+
+
+def max_positions(model: Any, tokenizer: Any) -> int:
+    """Return how many tokens a model reads at once: its configuration's word, else the tokenizer's.
+
+    Raises:
+        ValueError: neither says.
+    """
+    config = unwrap(model).config.get_text_config()
+    known = [getattr(config, name, None) for name in POSITIONS] + [tokenizer.model_max_length]
+    limit = next((int(value) for value in known if isinstance(value, int | float) and 0 < value < UNLIMITED), None)
+    if limit is None:
+        raise ValueError(f"neither {type(unwrap(model)).__name__} nor its tokenizer has a limit; set max_length")
+    return limit
+
+
+def token_ids(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Tokenise without the warning on length: rows are cut here, not by the tokenizer."""
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def appended(tokenizer: Any) -> int:
+    """Count the special tokens that a tokenizer puts behind a text."""
+    whole, bare = token_ids(tokenizer, "a"), token_ids(tokenizer, "a", special=False)
+    extra = len(whole) - len(bare)
+    starts = (start for start in range(extra + 1) if whole[start : start + len(bare)] == bare)
+    return extra - next(starts, extra)
+
+
+def start_token(tokenizer: Any) -> int:
+    """Return the token that stands in for an empty context: BOS, else EOS.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError("an empty context needs a bos or eos token, and the tokenizer has neither; set its bos_token")
+
+
+def joint_ids(tokenizer: Any, context: str, continuation: str, behind: int) -> tuple[list[int], int]:
+    """Tokenise a pair at full length; return ids and the number of continuation tokens, which may be 0.
+
+    Args:
+        tokenizer: of the model.
+        context: what the continuation follows.
+        continuation: what is scored.
+        behind: special tokens that the tokenizer appends, see `appended`.
+    """
+    kept = context.rstrip()
+    continuation = context[len(kept) :] + continuation
+    if not kept:
+        scored = token_ids(tokenizer, continuation, special=False)
+        return [start_token(tokenizer), *scored], len(scored)
+    ids = token_ids(tokenizer, kept + continuation)
+    ids = ids[: len(ids) - behind]
+    return ids, max(0, len(ids) - (len(token_ids(tokenizer, kept)) - behind))
+
+
+def windows(ids: list[int], count: int, max_length: int) -> list[Row]:
+    """Cut ids whose last `count` are scored into rows of at most `max_length`, each token scored once.
+
+    One row, cut at the left, is enough for all but a continuation that fills the model by itself; that goes in steps of
+    half a row, so that every token has at least half a row before it.
+
+    >>> [(row.ids, row.count) for row in windows([1, 2, 3, 4, 5, 6], 5, 4)]
+    [([1, 2, 3], 2), ([2, 3, 4, 5], 2), ([3, 4, 5, 6], 1)]
+    """
+    if count < max_length:
+        return [Row(ids[-max_length:], count, len(ids) > max_length)]
+    rows, start = [], len(ids) - count
+    while start < len(ids):
+        end = min(len(ids), start + max_length // 2)
+        rows.append(Row(ids[max(0, end - max_length) : end], end - start, end > max_length))
+        start = end
+    return rows
+
+
+def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[list[Row]]:
+    """Tokenise every (context, continuation) together; the last tokens of a pair's rows make up its continuation.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; special tokens that it puts in front of a text stay.
+        pairs: contexts and continuations; an empty context stands for BOS, or EOS where there is no BOS.
+        max_length: the most tokens in a row.
+
+    Raises:
+        ValueError: continuations have no token; says how many, and which is the first.
+    """
+    behind = appended(tokenizer)
+    encoded = [joint_ids(tokenizer, *pair, behind) for pair in pairs]
+    empty = [i for i, (_, count) in enumerate(encoded) if count == 0]
+    if empty:
+        raise ValueError(
+            f"{_which(empty, pairs)} yields no token of its own; give every choice a text that begins with a blank"
+        )
+    return [windows(ids, count, max_length) for ids, count in encoded]
+
+
+def _which(found: list[int], pairs: Sequence[tuple[str, str]]) -> str:
+    text = pairs[found[0]][1]
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{len(found)} of {len(pairs)} continuations cannot be scored, the first: number {found[0]} ({shown!r})"
+
+
+def loglikelihoods(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    max_length: int | None = None,
+    batch_tokens: int = 8192,
+) -> list[Likelihood]:
+    """Score the continuation of every (context, continuation), in the order given.
+
+    Args:
+        model: a Hugging Face causal language model, PEFT-wrapped or not, on any device.
+        tokenizer: the model's.
+        pairs: contexts and continuations.
+        max_length: tokens per row, the model's positions when None.
+        batch_tokens: tokens per batch, padding included; a longer row is a batch of its own.
+
+    Raises:
+        ValueError: a continuation has no token; a result is not finite; a setting is wrong; the model
+            changes its logits after the output head.
+    """
+    check_head(unwrap(model))
+    encoded = encode_pairs(tokenizer, pairs, _row_length(model, tokenizer, max_length))
+    rows, owner = [row for own in encoded for row in own], [i for i, own in enumerate(encoded) for _ in own]
+    sums = torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    with evaluating(model):
+        for batch in length_batches([len(row.ids) for row in rows], max_tokens=batch_tokens):
+            sums[batch] = row_sums(model, [rows[i] for i in batch], pad_id(tokenizer))
+    values = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, torch.tensor(owner, dtype=torch.long), sums)
+    bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"{_which(bad, pairs)} has log-likelihood {values[bad[0]]}; look at the model's weights")
+    return [
+        Likelihood(value, sum(row.count for row in own), any(row.truncated for row in own))
+        for value, own in zip(values.tolist(), encoded, strict=True)
+    ]
+
+
+def _row_length(model: Any, tokenizer: Any, max_length: int | None) -> int:
+    if max_length is None:
+        return max_positions(model, tokenizer)
+    config = unwrap(model).config.get_text_config()
+    held = next((limit for name in POSITIONS if (limit := getattr(config, name, None))), max_length)
+    if not 2 <= max_length <= held:
+        raise ValueError(f"max_length must be from 2 to the model's {held} positions, got {max_length}")
+    return max_length
+
+
+@torch.no_grad()
+def row_sums(model: Any, rows: Sequence[Row], padding: int) -> Tensor:
+    """Sum log p over the continuation of each row, in nats. [n] float64 on the CPU"""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids + [padding] * (width - len(row.ids)) for row in rows])
+    lengths = torch.tensor([len(row.ids) for row in rows])[:, None]
+    counts = torch.tensor([row.count for row in rows])[:, None]
+    places = torch.arange(width)
+    mask = places < lengths  # [n, t]; from lengths, since a padding id may be a token of the text
+    labels = ids.masked_fill(~mask | (places < lengths - counts), IGNORE)
+    device = model.get_input_embeddings().weight.device
+    found = token_losses(model, labels.to(device), mask.long().to(device), input_ids=ids.to(device))
+    losses = found.losses.cpu().double()
+    return -torch.zeros(len(rows), dtype=torch.float64).index_add(0, found.rows.cpu(), losses)

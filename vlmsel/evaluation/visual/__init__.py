@@ -1,0 +1,1 @@
+"""Benchmarks with images: their official files, rules and result files."""

@@ -1,0 +1,227 @@
+"""The four visual benchmarks as tasks: VQAv2, GQA, POPE (read as text or off probabilities), TextVQA."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from vlmsel.evaluation.averages import f1_error, mean
+from vlmsel.evaluation.metrics import pope_metrics, textvqa_accuracy, vqa_accuracy
+from vlmsel.evaluation.task import Answers, Asked, Metrics, Task
+from vlmsel.evaluation.visual.answers import textvqa_answer, vqav2_answer
+from vlmsel.evaluation.visual.gqa import gqa_answer, gqa_match, gqa_metrics
+from vlmsel.evaluation.visual.protocols import Protocol
+from vlmsel.evaluation.visual.questions import POPE_LABELS, Question
+
+YES_NO = (("Yes", "yes"), ("No", "no"))  # models differ in the spelling they were trained with
+
+
+@dataclass(frozen=True)
+class VisualTask(Task, ABC):
+    """A benchmark of questions about images."""
+
+    questions: Sequence[Question]
+
+    @property
+    def ids(self) -> Collection[str]:
+        return [question.id for question in self.questions]
+
+    @property
+    def groups(self) -> Mapping[str, int]:
+        return dict(sorted(Counter(question.group for question in self.questions).items()))
+
+    def asked(self, protocol: Protocol) -> Asked:
+        """Return each question's prompt."""
+        return {question.id: {"prompt": protocol.prompt(question.text)} for question in self.questions}
+
+    def pairs(self, answers: Answers) -> list[tuple[Question, Any]]:
+        """Pair questions with their answers."""
+        return [(question, answers[question.id]) for question in self.questions]
+
+    @abstractmethod
+    def constant(self) -> str:
+        """Return the answer that has the best headline when it is given to every question."""
+
+    def majority(self) -> tuple[str, Metrics]:
+        constant = self.constant()
+        return constant, self.score(dict.fromkeys(self.ids, constant))
+
+
+def _best_constant(
+    questions: Sequence[Question], key: Callable[[str], str], credit: Callable[[str, Question], float]
+) -> str:
+    """Return the reference answer with the highest sum of credit over all questions; the first of equals.
+
+    `key` brings an answer to the form in which it is compared. The answer is returned as it was written, because a
+    key need not be its own key.
+    """
+    total: dict[str, float] = {}
+    written: dict[str, str] = {}
+    for question in questions:
+        own = {key(reference): reference for reference in reversed(question.references)}
+        for name, reference in own.items():
+            written.setdefault(name, reference)
+            total[name] = total.get(name, 0.0) + credit(reference, question)
+    return written[max(total, key=lambda name: total[name])]
+
+
+def _split(name: str, scored: Sequence[tuple[str, float]]) -> dict[str, list[float]]:
+    """Collect values as a whole and by group."""
+    found: dict[str, list[float]] = {name: [value for _, value in scored]}
+    for group in sorted({group for group, _ in scored}):
+        found[f"{name}/{group}"] = [value for own, value in scored if own == group]
+    return found
+
+
+class VQAv2(VisualTask):
+    """Soft accuracy, overall and by answer type; `accuracy_official` follows the script's rule for equal references."""
+
+    rules = {"normalize": "always (accuracy), official (accuracy_official)"}
+
+    def values(self, answers: Answers) -> dict[str, list[float]]:
+        pairs = self.pairs(answers)
+        official = [vqa_accuracy(answer, q.references, "official") for q, answer in pairs]
+        always = [(q.group, vqa_accuracy(answer, q.references)) for q, answer in pairs]
+        return _split("accuracy", always) | {"accuracy_official": official}
+
+    def constant(self) -> str:
+        return _best_constant(self.questions, vqav2_answer, lambda answer, q: vqa_accuracy(answer, q.references))
+
+
+class TextVQA(VisualTask):
+    """Soft accuracy without OCR tokens in the prompt, `textvqa_pure`."""
+
+    headline = "textvqa_pure"
+    rules = {"headline": "without OCR tokens", "normalize": "always"}
+
+    def values(self, answers: Answers) -> dict[str, list[float]]:
+        return {
+            f"textvqa_{group}": [textvqa_accuracy(a, q.references) for q, a in self.pairs(answers) if q.group == group]
+            for group in self.groups
+        }
+
+    def constant(self) -> str:
+        return _best_constant(self.questions, textvqa_answer, lambda answer, q: textvqa_accuracy(answer, q.references))
+
+
+class TextVQABoth(TextVQA):
+    """Soft accuracy with OCR tokens in the prompt, `textvqa_ocr`, as LLaVA-1.5 has it, and without, `textvqa_pure`."""
+
+    headline = "textvqa_ocr"
+    rules = {"headline": "with OCR tokens, as LLaVA-1.5", "normalize": "always"}
+
+
+class GQA(VisualTask):
+    """All that GQA's script prints, over balanced questions; their entailed ones serve the consistency."""
+
+    rules = {"normalize": "strip, lower case, no final period (LLaVA)"}
+
+    @property
+    def balanced(self) -> list[Question]:
+        """The questions that count."""
+        return [question for question in self.questions if question.record["isBalanced"]]
+
+    def values(self, answers: Answers) -> dict[str, list[float]]:
+        return _split("accuracy", [(q.group, gqa_match(answers[q.id], q.references[0])) for q in self.balanced])
+
+    def others(self, answers: Answers) -> Metrics:
+        found = gqa_metrics({question.id: question.record for question in self.questions}, answers)
+        return {name: value for name, value in found.items() if name not in ("accuracy", "binary", "open")}
+
+    def constant(self) -> str:
+        return _best_constant(self.balanced, gqa_answer, lambda answer, q: gqa_match(answer, q.references[0]))
+
+
+def _mean_of(found: Mapping[str, Metrics]) -> Metrics:
+    """Average metrics over POPE's categories, and name each category's own; a mean of counts would say nothing."""
+    names = [name for name in next(iter(found.values())) if name.islower()]
+    known = [name for name in names if all(one[name] is not None for one in found.values())]
+    split = {f"{name}/{category}": value for category, one in found.items() for name, value in one.items()}
+    return {name: mean([one[name] for one in found.values()]) for name in known} | split
+
+
+def _error_of_mean(errors: Sequence[float]) -> float:
+    """Combine the categories' standard errors, taking their questions as independent.
+
+    POPE's categories share their yes questions, so that the mean is a little less certain than this.
+    """
+    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
+
+
+class POPE(VisualTask):
+    """Mean over categories of F1 (headline), accuracy, precision, recall and share of yes; also each category's.
+
+    `undefined` is the share of categories in which one of them is a division by zero.
+    """
+
+    headline = "f1"
+    rules = {"parse": "official: no if the first sentence has No, no or not", "normalize": "none"}
+
+    def values(self, answers: Answers) -> dict[str, list[float]]:
+        return {}
+
+    def others(self, answers: Answers) -> Metrics:
+        return _mean_of(self._found(answers))
+
+    def other_errors(self, answers: Answers) -> dict[str, float]:
+        errors: dict[str, float] = {}
+        for category, one in self._found(answers).items():
+            right, count = one["TP"] + one["TN"], sum(one[name] for name in ("TP", "FP", "TN", "FN"))
+            share = right / count
+            errors[f"accuracy/{category}"] = math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else math.nan
+            errors[f"f1/{category}"] = f1_error(one["TP"], one["FP"] + one["FN"])
+        means = {
+            name: _error_of_mean([errors[f"{name}/{category}"] for category in self.groups])
+            for name in ("accuracy", "f1")
+        }
+        return means | errors
+
+    def constant(self) -> str:
+        return max(POPE_LABELS, key=lambda label: self.score(dict.fromkeys(self.ids, label))[self.headline])
+
+    def _found(self, answers: Answers) -> dict[str, Metrics]:
+        found = {}
+        for category in self.groups:
+            own = [(a, q.references[0]) for q, a in self.pairs(answers) if q.group == category]
+            found[category] = pope_metrics([a for a, _ in own], [label for _, label in own])
+        return found
+
+
+class PopeLogit(POPE):
+    """POPE read off the probabilities of yes and no as first words, as Prismatic does; `auroc` and `aupr` beside it."""
+
+    headline = "accuracy"
+    answer = "logprobs"
+    rules = {"parse": "the more probable of Yes/yes and No/no as first token (Prismatic)", "normalize": "none"}
+    spellings: ClassVar = YES_NO
+
+    def others(self, answers: Answers) -> Metrics:
+        found = self._found(self._words(answers))
+        return _mean_of({category: one | self._curves(answers, category) for category, one in found.items()})
+
+    def other_errors(self, answers: Answers) -> dict[str, float]:
+        return super().other_errors(self._words(answers))
+
+    def constant(self) -> str:
+        accuracy = {one: POPE(self.questions).score(dict.fromkeys(self.ids, one))["accuracy"] for one in POPE_LABELS}
+        return max(POPE_LABELS, key=lambda label: accuracy[label])
+
+    def majority(self) -> tuple[str, Metrics]:
+        label = self.constant()
+        return label, self.score(dict.fromkeys(self.ids, [0.0, -1.0] if label == "yes" else [-1.0, 0.0]))
+
+    def _words(self, answers: Answers) -> dict[str, str]:
+        return {identity: "yes" if answers[identity][0] >= answers[identity][1] else "no" for identity in self.ids}
+
+    def _curves(self, answers: Answers, category: str) -> Metrics:
+        pairs = [(answer, q.references[0] == "yes") for q, answer in self.pairs(answers) if q.group == category]
+        truth, margin = [label for _, label in pairs], [yes - no for (yes, no), _ in pairs]
+        if len(set(truth)) < 2:
+            return {"auroc": None, "aupr": None}
+        return {"auroc": float(roc_auc_score(truth, margin)), "aupr": float(average_precision_score(truth, margin))}

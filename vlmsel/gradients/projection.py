@@ -1,0 +1,107 @@
+"""Random projection of per-sample gradients, block by block and on both sides: g -> A g Bᵀ.
+
+A [k, rows] and B [l, cols] are Gaussian with variances 1/k and 1/l, so that E⟨A g Bᵀ, A h Bᵀ⟩ = ⟨g, h⟩ for any two
+gradients of the block. Two-sided projection is that of LoGra (Choe et al. 2024, arXiv 2405.13954): since g is a sum of
+outer products, its factors are projected before anything is formed. Here the matrices are not fitted to the gradients,
+and a side that is not larger than its projected size stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlmsel.checks import check_count
+from vlmsel.gradients import Block, Factor
+from vlmsel.gradients.embedding_factor import LookupFactor
+from vlmsel.gradients.factors import DenseFactor, OuterFactor
+from vlmsel.gradients.sum_factor import SumFactor
+
+
+class Matrices(NamedTuple):
+    """What a block is projected with: `rows` [k, rows] and `cols` [l, cols]; None for a side that stays as it is."""
+
+    rows: Tensor | None
+    cols: Tensor | None
+
+    def to(self, like: Tensor) -> Matrices:
+        """Return them with the dtype and on the device of a tensor."""
+        return Matrices(*(None if side is None else side.to(like) for side in self))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How large projected blocks are.
+
+    Attributes:
+        rows, cols: the greatest number of rows and columns that a block keeps.
+        seed: draws the matrices, together with the block's name.
+    """
+
+    rows: int
+    cols: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count(rows=self.rows, cols=self.cols)
+
+    def shape(self, rows: int, cols: int) -> tuple[int, int]:
+        """Return the shape that a block [rows, cols] is projected to.
+
+        >>> Projection(16, 16).shape(8, 4096)
+        (8, 16)
+        """
+        return min(rows, self.rows), min(cols, self.cols)
+
+    def matrices(self, block: Block) -> Matrices:
+        """Draw a block's matrices, float32 on the CPU: a function of the seed, the block's name and the sizes."""
+        return Matrices(
+            self._side(block, "rows", block.rows, self.rows), self._side(block, "cols", block.cols, self.cols)
+        )
+
+    def _side(self, block: Block, side: str, size: int, kept: int) -> Tensor | None:
+        if size <= kept:
+            return None
+        digest = hashlib.blake2b(f"{self.seed} {side} {block.name}".encode(), digest_size=8).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
+        # in float64, whose rounding is gone in float32: vector units differ in the last bits of a float32 draw
+        return (torch.randn(kept, size, generator=generator, dtype=torch.float64) / math.sqrt(kept)).float()
+
+
+def projected(factor: Factor, matrices: Matrices) -> Factor:
+    """Return A g Bᵀ of every sample, as factors where the gradients are factors and formed otherwise."""
+    if matrices == (None, None):
+        return factor
+    matrices = matrices.to(factor.values)
+    if isinstance(factor, OuterFactor):
+        return OuterFactor(_mapped(factor.left, matrices.rows), _mapped(factor.right, matrices.cols))
+    if isinstance(factor, LookupFactor):
+        return _projected_lookup(factor, matrices)
+    if isinstance(factor, SumFactor):
+        return SumFactor([projected(part, matrices) for part in factor.parts])
+    pieces = [project(piece, matrices) for piece in factor.pieces()]
+    return DenseFactor(torch.cat(pieces) if pieces else project(factor.dense(), matrices))
+
+
+def project(dense: Tensor, matrices: Matrices) -> Tensor:
+    """Return A g Bᵀ of formed gradients. [n, rows, cols] -> [n, k, l]"""
+    across = _mapped(dense, matrices.cols)
+    return across if matrices.rows is None else matrices.rows @ across
+
+
+def _mapped(x: Tensor, matrix: Tensor | None) -> Tensor:
+    """[..., size] -> [..., kept]"""
+    return x if matrix is None else x @ matrix.T
+
+
+def _projected_lookup(factor: LookupFactor, matrices: Matrices) -> Factor:
+    """A token that looks up row r gives δ to that row, so its outer product is column r of A with B δ."""
+    delta = _mapped(factor.delta, matrices.cols)
+    if matrices.rows is None:
+        return LookupFactor(factor.ids, delta, factor.rows)
+    return OuterFactor(matrices.rows.T[factor.ids], delta)

@@ -1,0 +1,1 @@
+"""Per-sample gradients on disk: written once while a pool is passed, scored from as often as one likes."""

@@ -1,0 +1,282 @@
+"""Where what the scorers gather in the curvature pass shall lie: on the device, in host memory or on disk.
+
+HyperINF's matrices for a 7B model with LoRA r = 64 on queries and values are 128 of 4096², 8.6 GB in float32. They are
+gathered together but solved one at a time, so they need not lie on the device. What needs to is counted beside them:
+what cannot be moved, the solution of the greatest block, and h = P v of every scorer, block and target.
+
+Part of what is free is left alone (RESERVE): on the device for what the allocator cannot use in between; of host memory
+for the workers that read data, the file cache and others; on disk for the run folder's own files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vlmsel.scorers.base import Scorer, Zeros
+from vlmsel.scorers.hyperinf import HyperINF
+from vlmsel.scoring.memory import Memory, Place, zeros_at
+from vlmsel.scoring.solve import COPIED, followers, leaders
+
+Prefer = Literal["auto", "device", "host", "disk"]
+PLACES: tuple[Place, ...] = ("device", "host", "disk")
+NAMES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
+RESERVE = {"device": 0.1, "host": 0.2, "disk": 0.05}  # share of what is free that is left alone
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A place for what is gathered, and the bytes needed and free at each place.
+
+    Attributes:
+        place: device, host or disk.
+        contents: what is gathered there, such as "128 GFIM matrices".
+        gathered: its bytes.
+        needs: place -> bytes, what is gathered included.
+        memory: what was free.
+    """
+
+    place: Place
+    contents: str
+    gathered: int
+    needs: Mapping[str, int]
+    memory: Memory
+
+    def describe(self) -> str:
+        """Say on one line what lies where and what was free."""
+        if not self.contents:
+            what, place = f"no matrices, {size(self.needs['device'])}", "device"
+        else:
+            what, place = f"{self.contents}, {size(self.gathered)}", self.place
+        return f"curvature: {what} {_name(place, self.memory)} ({_free(self.memory)})"
+
+    def zeros(self, device: torch.device | str, folder: Path | None = None) -> Zeros:
+        """Return what `Accumulator.place` takes; `folder` is where files are mapped if the place is disk."""
+        return zeros_at(self.place, device, folder)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be gathered and solved."""
+
+    scorers: tuple[Scorer, ...]
+    blocks: Mapping[str, tuple[int, int]]
+    targets: int
+    samples: int
+
+    @property
+    def gathering(self) -> list[Scorer]:
+        """The scorers whose accumulators serve all."""
+        led = leaders(self.scorers)
+        return [scorer for scorer in self.scorers if led[scorer.name] == scorer.name]
+
+    def held(self, scorer: Scorer, block: str) -> int:
+        return scorer.held_bytes(*self.blocks[block], self.targets, self.samples)
+
+    def total(self, scorer: Scorer) -> int:
+        return sum(self.held(scorer, block) for block in self.blocks)
+
+    def moved(self) -> int:
+        """Return the bytes that may lie anywhere."""
+        return sum(self.total(scorer) for scorer in self.gathering if scorer.follows_place)
+
+    def needs(self, place: Place, memory: Memory) -> dict[str, int]:
+        """Return the bytes needed at each place if what can be moved lies at `place`."""
+        staying = sum(self.total(scorer) for scorer in self.gathering if not scorer.follows_place)
+        solutions = 4 * len(self.scorers) * self.targets * sum(rows * cols for rows, cols in self.blocks.values())
+        pairs = [(scorer, block) for scorer in self.scorers for block in self.blocks]
+        solving = max((self._solving(*pair, place != "device") for pair in pairs), default=0) + self._copied()
+        arriving = max((self.held(s, b) for s, b in pairs if s.follows_place), default=0) if place != "device" else 0
+        needs = {"device": staying + solutions + solving, "host": arriving, "disk": 0}
+        if memory.device_is_cpu:
+            needs |= {"device": needs["device"] + arriving, "host": 0}
+        needs[place if place != "host" or not memory.device_is_cpu else "device"] += self.moved()
+        return needs
+
+    def _solving(self, scorer: Scorer, block: str, brought: bool) -> int:
+        """Return what solving a block takes on the device; what lies elsewhere is brought there."""
+        extra = self.held(scorer, block) if brought and scorer.follows_place else 0
+        return extra + scorer.solve_bytes(*self.blocks[block], self.targets, self.samples)
+
+    def _copied(self) -> int:
+        """Return the bytes of the copies that scorers solve which another one's accumulators serve."""
+        each = [[self.held(scorer, block) for block in self.blocks] for scorer in followers(self.scorers)]
+        return max((min(sum(sizes), max(COPIED, *sizes)) for sizes in each), default=0)
+
+    def contents(self) -> str:
+        counts: Counter[str] = Counter()
+        for scorer in self.gathering:
+            if scorer.follows_place:
+                counts[scorer.holds] += len(self.blocks)
+        return ", ".join(f"{count} {what}" for what, count in counts.items())
+
+
+def plan_curvature(
+    scorers: Sequence[Scorer],
+    blocks: Mapping[str, tuple[int, int]],
+    targets: int,
+    fit_samples: int,
+    memory: Memory,
+    prefer: Prefer = "auto",
+) -> Plan:
+    """Choose the place for what all scorers gather: the first of device, host and disk that has room, or the one asked.
+
+    Args:
+        scorers: those of one pass; one without gradients holds nothing.
+        blocks: name -> (rows, cols).
+        targets: number of targets.
+        fit_samples: number of fit samples, which matters to scorers that keep their gradients.
+        memory: what is free, from `measure_memory`.
+        prefer: auto, or the place to take.
+
+    Raises:
+        ValueError: there is no room, with the numbers and what would fit.
+
+    >>> memory = Memory(device_free=3_100_000_000, host_free=41_000_000_000, disk_free=10**12, device_is_cpu=False)
+    >>> plan = plan_curvature([HyperINF()], {f"q.{i}": (64, 4096) for i in range(128)}, 1, 1000, memory)
+    >>> plan.describe()
+    'curvature: 128 GFIM matrices, 8.6 GB in host memory (device has 3.1 GB free, host 41 GB)'
+    """
+    if prefer not in ("auto", *PLACES):
+        raise ValueError(f"curvature is placed on {prefer!r}; expected 'auto', 'device', 'host' or 'disk'")
+    task = _Task(tuple(s for s in scorers if s.uses_gradients), blocks, targets, fit_samples)
+    place = _choose(task, memory, prefer)
+    if place is None:
+        raise ValueError(_refusal(task, memory, prefer))
+    return Plan(place, task.contents(), task.moved(), task.needs(place, memory), memory)
+
+
+def _choose(task: _Task, memory: Memory, prefer: Prefer) -> Place | None:
+    """Return the first place with room."""
+    return next((p for p in (PLACES if prefer == "auto" else (prefer,)) if _fits(task.needs(p, memory), memory)), None)
+
+
+def _usable(memory: Memory) -> dict[str, int]:
+    """Return what may be taken at each place."""
+    free = {"device": memory.device_free, "host": memory.host_free, "disk": memory.disk_free}
+    share = RESERVE | ({"device": RESERVE["host"]} if memory.device_is_cpu else {})
+    return {place: int(free[place] * (1 - share[place])) for place in free}
+
+
+def _fits(needs: Mapping[str, int], memory: Memory) -> bool:
+    return all(needs[place] <= usable for place, usable in _usable(memory).items())
+
+
+# Words
+
+
+def size(count: int) -> str:
+    """Write a number of bytes.
+
+    >>> size(8_589_934_592), size(41_000_000_000), size(2_500)
+    ('8.6 GB', '41 GB', '2.5 kB')
+    """
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if count >= 0.9995 * u), (1e3, "kB"))
+    return f"{count / unit:.{1 if count < 9.95 * unit else 0}f} {name}"
+
+
+def _name(place: str, memory: Memory) -> str:
+    return "in memory" if memory.device_is_cpu and place != "disk" else NAMES[place]
+
+
+def _sizes(counts: Mapping[str, int], memory: Memory) -> str:
+    """Write the bytes at each place, "2.7 GB on the device, 1.9 GB on disk"."""
+    places = [place for place in counts if place != "host" or not memory.device_is_cpu]
+    return ", ".join(f"{size(counts[place])} {_name(place, memory)}" for place in places if counts[place])
+
+
+def _free(memory: Memory) -> str:
+    if memory.device_is_cpu:
+        return f"memory has {size(memory.host_free)} free, disk {size(memory.disk_free)}"
+    return f"device has {size(memory.device_free)} free, host {size(memory.host_free)}"
+
+
+def _refusal(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    """Say on one line what each scorer would hold, what may be taken, and what would fit."""
+    held = ", ".join(_holding(task, scorer) for scorer in task.gathering)
+    last = "disk" if prefer == "auto" else prefer
+    tried = "at any place" if prefer == "auto" else _name(prefer, memory)
+    mends = "; ".join(mend for mend in (suggest(task, memory, prefer) for suggest in MENDS) if mend)
+    return (
+        f"what the scorers gather has no room {tried}: {held}; gathered {_name(last, memory)} it takes "
+        f"{_sizes(task.needs(last, memory), memory)}, and there are {_sizes(_usable(memory), memory)} to take; "
+        f"what would fit: {mends or 'none of side=short, fewer blocks or fit samples, another scorer'}"
+    )
+
+
+def _holding(task: _Task, scorer: Scorer) -> str:
+    """Say what one scorer would hold, naming the block that takes most."""
+    if not task.total(scorer):
+        return f"{scorer.name} nothing"
+    largest = max(task.blocks, key=lambda block: task.held(scorer, block))
+    return (
+        f"{scorer.name} {size(task.total(scorer))} ({len(task.blocks)} {scorer.holds}, the largest "
+        f"{size(task.held(scorer, largest))} for {largest} {list(task.blocks[largest])})"
+    )
+
+
+# What would fit
+
+
+def _elsewhere(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    place = _choose(task, memory, "auto") if prefer != "auto" else None
+    return f"another place, {place!r}" if place else ""
+
+
+def _smaller(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    """Suggest HyperINF's smaller matrices."""
+    for change, words in (
+        ({"curvature": "gfim"}, "curvature='gfim'"),
+        ({"side": "short"}, "side='short'"),
+        ({"curvature": "gfim", "side": "short"}, "curvature='gfim' and side='short'"),
+    ):
+        changed = tuple(replace(s, **change) if isinstance(s, HyperINF) else s for s in task.scorers)  # type: ignore[arg-type]
+        other = replace(task, scorers=changed)
+        if changed != task.scorers and _choose(other, memory, prefer):
+            total = sum(other.total(s) for s in changed if isinstance(s, HyperINF))
+            return f"HyperINF with {words} ({size(total)})"
+    return ""
+
+
+def _fewer_samples(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    most = _most(task.samples, lambda n: _choose(replace(task, samples=n), memory, prefer) is not None)
+    return f"fit_samples={most} or fewer" if 0 < most < task.samples else ""
+
+
+def _fewer_blocks(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    names = sorted(task.blocks, key=lambda block: max(task.held(scorer, block) for scorer in task.scorers))
+
+    def some(count: int) -> _Task:
+        return replace(task, blocks={name: task.blocks[name] for name in names[:count]})
+
+    most = _most(len(names), lambda n: _choose(some(n), memory, prefer) is not None)
+    return f"fewer blocks, such as the {most} smallest of {len(names)}" if 0 < most < len(names) else ""
+
+
+def _fewer_targets(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    most = _most(task.targets, lambda n: _choose(replace(task, targets=n), memory, prefer) is not None)
+    return f"{most} or fewer targets at a time" if 0 < most < task.targets else ""
+
+
+def _fewer_scorers(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    light = replace(task, scorers=tuple(scorer for scorer in task.scorers if not scorer.follows_place))
+    if not _choose(light, memory, prefer):
+        return ""
+    return "scorers that hold no more than the targets, such as DataInf or LiSSA(batch='stream')"
+
+
+def _most(top: int, fits: Callable[[int], bool]) -> int:
+    """Return the greatest number up to `top` that fits, if all below it do; 0 if none does."""
+    low, high = 0, top
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+MENDS = (_elsewhere, _smaller, _fewer_samples, _fewer_blocks, _fewer_targets, _fewer_scorers)
