@@ -7,6 +7,7 @@ go through torch.distributed (gloo on CPUs, nccl on GPUs). Alone, a process does
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +65,47 @@ def add_up(tensor: Tensor) -> None:
     dist.all_reduce(here)
     if here is not tensor:
         tensor.copy_(here)
+
+
+def merge_into(owner: int, state: Callable[[], dict[str, Tensor]], merge: Callable[[dict[str, Tensor]], None]) -> None:
+    """Merge what all processes hold into what the process `owner` holds, two states at a time.
+
+    Args:
+        owner: who shall have it all; what the others hold afterwards means nothing.
+        state: gives the tensors that this process holds.
+        merge: takes another process's in.
+    """
+    place, step = (rank() - owner) % count(), 1
+    while step < count():
+        if place % (2 * step) == step:
+            _send(state(), (rank() - step) % count())
+            return
+        if place % (2 * step) == 0 and place + step < count():
+            merge(_receive((rank() + step) % count()))
+        step *= 2
+
+
+def _send(tensors: dict[str, Tensor], to: int) -> None:
+    import torch.distributed as dist
+
+    device = _join().device
+    dist.send_object_list([{name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}], dst=to, device=device)
+    for tensor in tensors.values():
+        if tensor.numel():
+            dist.send(tensor.to(device).contiguous(), dst=to)
+
+
+def _receive(sender: int) -> dict[str, Tensor]:
+    import torch
+    import torch.distributed as dist
+
+    device, about = _join().device, [None]
+    dist.recv_object_list(about, src=sender, device=device)
+    made = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in about[0].items()}  # type: ignore[attr-defined]
+    for tensor in made.values():
+        if tensor.numel():
+            dist.recv(tensor, src=sender)
+    return made
 
 
 def gather(value: Any) -> list[Any]:

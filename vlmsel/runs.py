@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -122,6 +122,45 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
         write_text(path, config)
     write_json(folder / "environment.json", environment())
     return folder
+
+
+def same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Record what a run depends on beside its configuration, or refuse to go on from something else.
+
+    Args:
+        folder: the run folder.
+        inputs: digests of contents by what they are called.
+
+    Raises:
+        ValueError: something changed since the run began; names it.
+    """
+    path = folder / "inputs.json"
+    begun = any(not _before_results(file.name) for file in _contents(folder))
+    earlier = read_json(path) if path.is_file() and begun else dict(inputs)
+    changed = [name for name in {**earlier, **inputs} if earlier.get(name) != inputs.get(name)]
+    if changed:
+        raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
+    write_json(path, dict(inputs))
+
+
+def report_left_out(path: Path, reasons: Mapping[int, str], total: int, source: str | Path) -> None:
+    """Write which samples were left out, uid and reason, and print one line; no file when there are none.
+
+    Args:
+        path: the JSON file.
+        reasons: uid -> why.
+        total: how many samples there are.
+        source: the file that they are from.
+    """
+    if not reasons:
+        path.unlink(missing_ok=True)  # an earlier call may have had some
+        return
+    write_json(path, [{"uid": uid, "reason": reasons[uid]} for uid in sorted(reasons)])
+    first = min(reasons)
+    print(
+        f"{source}: {len(reasons)} of {total} samples left out, listed in {path} "
+        f"(the first: sample {first}: {reasons[first]})"
+    )
 
 
 def _tidy(folder: Path) -> None:

@@ -1,79 +1,27 @@
-"""What a scorer is: frozen hyper-parameters and one method that starts an accumulator for a block.
+"""What a scorer is: frozen hyper-parameters of one of two kinds.
 
-Every scorer is an influence I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩ (lowest = most helpful); scorers differ in P. An
-accumulator sees the gradients of the fit samples batch by batch and then gives h = P v for all targets of its block. A
-block on which every fit sample's gradient is zero has P v = 0 for every scorer that looks at curvature or scale.
+A gradient scorer is an influence I(i, t) = -Σ_l ⟨P_l v_t^l, g_i^l⟩ (lowest = most helpful); gradient scorers differ in
+P. It names the statistic of the fit samples' gradients that P is made from (`statistic`), and gives h = P v for all
+targets of a block (`solve`). On a block where every fit sample's gradient is zero, P v = 0 for every scorer that looks
+at curvature or scale.
+
+A sample scorer looks at the samples themselves and gives a number per target and sample (`score`), likewise lowest =
+most helpful.
 """
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlmsel.gradients import Factor
-
-Zeros = Callable[[tuple[int, ...], torch.dtype], Tensor]  # (shape, dtype) -> zeros that lie somewhere
-
-
-def zeros_on(device: torch.device | str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return zeros in the memory of a device."""
-    return torch.zeros(shape, dtype=dtype, device=device)
-
-
-class Accumulator(ABC):
-    """Gathers what one scorer needs of one block; tensors only, so that a run can be stopped and resumed.
-
-    Attributes:
-        targets: v, [targets, rows, cols], float32 or better.
-        count: fit samples seen so far.
-        details: numbers worth recording, JSON-able; filled by `solve`.
-        zeros: makes the tensors to gather in, where there is room for them; on the targets' device unless `place` says
-            otherwise. An accumulator whose tensors are all small may make its own.
-    """
-
-    def __init__(self, targets: Tensor) -> None:
-        self.targets = targets if targets.dtype == torch.float64 else targets.float()
-        self.count = 0
-        self.details: dict[str, Any] = {}
-        self.zeros: Zeros = functools.partial(zeros_on, self.targets.device)
-
-    def place(self, zeros: Zeros) -> None:
-        """Say where what is gathered shall lie: on the device, in host memory or on disk; before anything is gathered.
-
-        It concerns accumulators that allocate by `self.zeros`, whose scorer says `follows_place`.
-        """
-        self.zeros = zeros
-
-    @abstractmethod
-    def update(self, factor: Factor) -> None:
-        """Take in the gradients of one batch of fit samples."""
-
-    @abstractmethod
-    def solve(self) -> Tensor:
-        """Return h = P v, [targets, rows, cols], on the targets' device; may use up what was gathered."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """Return what was gathered so far: the accumulator's own tensors, to be written or copied before it goes on."""
-
-    @abstractmethod
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from a copy of what `state` returned."""
-
-    @property
-    def done(self) -> bool:
-        """Whether it will take in no more, whatever comes."""
-        return False
-
-    @property
-    def entries(self) -> int:
-        """Number of entries of the block."""
-        return self.targets.shape[1] * self.targets.shape[2]
+from vlmsel.scorers.statistics import BlockTargets, Statistic
 
 
 class Scorer(ABC):
@@ -81,35 +29,20 @@ class Scorer(ABC):
 
     name: str
 
-    @property
-    def uses_gradients(self) -> bool:
-        """Whether it has an accumulator; a scorer without one has `draw(uids, targets)` instead (`Random`)."""
-        return True
 
-    @property
-    def needs_fit(self) -> bool:
-        """Whether P depends on the fit samples; where no scorer's does, there is no curvature pass."""
-        return True
+class Solved(NamedTuple):
+    """h = P v, [targets, rows, cols], and numbers worth recording with the scores, JSON-able."""
+
+    h: Tensor
+    details: dict[str, Any] = {}
+
+
+class GradientScorer(Scorer):
+    """A scorer of gradients."""
 
     @property
     def needs_mean_square(self) -> bool:
-        """Whether the mean squared gradient entry must be known before the first update."""
-        return False
-
-    @property
-    def keeps_samples(self) -> bool:
-        """Whether its accumulator keeps every fit sample's gradient: 4·n·rows·cols bytes per block."""
-        return False
-
-    @property
-    def gathers(self) -> Hashable | None:
-        """A name for what its accumulator gathers, where it is equal for other settings or scorers and `state` is all
-        of it; None where it is the scorer's own. Scorers of equal names are served by one accumulator."""
-        return None
-
-    @property
-    def depends_on_batches(self) -> bool:
-        """Whether P depends on the order and size of the batches, as that of a stochastic recursion does."""
+        """Whether the block's mean squared gradient entry must be known before the first update."""
         return False
 
     @property
@@ -117,55 +50,81 @@ class Scorer(ABC):
         """Whether its scores are divided by the norms of P v and of the sample's gradient, over all blocks together."""
         return False
 
-    @property
-    def follows_place(self) -> bool:
-        """Whether its accumulator gathers in what `Accumulator.zeros` makes, and brings it back to solve."""
-        return False
-
-    @property
-    def holds(self) -> str:
-        """What the accumulators hold, one per block, in the plural: for messages."""
-        return "accumulators"
-
-    def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
-        """Return the bytes that the accumulator of a block [rows, cols] holds at the end of the curvature pass.
-
-        Unless a scorer knows better: every fit sample's gradient where `keeps_samples`, else as much as the targets.
-
-        Args:
-            rows, cols: shape of the block.
-            targets: number of targets.
-            samples: number of fit samples.
-            itemsize: bytes of a number of the targets: 4, or 8 in float64.
-        """
-        return itemsize * rows * cols * (samples if self.keeps_samples else targets)
-
-    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
-        """Return the bytes that a block takes on the targets' device beyond what is held, while it is solved or takes
-        in a batch: an upper bound, h = P v included. As much as the targets unless a scorer knows better."""
-        return itemsize * rows * cols * targets
+    def statistic(self, block: BlockTargets) -> Statistic | None:
+        """Start what is gathered over the fit samples of a block; None where P does not depend on them."""
+        return None
 
     @abstractmethod
-    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        """Start an accumulator for one block.
+    def solve(self, statistic: Any, v: Float[Tensor, "targets rows cols"]) -> Solved:
+        """Return h = P v with the dtype and on the device of v; neither v nor, unless it is `spendable`, the statistic
+        may be changed.
 
         Args:
-            targets: mean gradient of each target, [targets, rows, cols].
-            mean_square: mean over fit samples and entries of g², where `needs_mean_square`.
+            statistic: what `statistic` started, after all fit samples.
+            v: mean gradient of each target: those that the statistic was started with.
+        """
+
+    def solve_many(self, statistics: Sequence[Any], v: Sequence[Tensor]) -> list[Solved]:
+        """Solve several blocks; one after the other unless a scorer knows better."""
+        return [self.solve(statistic, own) for statistic, own in zip(statistics, v, strict=True)]
+
+    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
+        """Bound the bytes that solving a block takes on its device beside the statistic, h included: as much as v
+        unless a scorer knows better."""
+        return block.targets.nbytes
+
+    def lighter(self) -> Mapping[str, GradientScorer]:
+        """Return scorers like this one that hold less, by the words that say which settings those are."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples as a sample scorer sees them; texts are read when they are asked for.
+
+    Attributes:
+        uids: which samples. [n]
+        losses: each one's loss, NaN where it is not known. [n]
+        tokens: each one's length. [n]
+        sources: the data set that each came from.
+        read: gives each one's text.
+    """
+
+    uids: Int[Tensor, " n"]
+    losses: Float[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
+    sources: Sequence[str]
+    read: Callable[[], Sequence[str]]
+
+    @cached_property
+    def texts(self) -> Sequence[str]:
+        """Each sample's text."""
+        return self.read()
+
+
+class SampleScorer(Scorer):
+    """A scorer that looks at no gradients."""
+
+    @abstractmethod
+    def score(self, samples: Samples, targets: Mapping[str, Samples]) -> Float[Tensor, "targets n"]:
+        """Return a score per target and sample, lowest = most helpful.
+
+        Args:
+            samples: those to score.
+            targets: the samples of each target by its name.
         """
 
 
-def needed(mean_square: float | None, name: str) -> float:
-    """Return the mean square that a scorer was to be given."""
-    if mean_square is None:
-        raise ValueError(f"{name} needs the mean squared gradient entry before its first update")
-    return mean_square
+def gradient_scorers(scorers: Sequence[Scorer]) -> list[GradientScorer]:
+    """Return the scorers that look at gradients."""
+    return [scorer for scorer in scorers if isinstance(scorer, GradientScorer)]
 
 
-def check_damped(damping: float, factor: Factor) -> None:
-    """Refuse gradients on a block where λ was measured as 0: on samples that all have none there."""
-    if damping == 0 and bool((factor.sq_norm() > 0).any()):
-        raise ValueError(
-            f"a block [{factor.rows}, {factor.cols}] has gradients, but the samples that its damping was measured on "
-            "have none: measure the damping on more samples"
-        )
+def sample_scorers(scorers: Sequence[Scorer]) -> list[SampleScorer]:
+    """Return the scorers that look at the samples themselves."""
+    return [scorer for scorer in scorers if isinstance(scorer, SampleScorer)]
+
+
+def no_fit_gradient(v: Tensor, **details: Any) -> Solved:
+    """Return P v = 0, for a block on which no fit sample has a gradient."""
+    return Solved(torch.zeros_like(v), details)

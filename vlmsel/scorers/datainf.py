@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_positive
-from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, check_damped, needed
-from vlmsel.solvers import sherman_morrison
+from vlmsel.scorers.base import GradientScorer, Solved, no_fit_gradient
+from vlmsel.scorers.statistics import BlockTargets, Products
 
 
 @dataclass(frozen=True)
-class DataInf(Scorer):
+class DataInf(GradientScorer):
     """DataInf.
 
     Attributes:
@@ -37,34 +36,14 @@ class DataInf(Scorer):
     def needs_mean_square(self) -> bool:
         return True
 
-    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
-        return 3 * itemsize * rows * cols * targets
+    def statistic(self, block: BlockTargets) -> Products:
+        return Products(block, block.damping(self.damping, self.name))
 
-    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        return _Swapped(targets, self.damping * needed(mean_square, self.name))
+    def solve(self, statistic: Products, v: Float[Tensor, "targets rows cols"]) -> Solved:
+        damping, details = statistic.damping, {"damping": statistic.damping, "samples": statistic.count}
+        if damping == 0:
+            return no_fit_gradient(v, **details)
+        return Solved((v - statistic.total / max(1, statistic.count)) / damping, details)
 
-
-class _Swapped(Accumulator):
-    def __init__(self, targets: Tensor, damping: float) -> None:
-        super().__init__(targets)
-        self.damping = damping
-        self.total = torch.zeros_like(self.targets)  # Σ_j ⟨v, g_j⟩ g_j / (λ + ‖g_j‖²)
-
-    def update(self, factor: Factor) -> None:
-        check_damped(self.damping, factor)
-        self.count += factor.samples
-        weights = sherman_morrison.weights(factor.inner(self.targets), factor.sq_norm(), self.damping)
-        self.total += factor.weighted_sum(weights)
-
-    def solve(self) -> Tensor:
-        self.details = {"damping": self.damping, "samples": self.count}
-        if self.damping == 0:
-            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        return (self.targets - self.total / max(1, self.count)) / self.damping
-
-    def state(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count), "total": self.total}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.count = int(state["count"])
-        self.total.copy_(state["total"])
+    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
+        return 3 * block.targets.nbytes

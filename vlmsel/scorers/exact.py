@@ -6,20 +6,19 @@ sample's gradient: for small pools and for measuring the other scorers, not for 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_positive
-from vlmsel.scorers.base import Accumulator, Scorer
-from vlmsel.scorers.statistics import GRADIENTS, KeptGradients, mean_square_norm
+from vlmsel.scorers.base import GradientScorer, Solved, no_fit_gradient
+from vlmsel.scorers.statistics import BlockTargets, KeptGradients, mean_square_norm
 from vlmsel.solvers import cholesky, woodbury
 
 
 @dataclass(frozen=True)
-class Exact(Scorer):
+class Exact(GradientScorer):
     """Direct solve.
 
     Attributes:
@@ -33,47 +32,25 @@ class Exact(Scorer):
     def __post_init__(self) -> None:
         check_positive(damping=self.damping)
 
-    @property
-    def keeps_samples(self) -> bool:
-        return True
+    def statistic(self, block: BlockTargets) -> KeptGradients:
+        return KeptGradients(block)
 
-    @property
-    def gathers(self) -> Hashable | None:
-        return GRADIENTS
-
-    @property
-    def follows_place(self) -> bool:
-        return True
-
-    @property
-    def holds(self) -> str:
-        return "sets of kept gradients"
-
-    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
-        """Return the bytes of the gradients in float64, four matrices of the system, and the solutions on their way."""
-        system, entries = min(samples, rows * cols), rows * cols
-        return 8 * (samples * entries + 4 * system**2 + targets * (6 * entries + 4 * system))
-
-    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        return _Direct(targets, self.damping)
-
-
-class _Direct(KeptGradients):
-    def __init__(self, targets: Tensor, damping: float) -> None:
-        super().__init__(targets)
-        self.relative = damping
-
-    def solve(self) -> Tensor:
-        g = self.take()
-        damping = self.relative * mean_square_norm(g) / self.entries
-        self.details = {"damping": damping, "samples": self.count}
+    def solve(self, statistic: KeptGradients, v: Float[Tensor, "targets rows cols"]) -> Solved:
+        g, count, entries = statistic.take(), statistic.count, statistic.block.entries
+        damping = self.damping * mean_square_norm(g) / entries
+        details = {"damping": damping, "samples": count}
         if damping == 0:
-            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        g, v = g.double(), self.targets.double().flatten(1)
-        if self.count < self.entries:
-            solved = woodbury.solve(g, damping, v)
+            return no_fit_gradient(v, **details)
+        g, right = g.double(), v.double().flatten(1)
+        if count < entries:
+            solved = woodbury.solve(g, damping, right)
         else:
-            fim = (g.T @ g).div_(self.count)
+            fim = (g.T @ g).div_(count)
             fim.diagonal().add_(damping)
-            solved = cholesky.solve(fim, v.T, overwrite=True).T
-        return solved.reshape(self.targets.shape).to(self.targets.dtype)
+            solved = cholesky.solve(fim, right.T, overwrite=True).T
+        return Solved(solved.reshape(v.shape).to(v.dtype), details)
+
+    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
+        """Return the bytes of the gradients in float64, four matrices of the system, and the solutions on their way."""
+        system, entries, targets = min(samples, block.entries), block.entries, len(block.targets)
+        return 8 * (samples * entries + 4 * system**2 + targets * (6 * entries + 4 * system))

@@ -12,22 +12,25 @@ where float32 cannot reach the tolerance, the system is solved by Cholesky in fl
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_choice, check_count, check_positive, given
-from vlmsel.scorers.base import Accumulator, Scorer
-from vlmsel.scorers.curvature import DTYPES, Curvature
+from vlmsel.scorers import gram_solve
+from vlmsel.scorers.base import GradientScorer, Solved
+from vlmsel.scorers.gram_solve import DTYPES
+from vlmsel.scorers.statistics import BlockTargets, Gram
 from vlmsel.solvers import schulz
 
 FIM_ENTRIES = 16384  # the FIM of a block with so many entries takes 1 GiB in float32
 
 
 @dataclass(frozen=True)
-class HyperINF(Scorer):
+class HyperINF(GradientScorer):
     """HyperINF.
 
     Attributes:
@@ -75,55 +78,48 @@ class HyperINF(Scorer):
         """The published VLM code: 15 steps from 5e-5·I, which mostly multiply by 1.64 and so rank as TracIn does."""
         return cls(damping, start=5e-5, steps=15, name=name)
 
-    @property
-    def gathers(self) -> Hashable | None:
-        return self.curvature, self.side, self.dtype == "float64"
-
-    @property
-    def follows_place(self) -> bool:
-        return True
-
-    @property
-    def holds(self) -> str:
-        return f"{self.curvature.upper()} matrices"
-
     def side_of(self, rows: int, cols: int) -> Literal["cols", "rows"]:
         """Return the side of a block [rows, cols] that G is on; the FIM is that of a block of one row."""
         return "cols" if self.curvature == "fim" or (cols >= rows) == (self.side == "long") else "rows"
 
-    def size_of(self, rows: int, cols: int) -> int:
-        """Return d, for G [d, d] of a block [rows, cols]."""
-        if self.curvature == "fim":
-            return rows * cols
-        return cols if self.side_of(rows, cols) == "cols" else rows
+    def statistic(self, block: BlockTargets) -> Gram:
+        flat = self.curvature == "fim"
+        if flat and not block.targets.is_meta:  # a plan counts it, to say what would fit
+            _check_fim(block)
+        wide = DTYPES["float64"] if self.dtype == "float64" else None
+        return Gram(block, self.side_of(block.rows, block.cols), flat, wide)
 
-    def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
-        """Return the bytes of G."""
-        return self.size_of(rows, cols) ** 2 * (8 if self.dtype == "float64" else itemsize)
+    def solve(self, statistic: Gram, v: Float[Tensor, "targets rows cols"]) -> Solved:
+        return gram_solve.solve(self, statistic, v)
 
-    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
+    def solve_many(self, statistics: Sequence[Gram], v: Sequence[Tensor]) -> list[Solved]:
+        return gram_solve.solve_many(self, statistics, v)
+
+    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
         """Return the bytes of the matrices beside G and of the right-hand sides on their way."""
-        d, right = self.size_of(rows, cols), 4 * 8 * targets * rows * cols
-        held = 8 if self.dtype == "float64" else itemsize
+        statistic = self.statistic(block)
+        d, held = statistic.size, statistic.dtype.itemsize
         work = DTYPES[self.dtype].itemsize if self.dtype else held
         copied = work * d * d if work != held else 0  # else G itself is damped and worked on
         iterates = work * d * (2 * d + min(d, schulz.PANEL)) if self.solver == "schulz" else 0
-        again = 8 * d * d if held < 8 else 0  # float64, where Schulz's iteration did not converge
-        batch = held * d * d  # the sum over a batch before it is added
-        return max(copied + iterates, again if self.solver == "schulz" else 0, batch) + right
+        again = 8 * d * d if held < 8 and self.solver == "schulz" else 0  # float64, where Schulz did not converge
+        batch = held * d * d  # the sum over a batch before it is added, or L where another scorer needs G still
+        return max(copied + iterates, again, batch) + 4 * 8 * block.targets.numel()
 
-    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        rows, cols = targets.shape[1:]
-        if self.curvature == "fim":
-            _check_fim(rows, cols)
-        return Curvature(targets, self)
+    def lighter(self) -> Mapping[str, GradientScorer]:
+        gfim, short = replace(self, curvature="gfim"), replace(self, side="short")
+        found = {
+            "curvature='gfim'": gfim,
+            "side='short'": short,
+            "curvature='gfim' and side='short'": replace(gfim, side="short"),
+        }
+        return {words: scorer for words, scorer in found.items() if scorer != self}
 
 
-def _check_fim(rows: int, cols: int) -> None:
-    entries = rows * cols
-    if entries > FIM_ENTRIES:
+def _check_fim(block: BlockTargets) -> None:
+    if block.entries > FIM_ENTRIES:
         raise ValueError(
-            f"the FIM of a block [{rows}, {cols}] is a matrix of {entries}² numbers "
-            f"({4 * entries**2 / 2**30:,.0f} GiB); the limit is {FIM_ENTRIES} entries: use curvature='gfim' or choose "
-            "smaller blocks"
+            f"the FIM of a block [{block.rows}, {block.cols}] is a matrix of {block.entries}² numbers "
+            f"({4 * block.entries**2 / 2**30:,.0f} GiB); the limit is {FIM_ENTRIES} entries: use curvature='gfim' or "
+            "choose smaller blocks"
         )

@@ -13,22 +13,22 @@ the series from exploding; `official()` repeats the published line.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_choice, check_count, check_flag, check_positive, given
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer, check_damped, needed
-from vlmsel.scorers.statistics import GRADIENTS, KeptGradients, mean_square_norm
+from vlmsel.scorers.base import GradientScorer, Solved, no_fit_gradient
+from vlmsel.scorers.statistics import BlockTargets, KeptGradients, State, Statistic, check_damped, mean_square_norm
 from vlmsel.solvers import neumann
 
 
 @dataclass(frozen=True)
-class LiSSA(Scorer):
+class LiSSA(GradientScorer):
     """LiSSA.
 
     Attributes:
@@ -61,111 +61,94 @@ class LiSSA(Scorer):
         return cls(damping=damping, published=True, name=name)
 
     @property
-    def keeps_samples(self) -> bool:
-        return self.batch == "full"
-
-    @property
-    def gathers(self) -> Hashable | None:
-        return GRADIENTS if self.keeps_samples else None
-
-    @property
     def needs_mean_square(self) -> bool:
         return self.batch == "stream"
 
-    @property
-    def depends_on_batches(self) -> bool:
-        return self.batch == "stream"
-
-    @property
-    def follows_place(self) -> bool:
-        return self.keeps_samples
-
-    @property
-    def holds(self) -> str:
-        return "sets of kept gradients" if self.keeps_samples else super().holds
-
-    def solve_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
-        """Return the bytes of the gradients brought together once more, and of a step of the series."""
-        kept = samples if self.keeps_samples else 0
-        return itemsize * (kept * rows * cols + 2 * targets * kept + 6 * targets * rows * cols)
-
-    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
+    def statistic(self, block: BlockTargets) -> KeptGradients | Recursion:
         if self.batch == "full":
-            return _Full(targets, self)
-        return _Stream(targets, self, needed(mean_square, self.name))
+            return KeptGradients(block)
+        return Recursion(block, self.depth, block.damping(self.damping, self.name), self.scale)
 
+    def solve(self, statistic: KeptGradients | Recursion, v: Float[Tensor, "targets rows cols"]) -> Solved:
+        if isinstance(statistic, KeptGradients):
+            return self._series(statistic, v)
+        details = {
+            "damping": statistic.damping,
+            "scale": statistic.scale,
+            "steps": statistic.steps,
+            "samples": statistic.count,
+            "batch": "stream",
+        }
+        if statistic.damping == 0:
+            return no_fit_gradient(v, **details)
+        return Solved(self._finite(statistic.r, statistic.scale), details)
 
-class _Full(KeptGradients):
-    def __init__(self, targets: Tensor, settings: LiSSA) -> None:
-        super().__init__(targets)
-        self.settings = settings
-
-    def solve(self) -> Tensor:
-        own, g = self.settings, self.take()
+    def _series(self, statistic: KeptGradients, v: Tensor) -> Solved:
+        """Iterate on all fit samples' gradients."""
+        g, count = statistic.take(), statistic.count
         trace = mean_square_norm(g)
-        damping = own.damping * trace / self.entries
-        scale = 1.0 if own.published else own.scale or (1 / (trace + damping) if trace else 0.0)
-        self.details = {"damping": damping, "scale": scale, "depth": own.depth, "samples": self.count}
+        damping = self.damping * trace / statistic.block.entries
+        scale = 1.0 if self.published else self.scale or (1 / (trace + damping) if trace else 0.0)
+        details = {"damping": damping, "scale": scale, "depth": self.depth, "samples": count}
         if trace == 0:
-            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        sign = -1.0 if own.published else 1.0
+            return no_fit_gradient(v, **details)
+        sign = -1.0 if self.published else 1.0
 
         def apply(r: Tensor) -> Tensor:
-            return (r @ g.T) @ g / self.count + sign * damping * r
+            return (r @ g.T) @ g / count + sign * damping * r
 
-        solved = neumann.solve(apply, self.targets.flatten(1), scale, own.depth)
-        return _finite(solved, own, scale).reshape(self.targets.shape)
+        solved = neumann.solve(apply, v.flatten(1), scale, self.depth)
+        return Solved(self._finite(solved, scale).reshape(v.shape), details)
+
+    def _finite(self, solved: Tensor, scale: float) -> Tensor:
+        """Return the solution unless the series left the range of numbers."""
+        if bool(torch.isfinite(solved).all()):
+            return solved
+        hint = "the published line has no scale" if self.published else f"scale {scale:g} is too large"
+        raise ValueError(f"{self.name} exploded within {self.depth} steps: {hint}; use LiSSA with scale left out")
+
+    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
+        """Return the bytes of the gradients brought together once more, and of a step of the series."""
+        kept = samples if self.batch == "full" else 0
+        targets = len(block.targets)
+        return block.dtype.itemsize * (kept * block.entries + 2 * targets * kept + 6 * targets * block.entries)
 
 
-def _finite(solved: Tensor, settings: LiSSA, scale: float) -> Tensor:
-    """Return the solution unless the series left the range of numbers."""
-    if bool(torch.isfinite(solved).all()):
-        return solved
-    hint = "the published line has no scale" if settings.published else f"scale {scale:g} is too large"
-    raise ValueError(f"{settings.name} exploded within {settings.depth} steps: {hint}; use LiSSA with scale left out")
+class Recursion(Statistic):
+    """r after a step of the series per batch, with the batch's own G. [targets, rows, cols]"""
 
+    ordered = True
 
-class _Stream(Accumulator):
-    def __init__(self, targets: Tensor, settings: LiSSA, mean_square: float) -> None:
-        super().__init__(targets)
-        self.settings = settings
-        self.damping = settings.damping * mean_square
-        trace = mean_square * self.entries
-        self.scale = settings.scale or (1 / (trace + self.damping) if trace else 0.0)
+    def __init__(self, block: BlockTargets, depth: int, damping: float, scale: float | None) -> None:
+        super().__init__(block)
+        self.depth, self.damping, self.fixed_scale = depth, damping, scale
+        trace = (block.mean_square or 0.0) * block.entries
+        self.scale = scale or (1 / (trace + damping) if trace else 0.0)
         self.steps = 0
-        self.r = self.scale * self.targets
+        self.r = self.scale * block.targets
 
     @property
     def done(self) -> bool:
-        return self.steps == self.settings.depth
+        return self.steps == self.depth
 
-    def update(self, factor: Factor) -> None:
-        """Take one step with the batch's own G, shortened where that G is above the bound measured before the pass."""
+    def gather(self, factor: Factor) -> None:
+        """Take one step, shortened where the batch's G is above the bound measured before the pass."""
         check_damped(self.damping, factor)
-        if self.done or not factor.samples:
+        if not factor.samples:
             return
-        self.count, self.steps = self.count + factor.samples, self.steps + 1
         scale = self.scale
-        if self.settings.scale is None and self.damping > 0:
+        if self.fixed_scale is None and self.damping > 0:
             scale = min(scale, 1 / (float(factor.sq_norm().mean()) + self.damping))
         product = factor.weighted_sum(factor.inner(self.r)) / factor.samples + self.damping * self.r
-        self.r = self.r + scale * (self.targets - product)
+        self.r = self.r + scale * (self.block.targets - product)
+        self.steps += 1
 
-    def solve(self) -> Tensor:
-        self.details = {
-            "damping": self.damping,
-            "scale": self.scale,
-            "steps": self.steps,
-            "samples": self.count,
-            "batch": "stream",
-        }
-        if self.damping == 0:
-            return torch.zeros_like(self.targets)  # no fit sample has a gradient here
-        return _finite(self.r, self.settings, self.scale)
+    def tensors(self) -> dict[str, Tensor]:
+        return {"r": self.r}
 
     def state(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count), "steps": torch.tensor(self.steps), "r": self.r}
+        return {"steps": torch.tensor(self.steps), **super().state()}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.count, self.steps = int(state["count"]), int(state["steps"])
-        self.r = state["r"].to(self.r)
+    def load(self, state: State) -> None:
+        self.steps, self.r = int(state["steps"]), self.r.clone()
+        super().load(state)

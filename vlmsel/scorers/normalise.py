@@ -1,4 +1,4 @@
-"""Division by norms over all blocks together, for scorers that say so (`Scorer.normalised`): with h = P v
+"""Division by norms over all blocks together, for scorers that say so (`GradientScorer.normalised`): with h = P v
 
     I(i, t) = -Σ_l ⟨h_t^l, g_i^l⟩ / (‖h_t‖ ‖g_i‖),   ‖x‖² = Σ_l ‖x^l‖².
 
@@ -11,22 +11,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from vlmsel.scorers.base import Scorer
+from vlmsel.scorers.base import GradientScorer
 
 
-def normalised_columns(scorers: Sequence[Scorer], targets: int) -> tuple[bool, ...]:
+def normalised_columns(scorers: Sequence[GradientScorer], targets: int) -> tuple[bool, ...]:
     """Tell which columns are divided by norms, where each scorer has one per target."""
     return tuple(scorer.normalised for scorer in scorers for _ in range(targets))
 
 
-def column_squares(stack: Tensor) -> Tensor:
-    """Return ‖h‖² of every column on one block, in float64. [columns, rows, cols] -> [columns]"""
+def column_squares(stack: Float[Tensor, "columns rows cols"]) -> Float[Tensor, " columns"]:
+    """Return ‖h‖² of every column on one block, in float64."""
     return torch.linalg.vector_norm(stack, dim=(1, 2), dtype=torch.float64).square()
 
 
-def over_norm(values: Tensor, squares: Tensor) -> Tensor:
+def over_norm(values: Float[Tensor, ...], squares: Float[Tensor, ...]) -> Float[Tensor, ...]:
     """Return values / √squares in the dtype of the values, 0 where the square is 0; the shapes broadcast.
 
     >>> over_norm(torch.tensor([6.0, 5.0]), torch.tensor([4.0, 0.0])).tolist()

@@ -6,19 +6,20 @@ A sample's score depends neither on the batch it comes in nor on the other sampl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from vlmsel.scorers.base import Accumulator, Scorer
+from vlmsel.scorers.base import Samples, SampleScorer
 
 BITS = 52  # so that (k + 1/2) / 2⁵² is a float64 strictly between 0 and 1
 
 
 @dataclass(frozen=True)
-class Random(Scorer):
+class Random(SampleScorer):
     """Random scores.
 
     Attributes:
@@ -29,18 +30,11 @@ class Random(Scorer):
     seed: int = 0
     name: str = "Random"
 
-    @property
-    def uses_gradients(self) -> bool:
-        return False
-
-    def draw(self, uids: Tensor, targets: Sequence[str]) -> Tensor:
-        """Return scores [targets, n] for samples `uids` [n], float32."""
-        uniform = [[_uniform(self.seed, target, uid) for uid in uids.tolist()] for target in targets]
+    def score(self, samples: Samples, targets: Mapping[str, Samples]) -> Float[Tensor, "targets n"]:
+        uids = samples.uids.tolist()
+        uniform = [[_uniform(self.seed, target, uid) for uid in uids] for target in targets]
         drawn = torch.special.ndtri(torch.tensor(uniform, dtype=torch.float64))
         return drawn.float().reshape(len(targets), len(uids))
-
-    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        raise ValueError("Random looks at no gradients; call draw(uids, targets)")
 
 
 def _uniform(seed: int, target: str, uid: int) -> float:

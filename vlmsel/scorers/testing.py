@@ -1,8 +1,9 @@
 """The battery that every scorer must pass, built-in or plug-in: `check_scorer(MyScorer())`.
 
-What it asks for is what the two passes over a pool rely on. They cut the pool into batches of any size, stack all
-targets of a block, stop and resume, meet samples without a gradient, and run in float32. It compares in float64 and on
-small blocks of every form, in a second or less, and says in one sentence what was expected where a scorer fails.
+What it asks for is what the two passes over a pool rely on. They cut the pool into batches of any size, deal them among
+processes, stack all targets of a block, stop and resume, run out of memory, meet samples without a gradient, and run in
+float32. It compares in float64 and on small blocks of every form, in seconds, and says in one sentence what was expected
+where a scorer fails.
 
 Hyper-parameters matter: check a scorer with the ones that you use.
 """
@@ -16,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import OuterFactor
-from vlmsel.scorers.base import Accumulator, Scorer
-from vlmsel.scoring.arrays import score_gradients
+from vlmsel.scorers.base import GradientScorer, Samples, SampleScorer, Scorer, Solved
+from vlmsel.scorers.statistics import BlockTargets, Statistic
 
 SHAPES = ((6, 3), (3, 7), (1, 5))  # tall, wide, one row
 SAMPLES, TOKENS, TARGETS = 9, 4, 2  # more samples than entries on the last block, fewer on the others
@@ -37,9 +39,10 @@ def check_scorer(scorer: Scorer) -> None:
     >>> check_scorer(TracIn())
     """
     _run(check_settings, scorer, type(scorer).__name__)
-    if not scorer.uses_gradients:
-        _run(check_draws, scorer, scorer.name)
+    if isinstance(scorer, SampleScorer):
+        _run(check_samples, scorer, scorer.name)
         return
+    assert isinstance(scorer, GradientScorer)
     for rows, cols in SHAPES:
         trial = _Trial(scorer, *_problem(rows, cols))
         for check in BLOCK_CHECKS:
@@ -63,7 +66,8 @@ class _Unmet(Exception):
 
 def check_settings(scorer: Scorer) -> None:
     """Expected a frozen dataclass with a name, which equals a scorer made from its own fields."""
-    _expect(isinstance(scorer, Scorer), "expected a vlmsel.scorers.Scorer")
+    kinds = isinstance(scorer, GradientScorer), isinstance(scorer, SampleScorer)
+    _expect(kinds in ((True, False), (False, True)), "expected a vlmsel.scorers.GradientScorer or a SampleScorer")
     frozen = is_dataclass(scorer) and type(scorer).__dataclass_params__.frozen  # type: ignore[attr-defined]
     _expect(frozen, "expected a frozen dataclass, so that a run can be replayed from its fields")
     name = getattr(scorer, "name", None)
@@ -71,37 +75,42 @@ def check_settings(scorer: Scorer) -> None:
     _expect(proper, f"expected a name that is a text without '/', the prefix of its columns; got {name!r}")
     named = "name" in {field.name for field in fields(scorer) if field.init}  # type: ignore[arg-type]
     _expect(named, "expected `name` to be a field, so that two settings of one scorer can be told apart")
-    normalised = scorer.normalised
-    _expect(isinstance(normalised, bool), f"expected `normalised` to be True or False, got {normalised!r}")
-    _expect(scorer.uses_gradients or not normalised, "expected no `normalised` of a scorer that uses no gradients")
+    for flag in ("normalised", "needs_mean_square") if kinds[0] else ():
+        value = getattr(scorer, flag)
+        _expect(isinstance(value, bool), f"expected `{flag}` to be True or False, got {value!r}")
     same = replace(scorer) == scorer  # type: ignore[type-var]
     _expect(same, "expected a scorer made from the same fields to be equal; compare by the fields alone")
 
 
-def check_draws(scorer: Scorer) -> None:
-    """Expected scores without gradients to be a function of (uid, target, seed) alone."""
-    uids, targets = torch.tensor([3, 1, 4, 15, 92]), ["first", "second"]
-    drawn = _draw(scorer, uids, targets)
-    _expect(bool(torch.isfinite(drawn).all()), "expected finite scores")
-    _expect(torch.equal(_draw(scorer, uids, targets), drawn), "expected the same draw when it is repeated")
-    order = torch.tensor([4, 0, 2])
+def check_samples(scorer: SampleScorer) -> None:
+    """Expected scores without gradients to be a function of the sample and the target alone."""
+    uids, names = [3, 1, 4, 15, 92], ["first", "second"]
+    scores = _scores(scorer, uids, names)
+    _expect(bool(torch.isfinite(scores).all()), "expected finite scores")
+    _expect(torch.equal(_scores(scorer, uids, names), scores), "expected the same scores when they are asked for again")
+    order = [4, 0, 2]
     _expect(
-        torch.equal(_draw(scorer, uids[order], targets), drawn[:, order]),
-        "expected a sample's score to depend on its uid, not on the samples drawn with it",
+        torch.equal(_scores(scorer, [uids[i] for i in order], names), scores[:, order]),
+        "expected a sample's score to depend on that sample, not on those scored with it",
     )
     _expect(
-        torch.equal(_draw(scorer, uids, targets[1:]), drawn[1:]),
-        "expected a target's scores to depend on its name, not on the targets drawn with it",
+        torch.equal(_scores(scorer, uids, names[1:]), scores[1:]),
+        "expected a target's scores to depend on that target, not on those scored with it",
     )
 
 
-def _draw(scorer: Scorer, uids: Tensor, targets: Sequence[str]) -> Tensor:
-    draw = getattr(scorer, "draw", None)
-    _expect(callable(draw), "expected `draw(uids, targets)`, since it uses no gradients")
-    drawn = draw(uids, list(targets))  # type: ignore[misc]
-    shape = (len(targets), len(uids))
-    _expect(tuple(drawn.shape) == shape, f"expected scores of shape {shape}, got {tuple(drawn.shape)}")
-    return drawn
+def _scores(scorer: SampleScorer, uids: Sequence[int], names: Sequence[str]) -> Tensor:
+    scores = scorer.score(_samples(uids), {name: _samples([len(name), len(name) + 1]) for name in names})
+    shape = (len(names), len(uids))
+    _expect(tuple(scores.shape) == shape, f"expected scores of shape {shape}, got {tuple(scores.shape)}")
+    return scores
+
+
+def _samples(uids: Sequence[int]) -> Samples:
+    """Make up samples, each a function of its uid."""
+    losses, tokens = torch.tensor([1 + uid / 7 for uid in uids]), torch.tensor([3 + uid % 5 for uid in uids])
+    sources, texts = [f"source {uid % 2}" for uid in uids], [f"word{uid} and word{uid // 2}" for uid in uids]
+    return Samples(torch.tensor(uids), losses, tokens, sources, lambda: texts)
 
 
 def _problem(rows: int, cols: int) -> tuple[OuterFactor, Tensor]:
@@ -118,22 +127,25 @@ def _problem(rows: int, cols: int) -> tuple[OuterFactor, Tensor]:
 class _Trial:
     """A scorer on one block: the factor of the fit samples' gradients and the targets [k, rows, cols]."""
 
-    scorer: Scorer
+    scorer: GradientScorer
     factor: OuterFactor
     targets: Tensor
 
-    def start(self, targets: Tensor | None = None, factor: Factor | None = None) -> Accumulator:
-        """Start an accumulator; it is told the mean square of the factor's gradients only where it needs that."""
+    def start(self, targets: Tensor | None = None, factor: Factor | None = None) -> Statistic | None:
+        """Start the statistic; it is told the mean square of the factor's gradients only where it needs that."""
         targets, factor = self.targets if targets is None else targets, factor or self.factor
-        if not self.scorer.needs_mean_square:
-            return self.scorer.accumulator(targets)
-        return self.scorer.accumulator(targets, _mean_square(factor))
+        square = _mean_square(factor) if self.scorer.needs_mean_square else None
+        return self.scorer.statistic(BlockTargets(targets, square))
+
+    def finish(self, statistic: Statistic | None, targets: Tensor | None = None) -> Solved:
+        """Solve; what is not a `Solved` is no solution."""
+        solved = self.scorer.solve(statistic, self.targets if targets is None else targets)
+        _expect(isinstance(solved, Solved), f"expected `solve` to return Solved(h, details), got {type(solved)}")
+        return solved
 
     def solve(self, targets: Tensor | None = None, factor: Factor | None = None) -> Tensor:
         """Return P v after one batch of all samples."""
-        accumulator = self.start(targets, factor)
-        accumulator.update(factor or self.factor)
-        return accumulator.solve()
+        return self.finish(_gather(self.start(targets, factor), [factor or self.factor]), targets).h
 
     def batches(self) -> list[Factor]:
         """Cut the samples into three batches and an empty one, as an unlucky batch of broken samples is."""
@@ -151,14 +163,11 @@ def _check_output(trial: _Trial) -> None:
 
 def _check_details(trial: _Trial) -> None:
     """Expected `details` that JSON can hold, for they are written down with the scores."""
-    accumulator = trial.start()
-    accumulator.update(trial.factor)
-    accumulator.solve()
-    json.dumps(accumulator.details)
+    json.dumps(trial.finish(_gather(trial.start(), [trial.factor])).details)
 
 
 def _check_inputs_kept(trial: _Trial) -> None:
-    """Expected targets and gradients to be read only."""
+    """Expected targets, gradients and the statistic to be read only."""
     owned = (trial.factor.left, trial.factor.right, trial.targets)
     before = [tensor.clone() for tensor in owned]
     dense, formed = Factor.from_dense(trial.factor.dense()), trial.factor.dense()
@@ -166,15 +175,19 @@ def _check_inputs_kept(trial: _Trial) -> None:
     trial.solve(factor=dense)
     same = all(torch.equal(a, b) for a, b in zip(owned, before, strict=True)) and torch.equal(dense.dense(), formed)
     _expect(same, "expected targets and gradients to be left as they are; other scorers read them too")
+    statistic = _gather(trial.start(), [trial.factor])
+    again = torch.equal(trial.finish(statistic).h, trial.finish(statistic).h)
+    _expect(
+        again, "expected the same h from solving twice; a statistic that is not `spendable` serves other scorers too"
+    )
 
 
 def _check_mean_square(trial: _Trial) -> None:
     """Expected the mean square to be used only where `needs_mean_square` is true."""
     if trial.scorer.needs_mean_square:
         return
-    accumulator = trial.scorer.accumulator(trial.targets, 1e3)  # a wrong number, which must not matter
-    accumulator.update(trial.factor)
-    met = _near(accumulator.solve(), trial.solve(), EXACT)
+    wrong = trial.scorer.statistic(BlockTargets(trial.targets, 1e3))  # a wrong number, which must not matter
+    met = _near(trial.finish(_gather(wrong, [trial.factor])).h, trial.solve(), EXACT)
     _expect(met, "expected `mean_square` to change nothing, for `needs_mean_square` is false")
 
 
@@ -206,16 +219,16 @@ def _check_targets_apart(trial: _Trial) -> None:
 
 def _check_batches(trial: _Trial) -> None:
     """Expected the same h however the samples are cut into batches."""
-    if trial.scorer.depends_on_batches:
+    if (first := trial.start()) is None or first.ordered:
         return
     whole, batches = trial.solve(), trial.batches()
     _expect(
-        _near(_gather(trial.start(), batches).solve(), whole, EXACT),
-        "expected the same h from one batch as from several, an empty one among them; or set depends_on_batches",
+        _near(trial.finish(_gather(trial.start(), batches)).h, whole, EXACT),
+        "expected the same h from one batch as from several, an empty one among them; or set `ordered`",
     )
     _expect(
-        _near(_gather(trial.start(), batches[::-1]).solve(), whole, EXACT),
-        "expected the same h in any order of the batches; or set depends_on_batches",
+        _near(trial.finish(_gather(trial.start(), batches[::-1])).h, whole, EXACT),
+        "expected the same h in any order of the batches; or set `ordered`",
     )
     formed = trial.solve(factor=Factor.from_dense(trial.factor.dense()))
     _expect(_near(formed, whole, EXACT), "expected the same h from formed gradients as from factors of tokens")
@@ -224,21 +237,83 @@ def _check_batches(trial: _Trial) -> None:
 def _check_resume(trial: _Trial) -> None:
     """Expected to go on exactly from a copy of its state, a dictionary of tensors."""
     batches = trial.batches()
-    through = _gather(trial.start(), batches)
-    first = _gather(trial.start(), batches[:2])
-    state = first.state()
-    tensors = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
-    _expect(tensors, "expected `state()` to be a dictionary of tensors, for it is written to a file of tensors")
-    saved = {key: value.clone() for key, value in state.items()}
-    second = trial.start()
-    second.load_state(saved)
+    through, first, second = _gather(trial.start(), batches), _gather(trial.start(), batches[:2]), trial.start()
+    if through is None or first is None or second is None:
+        return
+    saved = _copied(first)
+    second.load(saved)
     kept = {key: value.clone() for key, value in saved.items()}
     _gather(second, batches[2:])
     untouched = all(torch.equal(saved[key], kept[key]) for key in kept)
-    _expect(untouched, "expected `load_state` to copy what it is given rather than to go on in it")
-    _expect(second.count == through.count, "expected `load_state` to restore the count of samples")
-    met = torch.equal(second.solve(), through.solve())
-    _expect(met, "expected a resumed pass to end exactly as one that was never stopped; `state` lacks something")
+    _expect(untouched, "expected `load` to copy what it is given rather than to go on in it")
+    _expect(second.count == through.count, "expected `load` to restore the count of samples")
+    met = torch.equal(trial.finish(second).h, trial.finish(through).h)
+    _expect(met, "expected a resumed pass to end exactly as one that was never stopped; `tensors` lacks something")
+
+
+def _check_merge(trial: _Trial) -> None:
+    """Expected what two processes gathered to be merged into what one gathers."""
+    batches = trial.batches()
+    one, other = _gather(trial.start(), batches[:2]), _gather(trial.start(), batches[2:])
+    if one is None or other is None or one.ordered:
+        return
+    one.merge(_copied(other))
+    _expect(one.count == SAMPLES, "expected `merge` to add the counts of samples")
+    met = _near(trial.finish(one).h, trial.solve(), EXACT)
+    _expect(
+        met,
+        "expected the same h from two processes' statistics merged as from one; `merge` adds up tensors unless told",
+    )
+    nobody = _gather(trial.start(), batches[2:3])
+    assert nobody is not None
+    nobody.merge(_copied(_gather(trial.start(), [trial.factor])))
+    met = _near(trial.finish(nobody).h, trial.solve(), EXACT)
+    _expect(met, "expected a process without samples to change nothing when it merges another's")
+
+
+class _FullAt(TorchDispatchMode):
+    """Runs out of memory at the allocation of this number, counted from 0."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returns = func._schema.returns
+        if any(one.alias_info is None for one in returns) and not func._schema.is_mutable:
+            self.left -= 1
+            if self.left == -1:
+                raise torch.OutOfMemoryError("out of memory, to see what is left")
+        return func(*args, **(kwargs or {}))
+
+
+def _check_out_of_memory(trial: _Trial) -> None:
+    """Expected an update that runs out of memory to have taken in nothing."""
+    batches = [trial.factor.select(slice(0, 4)), trial.factor.select(slice(4, SAMPLES))]
+    for number in range(200):
+        statistic = _gather(trial.start(), batches[:1])
+        if statistic is None:
+            return
+        before = _copied(statistic)
+        try:
+            with _FullAt(number):
+                statistic.update(batches[1])
+            return  # fewer allocations than that
+        except torch.OutOfMemoryError:
+            after = statistic.state()
+            same = statistic.count == 4 and all(torch.equal(before[key], after[key]) for key in before)
+            _expect(
+                same, "expected an update that runs out of memory to have taken in nothing: allocate before you change"
+            )
+
+
+def _copied(statistic: Statistic | None) -> dict[str, Tensor]:
+    """Return a copy of a state, as a file or another process has it."""
+    assert statistic is not None
+    state = statistic.state()
+    tensors = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    _expect(tensors, "expected `tensors` to be a dictionary of tensors, for they are written to a file")
+    return {key: value.clone() for key, value in state.items()}
 
 
 def _check_zero_gradients(trial: _Trial) -> None:
@@ -254,17 +329,18 @@ def _check_zero_sample(trial: _Trial) -> None:
     """Expected a sample without a gradient on the block to score zero and to leave the others finite."""
     gradients = trial.factor.dense().clone()
     gradients[3] = 0
-    scores = score_gradients({"block": gradients}, {"block": trial.targets}, trial.scorer)
+    factor = Factor.from_dense(gradients)
+    scores = factor.inner(trial.solve(factor=factor))
     _expect(
         bool(torch.isfinite(scores).all()) and not bool(scores[:, 3].any()),
         "expected a sample without a gradient among others to score 0 and to leave their scores finite",
     )
 
 
-def _gather(accumulator: Accumulator, batches: Sequence[Factor]) -> Accumulator:
-    for batch in batches:
-        accumulator.update(batch)
-    return accumulator
+def _gather(statistic: Statistic | None, batches: Sequence[Factor]) -> Statistic | None:
+    for batch in batches if statistic is not None else ():
+        statistic.update(batch)  # type: ignore[union-attr]
+    return statistic
 
 
 def _mean_square(factor: Factor) -> float:
@@ -292,6 +368,8 @@ BLOCK_CHECKS: tuple[Callable[[_Trial], None], ...] = (
     _check_targets_apart,
     _check_batches,
     _check_resume,
+    _check_merge,
+    _check_out_of_memory,
     _check_zero_gradients,
     _check_zero_sample,
 )

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_flag
-from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Accumulator, Scorer
+from vlmsel.scorers.base import GradientScorer, Solved, no_fit_gradient
+from vlmsel.scorers.statistics import BlockTargets, SquareSum
 
 
 @dataclass(frozen=True)
-class TracIn(Scorer):
+class TracIn(GradientScorer):
     """First-order influence.
 
     Attributes:
@@ -44,48 +44,12 @@ class TracIn(Scorer):
     def normalised(self) -> bool:
         return self.cosine
 
-    @property
-    def needs_fit(self) -> bool:
-        return self.block_scale
+    def statistic(self, block: BlockTargets) -> SquareSum | None:
+        return SquareSum(block) if self.block_scale else None
 
-    def held_bytes(self, rows: int, cols: int, targets: int, samples: int, itemsize: int = 4) -> int:
-        return 8 if self.block_scale else 0
-
-    def accumulator(self, targets: Tensor, mean_square: float | None = None) -> Accumulator:
-        return _Scaled(targets) if self.block_scale else _Plain(targets)
-
-
-class _Plain(Accumulator):
-    def update(self, factor: Factor) -> None:
-        self.count += factor.samples
-
-    def solve(self) -> Tensor:
-        return self.targets
-
-    def state(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.count = int(state["count"])
-
-
-class _Scaled(Accumulator):
-    def __init__(self, targets: Tensor) -> None:
-        super().__init__(targets)
-        self.squares = targets.new_zeros((), dtype=torch.float64)  # Σ_j ‖g_j‖², on the device so that no update waits
-
-    def update(self, factor: Factor) -> None:
-        self.count += factor.samples
-        self.squares += factor.sq_norm().double().sum()
-
-    def solve(self) -> Tensor:
-        mean_square = float(self.squares) / max(1, self.count * self.entries)
-        self.details = {"mean_square": mean_square, "samples": self.count}
-        return self.targets / mean_square if mean_square > 0 else torch.zeros_like(self.targets)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"count": torch.tensor(self.count), "squares": self.squares}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.count = int(state["count"])
-        self.squares.copy_(state["squares"])
+    def solve(self, statistic: SquareSum | None, v: Float[Tensor, "targets rows cols"]) -> Solved:
+        if statistic is None:
+            return Solved(v)
+        mean_square = statistic.mean_square
+        details = {"mean_square": mean_square, "samples": statistic.count}
+        return Solved(v / mean_square, details) if mean_square > 0 else no_fit_gradient(v, **details)

@@ -1,30 +1,35 @@
-"""Scores for gradients that are in memory already; the same accumulators as for a streamed pool."""
+"""Scores for gradients that are in memory already; the same passes as for a streamed pool."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers.base import Scorer
-from vlmsel.scorers.normalise import column_squares, over_norm
+from vlmsel.scorers import GradientScorer, Samples, Scorer
+from vlmsel.scorers.base import SampleScorer
+from vlmsel.scoring.curvature import FitSources, Targets, precondition
+from vlmsel.scoring.score_pass import ScoreReducer
+from vlmsel.scoring.source import ArraySource
 
 
-def score_gradients(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor], scorer: Scorer) -> Tensor:
+def score_gradients(
+    gradients: Mapping[str, Float[Tensor, "n _rows _cols"]],
+    targets: Mapping[str, Float[Tensor, "targets _rows _cols"]],
+    scorer: Scorer,
+) -> Float[Tensor, "targets n"]:
     """Return the influence I = -Σ_l ⟨P_l v_t, g_i⟩ of every sample on every target; lowest = most helpful.
 
     All samples are fit samples. float64 inputs are scored in float64. Scores of a `normalised` scorer are divided by
     the norms of P v_t and g_i over all blocks, and 0 where one of them is 0.
 
     Args:
-        gradients: per block, the samples' gradients [n, rows, cols].
-        targets: per block, the targets' mean gradients [targets, rows, cols].
+        gradients: per block, the samples' gradients.
+        targets: per block, the targets' mean gradients.
         scorer: whose preconditioner P is used.
-
-    Returns:
-        Scores [targets, n].
 
     Raises:
         ValueError: the blocks or shapes do not fit each other, or a number is not finite.
@@ -35,31 +40,24 @@ def score_gradients(gradients: Mapping[str, Tensor], targets: Mapping[str, Tenso
     [[-3.0, 3.0]]
     """
     check_arrays(gradients, targets)
-    if not scorer.uses_gradients:
-        samples, goals = len(next(iter(gradients.values()))), len(next(iter(targets.values())))
-        return scorer.draw(torch.arange(samples), [str(t) for t in range(goals)])  # type: ignore[attr-defined]
-    total, goals, samples = (sum(parts) for parts in zip(*_blocks(gradients, targets, scorer), strict=True))
-    scores = -torch.as_tensor(total)
-    return over_norm(over_norm(scores, goals[:, None]), samples) if scorer.normalised else scores  # type: ignore[index]
+    names = tuple(str(number) for number in range(len(next(iter(targets.values())))))
+    if isinstance(scorer, SampleScorer):
+        nobody = _numbered(0)
+        return scorer.score(_numbered(len(next(iter(gradients.values())))), {name: nobody for name in names})
+    assert isinstance(scorer, GradientScorer)
+    wide = {name: torch.promote_types(own.dtype, targets[name].dtype) for name, own in gradients.items()}
+    source = ArraySource({name: own.to(wide[name]) for name, own in gradients.items()})
+    v = {name: own.to(wide[name]) for name, own in targets.items()}
+    h = precondition(Targets(names, lambda: v), FitSources(source, source), [scorer])
+    with source.passing(ScoreReducer(h.stacks, h.normalised)) as read:
+        ((found,),) = read([0])
+    return found.scores
 
 
-def _blocks(
-    gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor], scorer: Scorer
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Give each block's ⟨P v, g⟩ [targets, n], ‖P v‖² [targets] and ‖g‖² [n]."""
-    for name in gradients:
-        yield _block_inner(gradients[name], targets[name], scorer)
-
-
-def _block_inner(gradients: Tensor, targets: Tensor, scorer: Scorer) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(gradients.dtype, targets.dtype)
-    factor = Factor.from_dense(gradients.to(dtype))
-    squares = factor.sq_norm().double()
-    mean_square = float(squares.sum()) / max(1, factor.samples * factor.rows * factor.cols)
-    accumulator = scorer.accumulator(targets.to(factor.values), mean_square)
-    accumulator.update(factor)
-    solved = accumulator.solve()
-    return factor.inner(solved), column_squares(solved), squares
+def _numbered(count: int) -> Samples:
+    """Return samples of which nothing is known but their number."""
+    unknown = torch.full((count,), float("nan"))
+    return Samples(torch.arange(count), unknown, torch.zeros(count, dtype=torch.int64), [""] * count, lambda: [])
 
 
 def check_arrays(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:

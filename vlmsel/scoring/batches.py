@@ -5,15 +5,18 @@ Several processes share a plan by dealing its batches, or its chunks of batches,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vlmsel import processes
+from vlmsel.data.batches import length_batches
+from vlmsel.models.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -34,32 +37,62 @@ class BatchPlan:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Samples per batch."""
         return [len(group) for group in self.groups]
 
-    def dealt(self) -> BatchPlan:
-        """Return the batches that are this process's among several: every so manieth."""
-        return replace(self, groups=self.groups[processes.rank() :: processes.count()])
-
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
-        """Give the batches from `start` to before `stop`."""
-        groups = [list(group) for group in self.groups[start:stop]]
+    def batches(self, numbers: Iterable[int] | None = None) -> Iterator[Any]:
+        """Give the batches of these numbers, or all, on the device."""
+        groups = [list(self.groups[number]) for number in (range(len(self.groups)) if numbers is None else numbers)]
         loader = DataLoader(self.data, batch_sampler=groups, collate_fn=self.collate, num_workers=self.workers)  # type: ignore[arg-type]
         for batch in loader:
             yield batch.to(self.device)
 
-    def shown(self, what: str, start: int = 0) -> Iterator[Any]:
-        """Give the batches from `start` on under a progress bar in samples."""
-        done, total = sum(self.sizes[:start]), sum(self.sizes)
-        quiet = not processes.is_main()
-        with tqdm(
-            total=total, initial=done, desc=what, unit="sample", delay=2, dynamic_ncols=True, disable=quiet
-        ) as bar:
-            for size, batch in zip(self.sizes[start:], self.batches(start), strict=True):
-                yield batch
-                bar.update(size)
+
+class Lengths(Protocol):
+    """What a data set must tell of its samples to be put in batches: `SampleDataset` does."""
+
+    def usable(self) -> list[int]: ...
+
+    def lengths(self) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How samples are put together.
+
+    Attributes:
+        max_tokens: most tokens in a batch, patches and padding included.
+        max_samples: most samples in a batch; as many as the tokens allow when None.
+        workers: processes that read samples.
+    """
+
+    max_tokens: int = 8192
+    max_samples: int | None = None
+    workers: int = 0
+
+    def groups(self, positions: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+        """Put positions of like length together; `lengths` are those of all positions."""
+        groups = length_batches([lengths[i] for i in positions], self.max_samples, self.max_tokens)
+        return [[positions[i] for i in group] for group in groups]
+
+    def plan(self, subject: Subject, data: Any, positions: Sequence[int] | None = None) -> BatchPlan:
+        """Plan batches of a data set with `Lengths`; all usable samples when `positions` is left out."""
+        chosen = data.usable() if positions is None else positions
+        return BatchPlan(data, subject.collate, self.groups(chosen, data.lengths()), subject.device, self.workers)
+
+
+def dealt(count: int) -> range:
+    """Return the numbers of the batches that are this process's among several: every so manieth."""
+    return range(processes.rank(), count, processes.count())
+
+
+def progress_bar(what: str, sizes: Sequence[int], done: int = 0) -> tqdm:
+    """Return a progress bar in samples over batches of these sizes, of which `done` samples are done."""
+    quiet = not processes.is_main()
+    options: dict[str, Any] = {"unit": "sample", "delay": 2, "dynamic_ncols": True, "disable": quiet}
+    return tqdm(total=sum(sizes), initial=done, desc=what, **options)
 
 
 def seeded_part(positions: Sequence[int], count: int | None, seed: int) -> list[int]:

@@ -2,232 +2,261 @@
 
 The stack of all h per block is what the score pass needs; column c belongs to `names[c] = (scorer, target)`.
 
-Several processes deal the batches of every pass among them and add up what they gathered; each then solves its share of
-the blocks. A scorer whose P depends on the order of the batches sees all of them in every process.
+Several processes deal the batches of every pass among them and merge what they gathered in the one that solves a block.
+A statistic that depends on the order of the batches sees all of them in every process.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmsel import processes, runs
-from vlmsel.gradients import Block
-from vlmsel.scorers import Scorer
+from vlmsel.gradients import Factor
+from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
 from vlmsel.scorers.normalise import divide_columns_, normalised_columns
-from vlmsel.scorers.statistics import KeptGradients
-from vlmsel.scoring.batches import BatchPlan
-from vlmsel.scoring.halving import Budget
+from vlmsel.scoring.batches import dealt, progress_bar
+from vlmsel.scoring.halving import free, out_of_memory
 from vlmsel.scoring.memory import measure_memory
 from vlmsel.scoring.memory_plan import Prefer, plan_curvature
-from vlmsel.scoring.progress import Accumulators, Progress
-from vlmsel.scoring.score_pass import (
-    Bad,
-    Objective,
-    backward,
-    curvature_pass,
-    gradient_scorers,
-    square_sums,
-)
-from vlmsel.scoring.solve import leaders, solve_all
-from vlmsel.scoring.targets import Targets, target_means
+from vlmsel.scoring.progress import Progress
+from vlmsel.scoring.solve import Gathered, Key, solve_all, start_statistics
+from vlmsel.scoring.source import Gradients, GradientSource, LeftOut
 
 
 @dataclass(frozen=True)
-class Directions:
-    """Preconditioned targets: per block `[columns, rows, cols]`, and which scorer and target each column is.
+class Preconditioned:
+    """Preconditioned targets.
 
-    `normalised` marks the columns that have norm 1 over all blocks and whose scores are divided by the samples' norms.
+    Attributes:
+        names: scorer and target of each column.
+        stacks: per block, h of all columns. [columns, rows, cols]
+        details: numbers that scorers recorded, by scorer and block.
+        normalised: the columns that have norm 1 over all blocks, and whose scores are divided by the samples' norms.
+        left_out: fit samples that were left out, and why.
     """
 
     names: tuple[tuple[str, str], ...]
     stacks: dict[str, Tensor]
     details: dict[str, Any]
     normalised: tuple[bool, ...] = ()
+    left_out: LeftOut = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        about = {"names": self.names, "details": self.details, "normalised": self.normalised}
+        about = {name: getattr(self, name) for name in ("names", "details", "normalised", "left_out")}
+        texts = {key: json.dumps(value) for key, value in about.items()}
         with runs.atomic_path(path) as part:
-            save_file({k: v.contiguous().cpu() for k, v in self.stacks.items()}, part, metadata=_texts(about))
+            save_file({k: v.contiguous().cpu() for k, v in self.stacks.items()}, part, metadata=texts)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device | str = "cpu") -> Directions:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+    def load(cls, path: Path) -> Preconditioned:
+        with safe_open(path, framework="pt") as file:
             about = {key: json.loads(text) for key, text in file.metadata().items()}
             stacks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         names = tuple((scorer, target) for scorer, target in about["names"])
-        return cls(names, stacks, about["details"], tuple(about.get("normalised", ())))
-
-
-def _texts(values: dict[str, Any]) -> dict[str, str]:
-    return {key: json.dumps(value) for key, value in values.items()}
+        left_out = {int(uid): reason for uid, reason in about["left_out"].items()}
+        return cls(names, stacks, about["details"], tuple(about["normalised"]), left_out)
 
 
 @dataclass(frozen=True)
-class Streams:
-    """What the passes read: batches of the fit samples, of the samples that damping is measured on, and of the
-    targets: one plan per name, or one of all together."""
+class Targets:
+    """What is scored for.
 
-    fit: BatchPlan
-    scale: BatchPlan
-    targets: Targets | Mapping[str, BatchPlan]
+    Attributes:
+        names: what the targets are called.
+        v: gives the mean gradient of each, when it is needed. [targets, rows, cols] per block
+    """
+
+    names: tuple[str, ...]
+    v: Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What every pass needs."""
+class FitSources:
+    """The samples that P is made from.
 
-    model: nn.Module
-    objective: Objective
-    blocks: Sequence[Block]
-    bad: Bad
-    budget: Budget
-    place: Prefer = "auto"  # where curvature is gathered
+    Attributes:
+        curvature: those whose gradients are gathered.
+        damping: those that the mean squared gradient entry is measured on, for scorers that need it before.
+    """
+
+    curvature: GradientSource
+    damping: GradientSource
 
 
-def find_directions(job: Pass, streams: Streams, scorers: Sequence[Scorer], folder: Path) -> Directions:
-    """Run the target passes and the curvature pass and solve every accumulator; `folder` keeps the progress.
+def precondition(
+    targets: Targets,
+    fit: FitSources,
+    scorers: Sequence[GradientScorer],
+    folder: Path | None = None,
+    place: Prefer = "auto",
+) -> Preconditioned:
+    """Run the curvature pass and solve every scorer on every block.
+
+    Args:
+        targets: the targets.
+        fit: the samples that P is made from.
+        scorers: all of them.
+        folder: keeps how far the pass has come, and what has no room in memory; without it nothing is kept, and
+            everything is gathered on the device.
+        place: where curvature is gathered.
 
     Raises:
-        ValueError: a target without usable samples, or scorers that would not fit into memory.
+        ValueError: what is gathered has no room, or damping cannot be measured.
     """
-    scorers = gradient_scorers(scorers)
-    targets = _targets(job, streams)
-    measured = any(scorer.needs_mean_square for scorer in scorers)
-    squares = _mean_squares(job, streams.scale) if measured else {}
-    led = leaders(scorers)
-    accumulators = {
-        (scorer.name, block.name): scorer.accumulator(targets[block.name], squares.get(block.name))
-        for scorer in scorers
-        if led[scorer.name] == scorer.name
-        for block in job.blocks
-    }
-    _place(job, streams, scorers, accumulators, folder)
-    _accumulate(job, streams.fit, scorers, accumulators, folder)
-    for reasons in processes.gather(job.bad.reasons):
-        job.bad.reasons.update(reasons)
-    return _solve(accumulators, scorers, job.blocks, list(streams.targets))
+    source, v = fit.curvature, targets.v()
+    squares, left_out = _mean_squares(fit.damping, scorers)
+    blocks = {name: BlockTargets(_wide(own), squares.get(name)) for name, own in v.items()}
+    gathered = start_statistics(scorers, blocks)
+    if folder is not None:
+        _place(source, scorers, gathered, len(targets.names), folder, place)
+    ordered = {key: one for key, one in gathered.statistics.items() if one.ordered and processes.count() > 1}
+    shared = {key: one for key, one in gathered.statistics.items() if key not in ordered}
+    if ordered:
+        left_out |= _gather(source, range(len(source.sizes)), ordered, Progress.of(folder, "ordered"))
+    if shared:
+        left_out |= _gather(source, dealt(len(source.sizes)), shared, Progress.of(folder, "curvature"))
+    for reasons in processes.gather(left_out):
+        left_out.update(reasons)
+    stacks, details = _solve(scorers, gathered, {name: block.targets for name, block in blocks.items()})
+    normalised = normalised_columns(scorers, len(targets.names))
+    divide_columns_(stacks, normalised)
+    names = tuple((scorer.name, target) for scorer in scorers for target in targets.names)
+    return Preconditioned(names, stacks, details, normalised, left_out)
 
 
-# Targets and damping
+def _wide(v: Tensor) -> Tensor:
+    return v if v.dtype == torch.float64 else v.float()
 
 
-def _targets(job: Pass, streams: Streams) -> dict[str, Tensor]:
-    """Return the mean gradients of all targets, [targets, rows, cols] per block."""
-    with backward(job.model, job.objective, job.blocks, job.budget) as run:
-        return target_means(Targets.of(streams.targets), run, job.blocks)
-
-
-def _mean_squares(job: Pass, plan: BatchPlan) -> dict[str, float]:
+def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> tuple[dict[str, float], LeftOut]:
     """Return, per block, the mean of the squared gradient entries over samples: what damping is relative to.
+
+    Nothing where no scorer needs it.
 
     Raises:
         ValueError: there is no sample with a finite gradient.
     """
-    with backward(job.model, job.objective, job.blocks, job.budget) as run:
-        sums, seen = square_sums(plan.dealt().shown("damping"), run, job.blocks, job.bad)
-    everyone = processes.gather((sums, seen))
-    count = sum(seen for _, seen in everyone)
-    if not count:
+    if not any(scorer.needs_mean_square for scorer in scorers):
+        return {}, {}
+    sums, count, left_out = {block.name: 0.0 for block in source.blocks}, 0, LeftOut()
+    numbers = dealt(len(source.sizes))
+    with source.gradients() as read, progress_bar("damping", [source.sizes[i] for i in numbers]) as bar:
+        for found in (found for pieces in read(numbers) for found in pieces):
+            bar.update(len(found.uids))
+            kept, bad = found.clean()
+            left_out |= bad
+            for name, factor in kept.factors.items():
+                sums[name] += float(factor.sq_norm().double().sum())
+            count += len(kept.uids)
+    everyone = processes.gather((sums, count))
+    total = sum(seen for _, seen in everyone)
+    if not total:
         raise ValueError("no sample with a finite gradient to measure the damping on")
-    total = {block.name: sum(one[block.name] for one, _ in everyone) for block in job.blocks}
-    return {block.name: total[block.name] / (count * block.rows * block.cols) for block in job.blocks}
+    means = {
+        block.name: sum(one[block.name] for one, _ in everyone) / (total * block.rows * block.cols)
+        for block in source.blocks
+    }
+    return means, left_out
 
 
-# Curvature
-
-
-def _place(job: Pass, streams: Streams, scorers: Sequence[Scorer], accumulators: Accumulators, folder: Path) -> None:
-    """Decide where the accumulators gather, now that the passes before have shown what a batch takes, and say so.
+def _place(
+    source: GradientSource, scorers: Sequence[GradientScorer], gathered: Gathered, targets: int, folder: Path,
+    prefer: Prefer,
+) -> None:  # fmt: skip
+    """Decide where statistics gather, now that the passes before have shown what a batch takes, and say so.
 
     Raises:
         ValueError: there is no room; says what is needed, what there is, and what would fit.
     """
-    shapes = {block.name: (block.rows, block.cols) for block in job.blocks}
-    device = next(job.model.parameters()).device
-    samples = -(-sum(streams.fit.sizes) // processes.count())
-    memory = measure_memory(device, folder, processes.local_count())
-    plan = plan_curvature(scorers, shapes, len(streams.targets), samples, memory, job.place)
+    samples = -(-sum(source.sizes) // processes.count())
+    memory = measure_memory(source.device, folder, processes.local_count())
+    plan = plan_curvature(scorers, source.shapes(), targets, samples, memory, prefer)
     if processes.is_main():
         print(plan.describe())
-    zeros = plan.zeros(device, folder)
-    for accumulator in accumulators.values():
-        accumulator.place(zeros)
+    zeros = plan.zeros(source.device, folder)
+    for statistic in gathered.statistics.values():
+        if statistic.movable:
+            statistic.zeros = zeros
 
 
-def _accumulate(
-    job: Pass, plan: BatchPlan, scorers: Sequence[Scorer], accumulators: Accumulators, folder: Path
-) -> None:
-    """Run the curvature pass, or what of it is not yet done, and merge what the processes gathered."""
-    several = processes.count() > 1
-    fitted = {scorer.name: scorer.depends_on_batches and several for scorer in scorers if scorer.needs_fit}
-    alone = {key: one for key, one in accumulators.items() if fitted.get(key[0]) is True}
-    dealt = {key: one for key, one in accumulators.items() if fitted.get(key[0]) is False}
-    if alone:
-        _run_pass(job, plan, alone, folder, "ordered")
-    if dealt:
-        _run_pass(job, plan.dealt(), dealt, folder, "curvature")
-        for accumulator in dealt.values():
-            _merge(accumulator)
-
-
-def _run_pass(job: Pass, plan: BatchPlan, accumulators: Accumulators, folder: Path, name: str) -> None:
-    progress = Progress(folder, name, accumulators, job.bad, plan)
-    done = progress.load()
-    with backward(job.model, job.objective, job.blocks, job.budget) as run:
-        batches = plan.shown("curvature pass", done)
-        for seen, _ in enumerate(curvature_pass(batches, run, accumulators, job.bad), start=done + 1):
-            progress.note(seen)
-            if all(accumulator.done for accumulator in accumulators.values()):
+def _gather(
+    source: GradientSource, numbers: Sequence[int], statistics: Mapping[Key, Statistic], progress: Progress
+) -> LeftOut:
+    """Run the curvature pass over these batches, or what of it is not yet done; return the samples left out."""
+    done, left_out = progress.load(statistics, source.digest(numbers))
+    sizes = [source.sizes[number] for number in numbers]
+    with source.gradients() as read, progress_bar("curvature pass", sizes, sum(sizes[:done])) as bar:
+        for seen, pieces in enumerate(read(numbers[done:]), start=done + 1):
+            for found in pieces:
+                bar.update(len(found.uids))
+                kept, bad = found.clean()
+                left_out |= bad
+                for (block, _), statistic in statistics.items():
+                    take_in(statistic, kept, kept.factors[block])
+                del kept, found
+            progress.note(seen, statistics, left_out)
+            if all(statistic.done for statistic in statistics.values()):
                 break
-    progress.finish(len(plan.groups))
+    progress.finish(len(numbers), statistics, left_out)
+    return left_out
 
 
-def _merge(accumulator: Any) -> None:
-    """Add up what all processes' accumulators of one kind gathered: state tensors are sums, or samples kept."""
-    if processes.count() == 1:
+def take_in(statistic: Statistic, found: Gradients, factor: Factor) -> None:
+    """Let a statistic take in a block's gradients: batch by batch, as they were run, where it depends on batches."""
+    if not statistic.ordered or len(found.sizes) == 1:
+        feed(statistic, factor)
         return
-    state = accumulator.state()
-    if isinstance(accumulator, KeptGradients):
-        everyone = processes.gather({key: tensor.cpu() for key, tensor in state.items()})
-        state = {key: torch.cat([one[key] for one in everyone]) for key in state}
+    start = 0
+    for size in found.sizes:
+        if size:
+            feed(statistic, factor.select(slice(start, start + size)))
+        start += size
+
+
+def feed(statistic: Statistic, factor: Factor) -> None:
+    """Let a statistic take in a batch, in halves where that does not fit into memory."""
+    try:
+        statistic.update(factor)
+    except (RuntimeError, MemoryError) as problem:
+        if not out_of_memory(problem) or factor.samples < 2:
+            raise
     else:
-        for tensor in state.values():
-            processes.add_up(tensor)
-    accumulator.load_state(state)
+        return
+    free()
+    middle = factor.samples // 2
+    feed(statistic, factor.select(slice(0, middle)))
+    feed(statistic, factor.select(slice(middle, None)))
 
 
 def _solve(
-    accumulators: dict[tuple[str, str], Any], scorers: Sequence[Scorer], blocks: Sequence[Block], targets: list[str]
-) -> Directions:
-    """Solve every block, each in the process that it is dealt to, and share the solutions; uses the accumulators up."""
-    sizes = sorted(blocks, key=lambda block: -max(block.rows, block.cols))
-    owners = {block.name: number % processes.count() for number, block in enumerate(sizes)}
-    own = [block.name for block in blocks if owners[block.name] == processes.rank()]
-    like = {block.name: accumulators[scorers[0].name, block.name].targets for block in blocks}
-    for key in [key for key in accumulators if key[1] not in own]:
-        del accumulators[key]  # what another process solves
-    solved: dict[tuple[str, str], Tensor] = {}
-    found: dict[tuple[str, str], Any] = {}
-    for key, h, numbers in solve_all(scorers, accumulators, own):
-        solved[key], found[key] = h, numbers
+    scorers: Sequence[GradientScorer], gathered: Gathered, v: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Solve every block in the process that it is dealt to, and share the solutions; uses the statistics up."""
+    sizes = sorted(v, key=lambda name: -max(v[name].shape[1:]))
+    owners = {name: number % processes.count() for number, name in enumerate(sizes)}
+    for key in list(gathered.statistics):
+        owner, statistic = owners[key[0]], gathered.statistics[key]
+        if not statistic.ordered:
+            processes.merge_into(owner, statistic.state, statistic.merge)
+        if owner != processes.rank():
+            del gathered.statistics[key]  # another process solves it
+        del statistic
+    own = {name: v[name] for name in v if owners[name] == processes.rank()}
+    found = {(scorer, name): solved for scorer, name, solved in solve_all(scorers, gathered, own)}
     stacks = {}
-    for name in like:
-        if name in own:
-            stacks[name] = torch.cat([solved.pop((scorer.name, name)) for scorer in scorers])
-        else:
-            stacks[name] = torch.cat([torch.empty_like(like[name])] * len(scorers))
+    for name in v:
+        parts = [found[scorer.name, name].h if name in own else torch.empty_like(v[name]) for scorer in scorers]
+        stacks[name] = torch.cat(parts)
         processes.share(stacks[name], owners[name])
-    everyone = {key: each for one in processes.gather(found) for key, each in one.items()}
-    details = {s.name: {block.name: everyone[s.name, block.name] for block in blocks} for s in scorers}
-    normalised = normalised_columns(scorers, len(targets))
-    divide_columns_(stacks, normalised)
-    return Directions(tuple((s.name, t) for s in scorers for t in targets), stacks, details, normalised)
+    numbers = {key: solved.details for key, solved in found.items()}
+    everyone = {key: each for one in processes.gather(numbers) for key, each in one.items()}
+    return stacks, {scorer.name: {name: everyone[scorer.name, name] for name in v} for scorer in scorers}

@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from vlmsel.scorers.base import Scorer, Zeros
-from vlmsel.scorers.hyperinf import HyperINF
+from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
+from vlmsel.scorers.statistics import Zeros
 from vlmsel.scoring.memory import Memory, Place, zeros_at
-from vlmsel.scoring.solve import COPIED, followers, leaders
 
 Prefer = Literal["auto", "device", "host", "disk"]
 PLACES: tuple[Place, ...] = ("device", "host", "disk")
@@ -56,7 +56,7 @@ class Plan:
         return f"curvature: {what} {_name(place, self.memory)} ({_free(self.memory)})"
 
     def zeros(self, device: torch.device | str, folder: Path | None = None) -> Zeros:
-        """Return what `Accumulator.place` takes; `folder` is where files are mapped if the place is disk."""
+        """Return what makes a statistic's tensors; `folder` is where files are mapped if the place is disk."""
         return zeros_at(self.place, device, folder)
 
 
@@ -64,60 +64,72 @@ class Plan:
 class _Task:
     """What is to be gathered and solved."""
 
-    scorers: tuple[Scorer, ...]
+    scorers: tuple[GradientScorer, ...]
     blocks: Mapping[str, tuple[int, int]]
     targets: int
     samples: int
 
-    @property
-    def gathering(self) -> list[Scorer]:
-        """The scorers whose accumulators serve all."""
-        led = leaders(self.scorers)
-        return [scorer for scorer in self.scorers if led[scorer.name] == scorer.name]
+    @cached_property
+    def known(self) -> dict[str, BlockTargets]:
+        """The blocks as scorers see them, without numbers."""
+        shapes = {name: (self.targets, *shape) for name, shape in self.blocks.items()}
+        return {name: BlockTargets(torch.empty(shape, device="meta"), 1.0) for name, shape in shapes.items()}
 
-    def held(self, scorer: Scorer, block: str) -> int:
-        return scorer.held_bytes(*self.blocks[block], self.targets, self.samples)
+    @cached_property
+    def statistics(self) -> dict[tuple[str, str], Statistic]:
+        """What each scorer needs of each block, without numbers."""
+        pairs = [(scorer, name, block) for scorer in self.scorers for name, block in self.known.items()]
+        found = {(scorer.name, name): scorer.statistic(block) for scorer, name, block in pairs}
+        return {key: statistic for key, statistic in found.items() if statistic is not None}
 
-    def total(self, scorer: Scorer) -> int:
+    @cached_property
+    def gathered(self) -> dict[tuple[str, str], Statistic]:
+        """Those that are gathered: of equal ones the first."""
+        first = {(block, one.key): (scorer, block) for (scorer, block), one in reversed(self.statistics.items())}
+        return {key: one for key, one in self.statistics.items() if key in set(first.values())}
+
+    def held(self, scorer: str, block: str) -> int:
+        """Return the bytes of what a scorer needs of a block; 0 where it needs nothing."""
+        statistic = self.statistics.get((scorer, block))
+        return 0 if statistic is None else statistic.bytes(self.samples)
+
+    def total(self, scorer: str) -> int:
         return sum(self.held(scorer, block) for block in self.blocks)
 
     def moved(self) -> int:
         """Return the bytes that may lie anywhere."""
-        return sum(self.total(scorer) for scorer in self.gathering if scorer.follows_place)
+        return sum(one.bytes(self.samples) for one in self.gathered.values() if one.movable)
 
     def needs(self, place: Place, memory: Memory) -> dict[str, int]:
         """Return the bytes needed at each place if what can be moved lies at `place`."""
-        staying = sum(self.total(scorer) for scorer in self.gathering if not scorer.follows_place)
-        solutions = 4 * len(self.scorers) * self.targets * sum(rows * cols for rows, cols in self.blocks.values())
-        pairs = [(scorer, block) for scorer in self.scorers for block in self.blocks]
-        solving = max((self._solving(*pair, place != "device") for pair in pairs), default=0) + self._copied()
-        arriving = max((self.held(s, b) for s, b in pairs if s.follows_place), default=0) if place != "device" else 0
+        staying = sum(one.bytes(self.samples) for one in self.gathered.values() if not one.movable)
+        solutions = sum(block.targets.nbytes for block in self.known.values()) * len(self.scorers)
+        away = place != "device"
+        solving = max((self._solving(scorer, name, away) for scorer in self.scorers for name in self.blocks), default=0)
+        arriving = max((self._brought(*key) for key in self.statistics), default=0) if away else 0
         needs = {"device": staying + solutions + solving, "host": arriving, "disk": 0}
         if memory.device_is_cpu:
             needs |= {"device": needs["device"] + arriving, "host": 0}
         needs[place if place != "host" or not memory.device_is_cpu else "device"] += self.moved()
         return needs
 
-    def _solving(self, scorer: Scorer, block: str, brought: bool) -> int:
-        """Return what solving a block takes on the device; what lies elsewhere is brought there."""
-        extra = self.held(scorer, block) if brought and scorer.follows_place else 0
-        return extra + scorer.solve_bytes(*self.blocks[block], self.targets, self.samples)
+    def _brought(self, scorer: str, block: str) -> int:
+        """Return the bytes of what lies elsewhere and is brought to the device to be solved."""
+        statistic = self.statistics.get((scorer, block))
+        return self.held(scorer, block) if statistic is not None and statistic.movable else 0
 
-    def _copied(self) -> int:
-        """Return the bytes of the copies that scorers solve which another one's accumulators serve."""
-        each = [[self.held(scorer, block) for block in self.blocks] for scorer in followers(self.scorers)]
-        return max((min(sum(sizes), max(COPIED, *sizes)) for sizes in each), default=0)
+    def _solving(self, scorer: GradientScorer, block: str, away: bool) -> int:
+        """Return what solving a block takes on the device."""
+        brought = self._brought(scorer.name, block) if away else 0
+        return brought + scorer.solve_bytes(self.known[block], self.samples)
 
     def contents(self) -> str:
-        counts: Counter[str] = Counter()
-        for scorer in self.gathering:
-            if scorer.follows_place:
-                counts[scorer.holds] += len(self.blocks)
+        counts = Counter(one.noun for one in self.gathered.values() if one.movable)
         return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 def plan_curvature(
-    scorers: Sequence[Scorer],
+    scorers: Sequence[GradientScorer],
     blocks: Mapping[str, tuple[int, int]],
     targets: int,
     fit_samples: int,
@@ -127,7 +139,7 @@ def plan_curvature(
     """Choose the place for what all scorers gather: the first of device, host and disk that has room, or the one asked.
 
     Args:
-        scorers: those of one pass; one without gradients holds nothing.
+        scorers: those of one pass.
         blocks: name -> (rows, cols).
         targets: number of targets.
         fit_samples: number of fit samples, which matters to scorers that keep their gradients.
@@ -137,6 +149,7 @@ def plan_curvature(
     Raises:
         ValueError: there is no room, with the numbers and what would fit.
 
+    >>> from vlmsel.scorers import HyperINF
     >>> memory = Memory(device_free=3_100_000_000, host_free=41_000_000_000, disk_free=10**12, device_is_cpu=False)
     >>> plan = plan_curvature([HyperINF()], {f"q.{i}": (64, 4096) for i in range(128)}, 1, 1000, memory)
     >>> plan.describe()
@@ -144,7 +157,7 @@ def plan_curvature(
     """
     if prefer not in ("auto", *PLACES):
         raise ValueError(f"curvature is placed on {prefer!r}; expected 'auto', 'device', 'host' or 'disk'")
-    task = _Task(tuple(s for s in scorers if s.uses_gradients), blocks, targets, fit_samples)
+    task = _Task(tuple(scorers), blocks, targets, fit_samples)
     place = _choose(task, memory, prefer)
     if place is None:
         raise ValueError(_refusal(task, memory, prefer))
@@ -198,7 +211,9 @@ def _free(memory: Memory) -> str:
 
 def _refusal(task: _Task, memory: Memory, prefer: Prefer) -> str:
     """Say on one line what each scorer would hold, what may be taken, and what would fit."""
-    held = ", ".join(_holding(task, scorer) for scorer in task.gathering)
+    leading = dict.fromkeys(scorer for scorer, _ in task.gathered)
+    names = [s.name for s in task.scorers if s.name in leading or not task.total(s.name)]
+    held = ", ".join(_holding(task, name) for name in names)
     last = "disk" if prefer == "auto" else prefer
     tried = "at any place" if prefer == "auto" else _name(prefer, memory)
     mends = "; ".join(mend for mend in (suggest(task, memory, prefer) for suggest in MENDS) if mend)
@@ -209,13 +224,13 @@ def _refusal(task: _Task, memory: Memory, prefer: Prefer) -> str:
     )
 
 
-def _holding(task: _Task, scorer: Scorer) -> str:
+def _holding(task: _Task, scorer: str) -> str:
     """Say what one scorer would hold, naming the block that takes most."""
     if not task.total(scorer):
-        return f"{scorer.name} nothing"
+        return f"{scorer} nothing"
     largest = max(task.blocks, key=lambda block: task.held(scorer, block))
     return (
-        f"{scorer.name} {size(task.total(scorer))} ({len(task.blocks)} {scorer.holds}, the largest "
+        f"{scorer} {size(task.total(scorer))} ({len(task.blocks)} {task.statistics[scorer, largest].noun}, the largest "
         f"{size(task.held(scorer, largest))} for {largest} {list(task.blocks[largest])})"
     )
 
@@ -228,18 +243,14 @@ def _elsewhere(task: _Task, memory: Memory, prefer: Prefer) -> str:
     return f"another place, {place!r}" if place else ""
 
 
-def _smaller(task: _Task, memory: Memory, prefer: Prefer) -> str:
-    """Suggest HyperINF's smaller matrices."""
-    for change, words in (
-        ({"curvature": "gfim"}, "curvature='gfim'"),
-        ({"side": "short"}, "side='short'"),
-        ({"curvature": "gfim", "side": "short"}, "curvature='gfim' and side='short'"),
-    ):
-        changed = tuple(replace(s, **change) if isinstance(s, HyperINF) else s for s in task.scorers)  # type: ignore[arg-type]
-        other = replace(task, scorers=changed)
-        if changed != task.scorers and _choose(other, memory, prefer):
-            total = sum(other.total(s) for s in changed if isinstance(s, HyperINF))
-            return f"HyperINF with {words} ({size(total)})"
+def _lighter(task: _Task, memory: Memory, prefer: Prefer) -> str:
+    """Suggest settings with which scorers need less."""
+    for words in dict.fromkeys(words for scorer in task.scorers for words in scorer.lighter()):
+        changed = [(scorer, scorer.lighter().get(words)) for scorer in task.scorers]
+        other = replace(task, scorers=tuple(lighter or scorer for scorer, lighter in changed))
+        names = [scorer.name for scorer, lighter in changed if lighter is not None]
+        if _choose(other, memory, prefer):
+            return f"{names[0]} with {words} ({size(sum(map(other.total, names)))})"
     return ""
 
 
@@ -249,7 +260,7 @@ def _fewer_samples(task: _Task, memory: Memory, prefer: Prefer) -> str:
 
 
 def _fewer_blocks(task: _Task, memory: Memory, prefer: Prefer) -> str:
-    names = sorted(task.blocks, key=lambda block: max(task.held(scorer, block) for scorer in task.scorers))
+    names = sorted(task.blocks, key=lambda block: max(task.held(scorer.name, block) for scorer in task.scorers))
 
     def some(count: int) -> _Task:
         return replace(task, blocks={name: task.blocks[name] for name in names[:count]})
@@ -264,7 +275,8 @@ def _fewer_targets(task: _Task, memory: Memory, prefer: Prefer) -> str:
 
 
 def _fewer_scorers(task: _Task, memory: Memory, prefer: Prefer) -> str:
-    light = replace(task, scorers=tuple(scorer for scorer in task.scorers if not scorer.follows_place))
+    heavy = {scorer for (scorer, _), one in task.statistics.items() if one.movable}
+    light = replace(task, scorers=tuple(scorer for scorer in task.scorers if scorer.name not in heavy))
     if not _choose(light, memory, prefer):
         return ""
     return "scorers that hold no more than the targets, such as DataInf or LiSSA(batch='stream')"
@@ -279,4 +291,4 @@ def _most(top: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-MENDS = (_elsewhere, _smaller, _fewer_samples, _fewer_blocks, _fewer_targets, _fewer_scorers)
+MENDS = (_elsewhere, _lighter, _fewer_samples, _fewer_blocks, _fewer_targets, _fewer_scorers)

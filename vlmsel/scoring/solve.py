@@ -1,89 +1,68 @@
-"""Scorers that gather the same are served by one accumulator per block.
+"""Statistics of all scorers on all blocks, gathered once where they are equal, and what solves them.
 
 Several dampings of HyperINF need one matrix, several settings of LiSSA and Exact one set of gradients: a sweep gathers
-once, in one place. Solving uses up what was gathered, so that all but the first solve a copy, a few blocks at a time.
+once, in one place. The last scorer to solve a statistic may use it up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from vlmsel.scorers.base import Accumulator, Scorer
-from vlmsel.scorers.together import solve_together
+from vlmsel.scorers import BlockTargets, GradientScorer, Solved, Statistic
 
-COPIED = 2**28  # bytes of copies that are alive at a time, unless one block needs more
+Key = tuple[str, Hashable]  # block, what is gathered
 
 
-def leaders(scorers: Sequence[Scorer]) -> dict[str, str]:
-    """Say whose accumulator serves each scorer: its own, or that of the first scorer that gathers the same.
+class Gathered(NamedTuple):
+    """The statistics of a pass by block and key, and which of them each (scorer, block) is solved from; None where P
+    depends on no fit sample."""
 
+    statistics: dict[Key, Statistic]
+    uses: Mapping[tuple[str, str], Key | None]
+
+
+def start_statistics(scorers: Sequence[GradientScorer], blocks: Mapping[str, BlockTargets]) -> Gathered:
+    """Start what the scorers need of each block.
+
+    >>> import torch
     >>> from vlmsel.scorers import Exact, HyperINF, LiSSA, TracIn
-    >>> leaders([HyperINF(), HyperINF(damping=10, name="H10"), TracIn(), LiSSA(), Exact()])
-    {'HyperINF': 'HyperINF', 'H10': 'HyperINF', 'TracIn': 'TracIn', 'LiSSA': 'LiSSA', 'Exact': 'LiSSA'}
+    >>> scorers = [HyperINF(), HyperINF(damping=10, name="H10"), TracIn(), LiSSA(), Exact()]
+    >>> len(start_statistics(scorers, {"w": BlockTargets(torch.zeros(1, 2, 3))}).statistics)
+    2
     """
-    first: dict[Any, str] = {}
-    return {one.name: first.setdefault(one.name if one.gathers is None else one.gathers, one.name) for one in scorers}
-
-
-def followers(scorers: Sequence[Scorer]) -> list[Scorer]:
-    """Return the scorers that another one's accumulators serve."""
-    led = leaders(scorers)
-    return [scorer for scorer in scorers if led[scorer.name] != scorer.name]
-
-
-Solved = tuple[tuple[str, str], Tensor, dict[str, Any]]  # (scorer, block), h, details
+    statistics: dict[Key, Statistic] = {}
+    uses: dict[tuple[str, str], Key | None] = {}
+    for scorer in scorers:
+        for name, block in blocks.items():
+            statistic = scorer.statistic(block)
+            key = None if statistic is None else (name, statistic.key)
+            uses[scorer.name, name] = key
+            if key is not None and statistic is not None:
+                statistics.setdefault(key, statistic)
+    return Gathered(statistics, uses)
 
 
 def solve_all(
-    scorers: Sequence[Scorer], gathered: MutableMapping[tuple[str, str], Accumulator], blocks: Sequence[str]
-) -> Iterator[Solved]:
-    """Solve every scorer on every block, and take out of `gathered` what that uses up.
-
-    Args:
-        scorers: all of a pass.
-        gathered: the accumulators of the scorers that lead, by (scorer, block).
-        blocks: names of the blocks to solve.
+    scorers: Sequence[GradientScorer], gathered: Gathered, v: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Solved]]:
+    """Solve every scorer on the blocks of `v`, and take out of `gathered` what that uses up.
 
     Yields:
-        (scorer, block), h = P v [targets, rows, cols] and the details, in no particular order.
+        Scorer, block and the solution, scorer by scorer.
     """
-    led = leaders(scorers)
-    for leader in scorers:
-        if led[leader.name] != leader.name:
-            continue
-        for scorer in scorers:
-            if led[scorer.name] == leader.name != scorer.name:
-                yield from _solve_copies(scorer, {name: gathered[leader.name, name] for name in blocks})
-        own = [gathered.pop((leader.name, name)) for name in blocks]
-        for name, one, h in zip(blocks, own, solve_together(own), strict=True):
-            yield (leader.name, name), h, one.details
-
-
-def _solve_copies(scorer: Scorer, gathered: Mapping[str, Accumulator]) -> Iterator[Solved]:
-    """Solve for a scorer from what another one gathered, by block, and leave that as it is."""
-    for names in _parts(gathered):
-        copies = []
-        for name in names:
-            copies.append(scorer.accumulator(gathered[name].targets))
-            copies[-1].load_state(gathered[name].state())
-        solved = solve_together(copies)
-        for name, one, h in zip(names, copies, solved, strict=True):
-            yield (scorer.name, name), h, one.details
-
-
-def _parts(gathered: Mapping[str, Accumulator]) -> Iterator[list[str]]:
-    """Cut the blocks so that the copies of each part take at most `COPIED` bytes."""
-    part: list[str] = []
-    total = 0
-    for name, one in gathered.items():
-        size = sum(tensor.nbytes for tensor in one.state().values())
-        if part and total + size > COPIED:
-            yield part
-            part, total = [], 0
-        part.append(name)
-        total += size
-    if part:
-        yield part
+    left = Counter(gathered.uses[scorer.name, name] for scorer in scorers for name in v)
+    for scorer in scorers:
+        own = [gathered.uses[scorer.name, name] for name in v]
+        found = [None if key is None else gathered.statistics[key] for key in own]
+        for key, statistic in zip(own, found, strict=True):
+            left[key] -= 1
+            if statistic is not None and key is not None and left[key] == 0:
+                statistic.spendable = True
+                del gathered.statistics[key]
+        del statistic
+        for name, solved in zip(v, scorer.solve_many(found, list(v.values())), strict=True):
+            yield scorer.name, name, solved

@@ -10,38 +10,37 @@ gradients are stored: this pass keeps its findings to itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from vlmsel import processes, runs
 from vlmsel.gradients.store.format import StoreSettings, shard_path, store_bytes
-from vlmsel.gradients.store.records import LeftOut, write_left_out
+from vlmsel.gradients.store.records import write_left_out
 from vlmsel.gradients.store.writer import StoreWriter
-from vlmsel.scoring import pool_pass as run
-from vlmsel.scoring.batches import BatchPlan
-from vlmsel.scoring.curvature import Pass, Streams, _targets
+from vlmsel.scoring.batches import progress_bar
+from vlmsel.scoring.curvature import Targets
 from vlmsel.scoring.pool_pass import Share
-from vlmsel.scoring.score_pass import Backward, Bad, Gradients, backward, clean
+from vlmsel.scoring.source import Gradients, GradientSource, Read
 
 SHARD_BYTES = 2e9  # of gradients that wait in memory until their shard is written
 TARGETS_FROM = "targets_from.json"
 
 
 def store_pool(
-    job: Pass, plan: BatchPlan, streams: Streams, writer: StoreWriter, share: Share, origin: Any = None
+    pool: GradientSource,
+    targets: Targets,
+    writer: StoreWriter,
+    share: Share,
+    origin: Any = None,
 ) -> bool:
     """Write what of a store is not there; finish it when all shards are.
 
     Args:
-        job: model, objective and blocks.
-        plan: the batches of the pool, as they are scored.
-        streams: has the targets' batches.
-        writer: the store's, with `job.blocks`.
+        pool: the samples, in the batches that they are scored in.
+        targets: what is scored for.
+        writer: the store's, with the source's blocks.
         share: the part of the chunks that this job does.
         origin: what the targets were made from, JSON-able; targets in the store that were made from this stay.
 
@@ -51,11 +50,16 @@ def store_pool(
     Raises:
         ValueError: a target has no finite gradient, or the store has shards of other samples.
     """
-    job = replace(job, bad=Bad())
-    job.model.eval()
-    _write_targets(job, streams, writer, origin)
-    spans = shard_spans(plan, writer.settings)
-    _write_shards(job, plan, [span for span in spans if share.has(span.start // run.CHUNK)], writer)
+    _write_targets(targets, writer, origin)
+    spans = shard_spans(pool, writer.settings, share.chunk)
+    own = [span for span in spans if share.has(span.start)]
+    sizes = [pool.sizes[number] for span in own for number in span]
+    with progress_bar("store pass", sizes) as bar, pool.gradients() as read:
+        for span in own:
+            if writer.has_shard(span.start):
+                bar.update(sum(pool.sizes[number] for number in span))
+            else:
+                _write_shard(span, read, writer, bar.update)
     processes.wait()
     done = all(shard_path(writer.folder, span.start).is_file() for span in spans)
     if done and processes.is_main():
@@ -64,14 +68,14 @@ def store_pool(
     return done
 
 
-def shard_spans(plan: BatchPlan, settings: StoreSettings) -> list[range]:
+def shard_spans(pool: GradientSource, settings: StoreSettings, chunk: int) -> list[range]:
     """Say which batches each shard holds: those of a chunk, or as many of them as `SHARD_BYTES` has room for."""
     each = store_bytes(1, settings.blocks, settings.dtype, settings.projection)
     spans: list[range] = []
     held = 0.0
-    for number, size in enumerate(plan.sizes):
+    for number, size in enumerate(pool.sizes):
         held += each * size
-        if number % run.CHUNK == 0 or held > SHARD_BYTES:
+        if number % chunk == 0 or held > SHARD_BYTES:
             spans.append(range(number, number + 1))
             held = each * size
         else:
@@ -79,58 +83,31 @@ def shard_spans(plan: BatchPlan, settings: StoreSettings) -> list[range]:
     return spans
 
 
-def _write_targets(job: Pass, streams: Streams, writer: StoreWriter, origin: Any) -> None:
+def _write_targets(targets: Targets, writer: StoreWriter, origin: Any) -> None:
     """Write the targets' mean gradients unless those of the same origin are there."""
-    names, path = list(streams.targets), writer.folder / TARGETS_FROM
-    there = writer.has_targets(names) and path.is_file() and runs.read_json(path) == origin
+    path = writer.folder / TARGETS_FROM
+    there = writer.has_targets(list(targets.names)) and path.is_file() and runs.read_json(path) == origin
     if all(processes.gather(there)):
         return
-    means = _targets(job, streams)
+    v = targets.v()
     if processes.is_main():
         path.unlink(missing_ok=True)  # says nothing wrong while the targets change
-        writer.write_targets(names, means)
+        writer.write_targets(list(targets.names), v)
         runs.write_json(path, origin)
     processes.wait()
 
 
-def _write_shards(job: Pass, plan: BatchPlan, spans: list[range], writer: StoreWriter) -> None:
-    """Write these shards, but for those that are there."""
-    total = sum(sum(plan.sizes[span.start : span.stop]) for span in spans)
-    quiet = not processes.is_main()
-    with (
-        tqdm(total=total, desc="store pass", unit="sample", delay=2, dynamic_ncols=True, disable=quiet) as bar,
-        backward(job.model, job.objective, job.blocks, job.budget) as backwards,
-    ):
-        for span in spans:
-            if writer.has_shard(span.start):
-                bar.update(sum(plan.sizes[span.start : span.stop]))
-            else:
-                _write_shard(plan, span, backwards, writer, bar)
-
-
-def _write_shard(plan: BatchPlan, span: range, backwards: Backward, writer: StoreWriter, bar: tqdm) -> None:
-    left: LeftOut = {}
+def _write_shard(span: range, read: Read[Gradients], writer: StoreWriter, note: Callable[[int], Any]) -> None:
+    left: dict[int, tuple[str, float]] = {}
     uids, losses, packed = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)], []
-    for found in (found for batch in plan.batches(span.start, span.stop) for found in backwards(batch)):
-        bar.update(len(found.uids))
-        kept, kept_losses, gradients = _packed(found, writer, left)
-        if len(kept):
-            uids.append(kept)
-            losses.append(kept_losses)
-            packed.append(gradients)
+    for found in (found for pieces in read(span) for found in pieces):
+        note(len(found.uids))
+        kept, bad = found.clean()
+        known = dict(zip(found.uids.tolist(), found.losses.float().tolist(), strict=True))
+        left |= {uid: (why, known[uid]) for uid, why in bad.items()}
+        if len(kept.uids):
+            uids.append(kept.uids.cpu())
+            losses.append(kept.losses.float().cpu())
+            packed.append(writer.pack(uids[-1], kept.factors))
     write_left_out(writer.folder, span.start, left)
     writer.write_shard(span.start, torch.cat(uids), torch.cat(losses), packed)
-
-
-def _packed(found: Gradients, writer: StoreWriter, left: LeftOut) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-    """Return uids, losses and packed gradients of the samples that are finite, and note the others in `left`."""
-    bad = Bad()
-    factors = clean(found, bad)
-    uids, losses = found.uids.cpu(), found.losses.float().cpu()
-    keep = torch.tensor([uid not in bad.reasons for uid in uids.tolist()], dtype=torch.bool)
-    left.update(
-        (uid, (bad.reasons[uid], loss)) for uid, loss in zip(uids[~keep].tolist(), losses[~keep].tolist(), strict=True)
-    )
-    if not bool(keep.any()):
-        return uids[keep], losses[keep], {}
-    return uids[keep], losses[keep], writer.pack(uids[keep], factors)

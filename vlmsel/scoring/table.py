@@ -13,14 +13,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmsel import runs
+from vlmsel.gradients.store.records import Records
+from vlmsel.scoring.pool_pass import Scored
 
 _KEY = b"vlmsel"
 FIXED = ("uid", "source", "tokens", "loss")
 _TYPES = {"uid": pa.int64(), "source": pa.string(), "tokens": pa.int64()}  # all others are float64
+
+
+def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapping[str, Any]) -> None:
+    """Write the scores of a pool: one row per record of its file, with nulls for a sample without a score.
+
+    Args:
+        path: the parquet file.
+        records: all records of the pool.
+        scored: the scores of those that could be read.
+        about: what the table was made from: `pool` and `pool_sha256` at least, JSON-able.
+    """
+    uids = scored.uids.numpy()
+
+    def column(values: Any) -> np.ndarray:
+        whole = np.full(len(records), np.nan)
+        whole[uids] = values.numpy()
+        return whole
+
+    columns: dict[str, Any] = {"uid": np.arange(len(records)), "source": records.sources, "tokens": records.tokens}
+    columns["loss"] = column(scored.losses)
+    columns |= {f"{s}/{t}": column(one) for (s, t), one in zip(scored.names, scored.scores, strict=True)}
+    write_table(path, columns, {**about, "environment": runs.environment(), "details": scored.details})
 
 
 def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
@@ -34,7 +59,7 @@ def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: M
         pq.write_table(table, part)
 
 
-def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a score table as columns (null scores as NaN) and its metadata.
 
     Args:
@@ -60,14 +85,7 @@ def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[s
         raise ValueError(
             f"{path}: these scores belong to another pool ({about['pool']}) than {pool}; score this pool first"
         )
-    return {name: _values(table[name]) for name in table.column_names}, about
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    values = column.to_pylist()
-    if pa.types.is_floating(column.type):
-        return [float("nan") if value is None else value for value in values]
-    return values
+    return {name: table[name].to_numpy() for name in table.column_names}, about
 
 
 def score_columns(columns: Mapping[str, Any], scorer: str, targets: Sequence[str] | None = None) -> list[str]:

@@ -7,7 +7,7 @@ Several processes deal the batches among them and add up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from vlmsel import processes
-from vlmsel.gradients import Block
-from vlmsel.scoring.batches import BatchPlan
-from vlmsel.scoring.score_pass import REASONS, Backward, Gradients
+from vlmsel.models.subject import Subject
+from vlmsel.scoring.batches import Batching, BatchPlan, dealt, progress_bar
+from vlmsel.scoring.source import REASONS, Gradients, ModelSource
 
 
 @dataclass(frozen=True)
-class Targets:
-    """The targets and one plan of all their batches; iterates over the names.
+class TargetPlan:
+    """All samples of the targets in one plan of batches.
 
     Attributes:
         names: what the targets are called, in the order of the columns.
@@ -37,50 +37,36 @@ class Targets:
     owners: Mapping[int, int]
 
     @classmethod
-    def of(cls, targets: Targets | Mapping[str, BatchPlan]) -> Targets:
-        """Put plans of targets together, one after the other with the batches that they have.
+    def of(cls, subject: Subject, sets: Mapping[str, Any], batching: Batching, each: bool = False) -> TargetPlan:
+        """Put samples of like length into one batch, whatever set they are of.
+
+        Args:
+            subject: who reads them.
+            sets: the data sets by name.
+            batching: how batches are made.
+            each: make every sample a target of its own, called `<set>:<uid>`.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no set, or one has no usable sample.
         """
-        if isinstance(targets, Targets):
-            return targets
-        if not targets:
+        if not sets:
             raise ValueError("no target; give at least one")
-        plans = list(targets.values())
-        starts = list(accumulate((len(plan.data) for plan in plans), initial=0))  # type: ignore[arg-type]
-        owners = {
-            start + position: number
-            for number, (start, plan) in enumerate(zip(starts, plans, strict=False))
-            for group in plan.groups
-            for position in group
-        }
-        groups = [
-            [start + position for position in group]
-            for start, plan in zip(starts, plans, strict=False)
-            for group in plan.groups
-        ]
-        first = plans[0]
-        data: Any = ConcatDataset([plan.data for plan in plans])
-        return cls(tuple(targets), BatchPlan(data, first.collate, groups, first.device, first.workers), owners)
+        starts = list(accumulate((len(data) for data in sets.values()), initial=0))
+        pairs = list(zip(starts, sets.values(), strict=False))
+        owners = {start + i: number for number, (start, data) in enumerate(pairs) for i in data.usable()}
+        require_samples(tuple(sets), Counter(owners.values()))
+        lengths = [length for data in sets.values() for length in data.lengths()]
+        groups = batching.groups(sorted(owners), lengths)
+        data: Any = ConcatDataset(list(sets.values()))
+        plan = BatchPlan(data, subject.collate, groups, subject.device, batching.workers)
+        found = cls(tuple(sets), plan, owners)
+        return found.apart([uid for data in sets.values() for uid in data.uids]) if each else found
 
-    def rebatched(self, groups: Sequence[Sequence[int]]) -> Targets:
-        """Return the same targets from other batches, of positions in the data of all sets one after the other."""
-        return replace(self, plan=replace(self.plan, groups=groups))
-
-    def apart(self, uids: Sequence[int]) -> Targets:
-        """Make every sample a target of its own, called `<set>:<uid>`; `uids` are those of all positions.
-
-        Raises:
-            ValueError: a set has no sample.
-        """
-        require_samples(self.names, Counter(self.owners.values()))
+    def apart(self, uids: Sequence[int]) -> TargetPlan:
+        """Make every sample a target of its own, called `<set>:<uid>`; `uids` are those of all positions."""
         order = sorted(self.owners)
         names = tuple(f"{self.names[self.owners[position]]}:{uids[position]}" for position in order)
         return replace(self, names=names, owners={position: number for number, position in enumerate(order)})
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,39 +85,45 @@ def require_samples(names: Sequence[str], counts: Mapping[int, int]) -> None:
             )
 
 
-def target_means(targets: Targets, run: Backward, blocks: Sequence[Block]) -> dict[str, Tensor]:
-    """Return the mean gradients of all targets, `[targets, rows, cols]` per block in float32 or better.
+def target_means(plan: TargetPlan, source: ModelSource) -> dict[str, Tensor]:
+    """Return the mean gradients of all targets, in float32 or better. [targets, rows, cols] per block
+
+    Args:
+        plan: the targets.
+        source: runs the plan's batches.
 
     Raises:
         ValueError: a target has no sample, or one without a finite gradient: it would enter every score.
     """
-    shared = Counter(targets.owners[position] for group in targets.plan.groups for position in group)
-    require_samples(targets.names, shared)
-    counts = torch.tensor([shared[number] for number in range(len(targets))])
-    sums = _sums(targets, run)
+    shared = Counter(plan.owners[position] for group in plan.plan.groups for position in group)
+    require_samples(plan.names, shared)
+    counts = torch.tensor([shared[number] for number in range(len(plan))])
+    sums = _sums(plan, source)
     if processes.count() > 1:
-        sums = _added_up(sums, targets, run, blocks)
+        sums = _added_up(sums, len(plan), source)
     return {name: total / counts.to(total)[:, None, None] for name, total in sums.items()}
 
 
-def _sums(targets: Targets, run: Backward) -> dict[str, Tensor]:
+def _sums(plan: TargetPlan, source: ModelSource) -> dict[str, Tensor]:
     """Return the summed gradients over this process's batches; a block is missing where it has none."""
     sums: dict[str, Tensor] = {}
-    plan = targets.plan.dealt()
-    for group, batch in zip(plan.groups, plan.shown("targets"), strict=True):
-        owners = [targets.owners[position] for position in group]
-        for found in run(batch):
-            own, owners = owners[: len(found.uids)], owners[len(found.uids) :]
-            _check(found, own, targets)
-            _add(sums, found, torch.tensor(own), len(targets))
+    numbers = dealt(len(source.sizes))
+    with source.gradients() as read, progress_bar("targets", [source.sizes[i] for i in numbers]) as bar:
+        for number, pieces in zip(numbers, read(numbers), strict=True):
+            owners = [plan.owners[position] for position in plan.plan.groups[number]]
+            for found in pieces:
+                own, owners = owners[: len(found.uids)], owners[len(found.uids) :]
+                _check(found, own, plan)
+                _add(sums, found, torch.tensor(own), len(plan))
+                bar.update(len(found.uids))
     return sums
 
 
-def _check(found: Gradients, owners: Sequence[int], targets: Targets) -> None:
+def _check(found: Gradients, owners: Sequence[int], plan: TargetPlan) -> None:
     if bool((codes := found.codes()).any()):
         row = int(codes.nonzero()[0, 0])
         raise ValueError(
-            f"target {targets.names[owners[row]]}: sample {int(found.uids[row])}: {REASONS[int(codes[row])]}; remove "
+            f"target {plan.names[owners[row]]}: sample {int(found.uids[row])}: {REASONS[int(codes[row])]}; remove "
             "it from the target file"
         )
 
@@ -147,13 +139,12 @@ def _add(sums: dict[str, Tensor], found: Gradients, owners: Tensor, count: int) 
         sums[name].index_add_(0, here, factor.weighted_sum(weights))
 
 
-def _added_up(sums: dict[str, Tensor], targets: Targets, run: Backward, blocks: Sequence[Block]) -> dict[str, Tensor]:
+def _added_up(sums: dict[str, Tensor], count: int, source: ModelSource) -> dict[str, Tensor]:
     """Add up the processes' sums, of which one that had no batch has none."""
     kinds = processes.gather({str(total.dtype) for total in sums.values()})
     dtype = torch.float64 if "torch.float64" in set().union(*kinds) else torch.float32
-    device = next(run.model.parameters()).device
-    count = len(targets)
-    whole = {b.name: sums.get(b.name, torch.zeros(count, b.rows, b.cols, dtype=dtype, device=device)) for b in blocks}
+    like = torch.zeros(0, dtype=dtype, device=source.device)
+    whole = {name: sums.get(name, like.new_zeros(count, *shape)) for name, shape in source.shapes().items()}
     for total in whole.values():
         processes.add_up(total)
     return whole

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlmsel.checks import check_choice
-from vlmsel.gradients import Block
+from vlmsel.gradients import Block, Factor
 from vlmsel.gradients.projection import Projection
 
 FORMAT = 1
@@ -169,6 +169,15 @@ class Shard:
     file: Any
     uids: Tensor
     sizes: list[int]
+
+    def losses(self) -> Tensor:
+        """Return the samples' losses. [n] float32"""
+        return self.file.get_tensor("losses").cpu()
+
+    def factor(self, block: str, mask: Tensor) -> Factor:
+        """Return a block's gradients of the samples that `mask` [n] marks, in float32."""
+        grads = self.file.get_tensor(block)
+        return Factor.from_dense(grads if bool(mask.all()) else grads[mask.to(grads.device)])
 
 
 def open_shard(path: Path, settings: StoreSettings, device: str = "cpu") -> Shard:

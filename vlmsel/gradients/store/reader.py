@@ -91,7 +91,7 @@ class GradientStore:
     @property
     def losses(self) -> Tensor:
         """Their losses. [n] float32"""
-        return torch.cat([shard.file.get_tensor("losses").cpu() for shard in self.shards])
+        return torch.cat([shard.losses() for shard in self.shards])
 
     @cached_property
     def _targets(self) -> Any:
@@ -124,23 +124,6 @@ class GradientStore:
             )
         return [torch.isin(shard.uids, wanted) for shard in self.shards]
 
-    def batches(self, keep: Collection[int] | None = None) -> Iterator[tuple[Tensor, Tensor, dict[str, Factor]]]:
-        """Give uids, losses and every block's gradients, a shard at a time; of some samples only, when `keep` is given.
-
-        Raises:
-            ValueError: some of these samples are not in the store.
-        """
-        for shard, mask in zip(self.shards, self.masks(keep), strict=True):
-            if bool(mask.any()):
-                losses = shard.file.get_tensor("losses").cpu()[mask]
-                yield shard.uids[mask], losses, {block.name: _factor(shard, block.name, mask) for block in self.blocks}
-
-    def factors(self, block: str, masks: Masks) -> Iterator[tuple[Factor, list[int]]]:
-        """Give a block's gradients, a shard at a time, and how many of them came from each batch of the writer."""
-        for shard, mask in zip(self.shards, masks, strict=True):
-            if bool(mask.any()):
-                yield _factor(shard, block, mask), [int(part.sum()) for part in mask.split(shard.sizes)]
-
     def gradients(self, block: str, keep: Collection[int] | None = None) -> Tensor:
         """Return a block's gradients of all samples, or of some, in the order of `uids`. [n, rows, cols]
 
@@ -151,7 +134,8 @@ class GradientStore:
         if block not in shapes:
             raise ValueError(f"{self.folder}: no block {block!r} in the gradient store; it has {', '.join(shapes)}")
         empty = torch.zeros(0, *shapes[block], device=self.device)
-        return torch.cat([empty, *(factor.dense() for factor, _ in self.factors(block, self.masks(keep)))])
+        pairs = zip(self.shards, self.masks(keep), strict=True)
+        return torch.cat([empty, *(shard.factor(block, mask).dense() for shard, mask in pairs)])
 
 
 def _open_shards(folder: Path, settings: StoreSettings, counts: Mapping[str, int], device: str) -> tuple[Shard, ...]:
@@ -169,8 +153,3 @@ def _open_shards(folder: Path, settings: StoreSettings, counts: Mapping[str, int
                 f"{path}: has {len(shard.uids)} samples, {FINISHED} says {paths[path]}; write the store again"
             )
     return tuple(shards.values())
-
-
-def _factor(shard: Shard, block: str, mask: Tensor) -> Factor:
-    grads = shard.file.get_tensor(block)
-    return DenseFactor(wide(grads if bool(mask.all()) else grads[mask.to(grads.device)]))

@@ -1,0 +1,75 @@
+"""Whether a saved model is a checkpoint of the same training run as one that is open: alike but for its trained parts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from vlmsel import runs
+from vlmsel.models import checkpoint
+from vlmsel.models.config import VLMConfig
+from vlmsel.models.language import load_tokenizer
+from vlmsel.models.subject import Subject
+from vlmsel.models.vlm import VLM
+
+FREE = ("vision", "vision_weights", "language", "projector_seed", "projector_trained")  # fingerprints say more
+
+
+def find_checkpoint(subject: Subject, name: str, allow_untrained: bool = False) -> Path:
+    """Return the folder of a saved model whose trained parts belong into the subject.
+
+    Args:
+        subject: the model whose place they will take.
+        name: its folder, or the run folder it lies in.
+        allow_untrained: also where its projector was never trained.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: it is of another make.
+    """
+    if not isinstance(subject, VLM):
+        raise ValueError(f"checkpoint {name}: a {type(subject).__name__} has no checkpoints; leave --checkpoints out")
+    folders = [each for each in (Path(name), Path(name) / "model") if (each / checkpoint.CONFIG).is_file()]
+    if not folders:
+        raise FileNotFoundError(f"checkpoint {name}: no model; give a folder that align or tune wrote")
+    _check_make(subject, name, folders[0], allow_untrained)
+    return folders[0]
+
+
+def _check_make(model: VLM, name: str, folder: Path, allow_untrained: bool) -> None:
+    """Refuse a checkpoint whose trained parts do not belong into the model."""
+    config, fingerprints = checkpoint.read_config(folder)
+    if not (allow_untrained or config.ready):
+        raise ValueError(f"checkpoint {name}: its projector was never trained; leave it out or --allow_untrained true")
+    own = _make(model.vlm_config)
+    differ = [key for key, value in _make(config).items() if value != own[key]]
+    parts = ("vision",) if config.language_trained else ("vision", "language")
+    differ += [part for part in parts if _known_apart(fingerprints.get(part, ""), model.fingerprints[part])]
+    if differ:
+        raise ValueError(f"checkpoint {name} is not of the same make as the model: {differ[0]} differs; leave it out")
+    stored = folder / checkpoint.TOKENIZER
+    if stored.is_dir() and not _same_tokenizer(load_tokenizer(str(stored)), model.tokenizer):
+        raise ValueError(f"checkpoint {name} has another tokenizer than the model; leave it out")
+
+
+def _make(config: VLMConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.as_json().items() if key not in FREE}
+
+
+def _known_apart(one: str, other: str) -> bool:
+    """Tell whether two fingerprints differ; an empty one makes no statement."""
+    return bool(one and other and one != other)
+
+
+def _same_tokenizer(one: Any, other: Any) -> bool:
+    return one.get_vocab() == other.get_vocab() and one.special_tokens_map == other.special_tokens_map
+
+
+def folder_digest(folder: Path) -> str:
+    """Hash a saved model's weights and configuration; versions of libraries aside."""
+    config, fingerprints = checkpoint.read_config(folder)
+    total = hashlib.sha256(repr((config, sorted(fingerprints.items()))).encode())
+    for path in sorted(folder.rglob("*.safetensors")):
+        total.update(f"{path.relative_to(folder)} {runs.file_hash(path)}".encode())
+    return total.hexdigest()
