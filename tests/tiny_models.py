@@ -15,10 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from vlmsel.models.assembly import assemble, build
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.language import quiet_transformers
+from vlmsel.models.losses import head_rows, sample_means, token_losses
+from vlmsel.models.subject import Subject
 from vlmsel.models.vision import VisionTower
-from vlmsel.models.vlm import VLM, assemble, build
+from vlmsel.models.vlm import VLM
 
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 16,
@@ -167,3 +170,18 @@ def one_sample(batch: TinyBatch, row: int) -> TinyBatch:
         image_samples=torch.zeros(len(used), dtype=torch.long),
         uids=batch.uids[row : row + 1],
     )
+
+
+def sample_losses(model: Any, batch: Any) -> Tensor:
+    """Each sample's own loss, of one of our models or of a plain (or PEFT-wrapped) causal language model. [n]"""
+    if isinstance(model, Subject):
+        return model.losses(batch)
+    return sample_means(token_losses(model, batch.labels, batch.attention_mask, input_ids=batch.input_ids))
+
+
+def row_samples(model: Any, batch: Any) -> dict[str, Tensor]:
+    """Whose rows a module sees, of one of our models or of a plain causal language model."""
+    if isinstance(model, Subject):
+        return dict(model.row_samples(batch))
+    head, rows = head_rows(model, batch.labels, batch.attention_mask)
+    return {next(name for name, module in model.named_modules() if module is head): rows}

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import torch
 from naive_gradients import loop_gradients
-from tiny_models import random_ids
+from tiny_models import random_ids, row_samples, sample_losses
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlmsel.data.batches import Collator, Item, length_batches
 from vlmsel.gradients import Block, Factor
-from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import Scorer
 from vlmsel.scoring.batches import BatchPlan

@@ -22,10 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlmsel.data.batches import Batch, Collator, Item
 from vlmsel.gradients import select_blocks
+from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.presets import ARCHITECTURES, preset
 from vlmsel.models.vision import VisionTower, load_vision
-from vlmsel.models.vlm import VLM, assemble
+from vlmsel.models.vlm import VLM
 
 IMAGE = -200
 

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import sample_losses
 
 from vlmsel import cli, runs
 from vlmsel.commands import score as score_command
 from vlmsel.commands import score_checkpoints
-from vlmsel.models.losses import sample_losses
 from vlmsel.scoring.score_pass import Objective
 from vlmsel.scoring.table import read_table
 

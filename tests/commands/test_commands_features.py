@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_clip, tiny_language, tiny_tokenizer, tiny_vlm, wake_lora
+from tiny_models import sample_losses, tiny_clip, tiny_language, tiny_tokenizer, tiny_vlm, wake_lora
 from torch.utils.data import DataLoader
 
 from vlmsel import processes
 from vlmsel.commands.inputs import open_data, open_model, pad_id
-from vlmsel.data import dataset as dataset_module
 from vlmsel.data import features as features_module
+from vlmsel.data import images as images_module
 from vlmsel.data.batches import Collator
-from vlmsel.data.dataset import Pictures, PromptEncoder, SampleDataset
+from vlmsel.data.dataset import PromptEncoder, Reading, SampleDataset
 from vlmsel.data.features import FeatureCache, writing
+from vlmsel.data.images import Pictures
 from vlmsel.data.sample import Sample, Turn
+from vlmsel.models import features as computing
+from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig
-from vlmsel.models.features import open_features
 from vlmsel.models.generation import generate
-from vlmsel.models.losses import sample_losses
 from vlmsel.models.vision import VisionTower
-from vlmsel.models.vlm import assemble
 
 NAMES = [f"{i}.png" for i in range(7)]
 
@@ -63,10 +63,13 @@ SAMPLES = [
 ]
 
 
+def open_features(model, *arguments, **settings):
+    """The features of a model's tower, of pictures as the model takes them."""
+    return computing.open_features(model.vision, model.vlm_config.image_mode, *arguments, **settings)
+
+
 def make(model, images, features=None, samples=SAMPLES):
-    tower = model.vision
-    settings = {"size": tower.image_size, "mode": "pad", "mean": tower.image_mean, "image_tokens": tower.patches}
-    return SampleDataset(samples, images, tiny_tokenizer(), "vicuna_v1", max_length=512, features=features, **settings)
+    return SampleDataset(samples, model, Reading(images, 512, features=features))
 
 
 def batch_of(data):
@@ -138,10 +141,10 @@ def test_the_second_time_neither_the_tower_runs_nor_a_picture_is_opened(model, i
     first = open_features(model, images, [*NAMES, *NAMES], tmp_path / "f", batch_size=3)
     assert calls == [3, 3, 1]
     expected = batch_of(make(model, images, first))
-    monkeypatch.setattr(dataset_module, "load_image", forbidden)
+    monkeypatch.setattr(images_module, "load_image", forbidden)
     before = sorted(os.listdir(tmp_path / "f/shards"))
     data = make(model, images, open_features(model, images, NAMES, tmp_path / "f"))
-    assert data.check() == [] and torch.equal(batch_of(data).pixel_values, expected.pixel_values)
+    assert data.check() == {} and torch.equal(batch_of(data).pixel_values, expected.pixel_values)
     assert calls == [3, 3, 1] and sorted(os.listdir(tmp_path / "f/shards")) == before
 
 
@@ -212,7 +215,9 @@ def test_a_killed_builder_goes_on_after_its_last_shard(model, images, tmp_path, 
 @pytest.mark.parametrize(("batch_size", "shard_rows"), [(3, 2), (2, 3), (7, 1), (1, 7)])
 def test_sizes_of_batches_and_shards_do_not_matter(model, images, tmp_path, batch_size, shard_rows):
     expected = open_features(model, images, NAMES, tmp_path / "whole")
-    found = open_features(model, images, NAMES, tmp_path / "f", batch_size=batch_size, shard_rows=shard_rows)
+    found = open_features(
+        model.vision, "pad", images, NAMES, tmp_path / "f", batch_size=batch_size, shard_rows=shard_rows
+    )
     assert len(os.listdir(tmp_path / "f/shards")) == -(-7 // shard_rows)
     for name in NAMES:
         torch.testing.assert_close(found(name), expected(name), atol=1e-12, rtol=0)
@@ -223,7 +228,7 @@ def test_pictures_that_cannot_be_read_are_left_to_the_check(model, images, tmp_p
     bad = [*SAMPLES, sample(11, "What?", "x", "none.png"), sample(12, "What?", "x", "0.png", "broken.png")]
     names = [name for one in bad for name in one.images]
     data = make(model, images, open_features(model, images, names, tmp_path / "f"), bad)
-    assert data.check() == make(model, images, None, bad).check() != []
+    assert data.check() == make(model, images, None, bad).check() != {}
     assert data.usable() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="sample 12: .*'broken.png' cannot be read"):
         data[5]
@@ -236,7 +241,7 @@ def test_a_picture_that_came_later_is_asked_for(model, images, tmp_path):
     data = make(model, images, open_features(model, images, ["1.png"], tmp_path / "f"))
     with pytest.raises(ValueError, match="sample 4: image '0.png' has no features in .*; run again, which adds them"):
         data[0]
-    assert [problem.uid for problem in data.check()] == [4, 6]
+    assert list(data.check()) == [4, 6]
 
 
 def test_worker_processes_read_the_same_features(model, images, tmp_path):

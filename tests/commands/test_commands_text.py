@@ -9,6 +9,7 @@ import pytest
 import torch
 from naive_gradients import loop_gradients
 from tiny_huggingface import save_classifier, save_language
+from tiny_models import sample_losses
 
 from vlmsel import cli, runs
 from vlmsel.commands.inputs import open_data, open_model, pad_id
@@ -17,7 +18,6 @@ from vlmsel.evaluation.engines.huggingface import LanguageEngine
 from vlmsel.gradients import select_blocks
 from vlmsel.models.huggingface import load_adapter, load_causal
 from vlmsel.models.lora import lora_parameters
-from vlmsel.models.losses import sample_losses
 from vlmsel.scoring.table import read_table
 
 LORA = ("--lora.r", "4", "--lora.alpha", "8", "--lora.targets", "[q_proj,v_proj]")

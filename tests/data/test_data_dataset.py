@@ -1,20 +1,23 @@
 """The data set: what a model gets of a sample, which samples are left out and why, and that no other one shifts."""
 
 import pickle
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import tiny_tokenizer, tiny_vlm
+from tiny_models import sample_losses, tiny_language, tiny_tokenizer, tiny_vlm
 from torch.utils.data import DataLoader
 
-from vlmsel.data import dataset as dataset_module
+from vlmsel.data import images
 from vlmsel.data.batches import Collator
-from vlmsel.data.dataset import Pictures, PromptEncoder, SampleDataset
-from vlmsel.data.images import square
+from vlmsel.data.dataset import PromptEncoder, Reading, SampleDataset
+from vlmsel.data.images import Pictures, square
 from vlmsel.data.sample import Sample, Turn
-from vlmsel.models.losses import sample_losses
+from vlmsel.models.assembly import assemble
+from vlmsel.models.config import VLMConfig
 from vlmsel.models.splice import plan_splice
 
 EOS = 257
@@ -49,10 +52,10 @@ def model():
 
 @pytest.fixture
 def make(folder, model):
-    def make_dataset(samples=SAMPLES, template="vicuna_v1", **changes):
-        size, tokens = model.vision.image_size, model.vision.patches
-        settings = {"size": size, "mode": "pad", "image_tokens": tokens, "max_length": 512, **changes}
-        return SampleDataset(samples, folder, tiny_tokenizer(), template, **settings)
+    def make_dataset(samples=SAMPLES, **changes):
+        subject = copy(model)
+        subject.vlm_config = replace(model.vlm_config, **changes)
+        return SampleDataset(samples, subject, Reading(folder, 512))
 
     return make_dataset
 
@@ -105,9 +108,14 @@ def bad_samples():
 def test_check_reports_what_cannot_be_used_and_shifts_nothing(make):
     data = make(bad_samples())
     problems = data.check()
-    assert [problem.uid for problem in problems] == [11, 12, 13]
-    for problem, words in zip(problems, ["'none.png' is missing", "'broken.png' cannot be read", ""], strict=True):
-        assert words in problem.reason and "\n" not in problem.reason
+    assert list(problems) == [11, 12, 13]
+    words = [
+        "'none.png' is missing",
+        "'broken.png' cannot be read",
+        "no supervised token is left within max_length 512",
+    ]
+    for reason, expected in zip(problems.values(), words, strict=True):
+        assert expected in reason and "\n" not in reason
     assert data.usable() == [0, 2, 5]
     alone = make([SAMPLES[0], SAMPLES[1], SAMPLES[3]])
     for position, other in zip(data.usable(), range(3), strict=True):
@@ -129,8 +137,8 @@ def test_usable_and_lengths_need_no_check_before(make):
 
 def test_check_decodes_every_picture_once(make, monkeypatch):
     seen = []
-    load = dataset_module.load_image
-    monkeypatch.setattr(dataset_module, "load_image", lambda folder, name: seen.append(name) or load(folder, name))
+    load = images.load_image
+    monkeypatch.setattr(images, "load_image", lambda folder, name: seen.append(name) or load(folder, name))
     make(SAMPLES * 3).check()
     assert sorted(seen) == ["a.png", "b.jpg"]
 
@@ -148,17 +156,19 @@ def test_worker_processes_give_the_same_batches(make):
 
 
 def test_a_missing_image_folder_is_one_error_and_text_needs_none(model, tmp_path):
-    settings = {"size": 8, "mode": "pad", "image_tokens": 4}
+    nowhere = Reading(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere: no such image folder"):
-        SampleDataset(SAMPLES, tmp_path / "nowhere", tiny_tokenizer(), "pure", **settings)
-    assert SampleDataset(SAMPLES[1:2], tmp_path / "nowhere", tiny_tokenizer(), "pure", **settings).check() == []
+        SampleDataset(SAMPLES, model, nowhere)
+    with pytest.raises(ValueError, match="3 of 4 samples have images; name their folder"):
+        SampleDataset(SAMPLES, model, Reading())
+    assert SampleDataset(SAMPLES[1:2], model, nowhere).check() == {}
 
 
 def test_unknown_templates_and_modes_are_refused(make):
     with pytest.raises(ValueError, match="'chatty'.*vicuna_v1"):
-        make(template="chatty")
+        assemble(VLMConfig(None, "memory", template="chatty"), None, tiny_language())
     with pytest.raises(ValueError, match="got 'stretch'"):
-        make(mode="stretch")
+        make(image_mode="stretch")
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "pure", "llava_llama_2"])

@@ -13,8 +13,8 @@ from vlmsel import cli
 from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint
+from vlmsel.models.assembly import build
 from vlmsel.models.presets import preset
-from vlmsel.models.vlm import build
 
 QUESTIONS = 18
 
@@ -165,7 +165,7 @@ def test_wrong_options_end_with_one_line(home, tmp_path, capsys, option, value, 
 def test_prismatic_reads_pope_off_probabilities(home, tmp_path):
     """With the shipped tokenizer, in which Yes and No begin with tokens of their own."""
     model = build(preset("tiny"))
-    model.mark_trained(projector=True)
+    model.mark_trained(["projector"])
     checkpoint.save(model, tmp_path / "tiny")
     given = ["--model", str(tmp_path / "tiny"), "--protocol", "prismatic"]
     assert evaluate(home, tmp_path / "run", "pope", *given) == 0

@@ -26,9 +26,9 @@ from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.engines.base import Ask, first_ids
 from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine, put_images
 from vlmsel.evaluation.engines.vlm import VLMEngine
+from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.vision import VisionTower
-from vlmsel.models.vlm import assemble
 
 BOS, EOS, PAD, IMAGE = 256, 257, 258, 259
 BOS_CHAT = "{{ bos_token }}" + CHAT

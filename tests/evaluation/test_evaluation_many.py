@@ -19,8 +19,8 @@ from vlmsel.evaluation import harness
 from vlmsel.evaluation.engines.huggingface import LanguageEngine
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint, huggingface
+from vlmsel.models.assembly import build
 from vlmsel.models.presets import preset
-from vlmsel.models.vlm import build
 
 SOLUTIONS = [("stir it", "boil the café"), ("a", "an answer of some length"), ("naïve", "plain"), ("up", "down")]
 
@@ -327,7 +327,7 @@ def many(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many")
     write_world(folder / "world", WorldSizes(captions=0, pool=0, target=0, questions=MANY))
     model = build(preset("tiny"))
-    model.mark_trained(projector=True)
+    model.mark_trained(["projector"])
     checkpoint.save(model, folder / "vlm")
     assert evaluate(folder, folder / "8", "mine", model=folder / "vlm", batch_size=8) == 0
     assert len(set(texts(folder / "8").values())) > 10  # else the tests would say nothing

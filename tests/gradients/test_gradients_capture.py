@@ -5,13 +5,12 @@ import warnings
 import pytest
 import torch
 from naive_gradients import assert_same, loop_gradients, randomize, tiny_gpt2
-from tiny_models import one_sample, random_batch, tiny_language, tiny_vlm, wake_lora
+from tiny_models import one_sample, random_batch, row_samples, sample_losses, tiny_language, tiny_vlm, wake_lora
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmsel.gradients import LookupFactor, OuterFactor, SumFactor, capture, select_blocks
 from vlmsel.gradients.layers import Rows
-from vlmsel.models.losses import row_samples, sample_losses
 
 
 def dense(captured):

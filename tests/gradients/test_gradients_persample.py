@@ -3,7 +3,7 @@
 import pytest
 import torch
 from naive_gradients import assert_same, loop_gradients, randomize, tiny_bert, tiny_gpt2
-from tiny_models import one_sample, random_batch, tiny_language, tiny_vlm, wake_lora
+from tiny_models import one_sample, random_batch, row_samples, sample_losses, tiny_language, tiny_vlm, wake_lora
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
@@ -14,11 +14,10 @@ from vlmsel.data.encoding import encode
 from vlmsel.data.sample import Turn
 from vlmsel.gradients import Block, per_sample_gradients, select_blocks
 from vlmsel.models import config
+from vlmsel.models.assembly import build
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.lora import attach_lora
-from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.models.presets import preset
-from vlmsel.models.vlm import build
 
 TOLERANCES = [(torch.float32, 2e-5), (torch.float64, 1e-10)]  # of the twin, which rounds too
 

@@ -8,12 +8,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import random_batch, save_backbones, tiny_language, tiny_vlm, wake_lora
+from tiny_models import random_batch, sample_losses, save_backbones, tiny_language, tiny_vlm, wake_lora
 
 from vlmsel.models import checkpoint, config
+from vlmsel.models.assembly import build, load
 from vlmsel.models.config import LoraSpec, VLMConfig
-from vlmsel.models.losses import sample_losses
-from vlmsel.models.vlm import build
 
 
 def changed(model):
@@ -36,7 +35,7 @@ def same(a, b):
 def test_round_trip_is_exact(tmp_path, lora):
     model = changed(tiny_vlm(tmp_path / "backbones", lora=lora))
     checkpoint.save(model, tmp_path / "run" / "model")
-    loaded = checkpoint.load(tmp_path / "run" / "model")
+    loaded = load(tmp_path / "run" / "model")
     same(model, loaded)
     assert loaded.vlm_config == model.vlm_config and not loaded.training
     assert loaded.tokenizer.encode("hello") == model.tokenizer.encode("hello")
@@ -69,9 +68,9 @@ def test_whole_language_model_is_stored_when_it_was_trained(tmp_path):
     model = changed(tiny_vlm(tmp_path / "backbones", lora=False))
     for parameter in model.language_model.parameters():
         parameter.data.add_(0.1)
-    model.mark_trained(language=True)
+    model.mark_trained(["language model"])
     checkpoint.save(model, tmp_path / "model")
-    same(model, checkpoint.load(tmp_path / "model"))
+    same(model, load(tmp_path / "model"))
 
 
 def test_adapters_on_a_trained_language_model(tmp_path):
@@ -80,7 +79,7 @@ def test_adapters_on_a_trained_language_model(tmp_path):
     model.attach_lora(LoraSpec(r=2, alpha=4, targets=("q_proj", "o_proj")), seed=5)
     wake_lora(model, seed=9)
     checkpoint.save(model, tmp_path / "model")
-    same(model, checkpoint.load(tmp_path / "model"))
+    same(model, load(tmp_path / "model"))
     fresh = build(VLMConfig(model.vlm_config.vision, model.vlm_config.language, lora=model.vlm_config.lora))
     checkpoint.load_trained(fresh, tmp_path / "model")
     same(model, fresh)
@@ -104,10 +103,10 @@ def test_symbolic_backbones_follow_the_package(tmp_path, monkeypatch):
     assert str(tmp_path) not in text + adapter and "assets:clip" in text and "assets:llama" in adapter
     shutil.move(tmp_path / "here", tmp_path / "there")
     monkeypatch.setattr(config, "ASSETS", tmp_path / "there")
-    same(model, checkpoint.load(tmp_path / "model"))
+    same(model, load(tmp_path / "model"))
     monkeypatch.setattr(config, "ASSETS", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="assets:clip: no folder"):
-        checkpoint.load(tmp_path / "model")
+        load(tmp_path / "model")
 
 
 @pytest.mark.parametrize(("part", "word"), [("clip", "vision tower"), ("llama", "language model")])
@@ -119,12 +118,12 @@ def test_changed_backbones_are_refused(tmp_path, part, word):
     name = "visual.ln_pre.weight" if part == "clip" else name
     save_file({**state, name: state[name] * 1.1}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"the {word} at .* is not the one this model was trained with"):
-        checkpoint.load(tmp_path / "model")
+        load(tmp_path / "model")
 
 
 def test_dtype_of_the_backbones_does_not_change_their_fingerprint(tmp_path):
     checkpoint.save(tiny_vlm(tmp_path / "backbones"), tmp_path / "model")
-    loaded = checkpoint.load(tmp_path / "model", dtype=torch.bfloat16)
+    loaded = load(tmp_path / "model", dtype=torch.bfloat16)
     assert loaded.language_model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert loaded.projector[0].weight.dtype == torch.float32
 
@@ -136,19 +135,19 @@ def test_missing_and_misfitting_files_are_named(tmp_path):
     state = load_file(projector)
     save_file({"0.weight": state["0.weight"]}, projector)
     with pytest.raises(ValueError, match="projector.safetensors does not fit the model: .*0.bias"):
-        checkpoint.load(tmp_path / "model")
+        load(tmp_path / "model")
     projector.unlink()
     with pytest.raises(FileNotFoundError, match="projector.safetensors is missing"):
-        checkpoint.load(tmp_path / "model")
+        load(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match="is not a saved model"):
-        checkpoint.load(tmp_path)
+        load(tmp_path)
     save_file(state, projector)
     adapter = tmp_path / "model" / "adapter" / "adapter_model.safetensors"
     weights = load_file(adapter)
     weights.pop(next(iter(weights)))
     save_file(weights, adapter)
     with pytest.raises(ValueError, match="does not fit the model's adapters at 1 places"):
-        checkpoint.load(tmp_path / "model")
+        load(tmp_path / "model")
 
 
 def test_unknown_settings_and_formats_are_refused(tmp_path):
@@ -157,10 +156,10 @@ def test_unknown_settings_and_formats_are_refused(tmp_path):
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "model": {**content["model"], "colour": "red"}}))
     with pytest.raises(ValueError, match=r"unknown keys \['colour'\]"):
-        checkpoint.load(tmp_path / "model")
+        load(tmp_path / "model")
     file.write_text(json.dumps({**content, "format": 99}))
     with pytest.raises(ValueError, match="has format 99, this version reads 1"):
-        checkpoint.load(tmp_path / "model")
+        load(tmp_path / "model")
 
 
 DAMAGED = [
@@ -181,7 +180,7 @@ def stored(tmp_path_factory):
     """A folder with a saved model that has every kind of file, and with the tower it names."""
     folder = tmp_path_factory.mktemp("stored")
     model = tiny_vlm(folder)
-    model.mark_trained(language=True)
+    model.mark_trained(["language model"])
     checkpoint.save(model, folder / "model")
     return folder
 
@@ -194,11 +193,11 @@ def test_a_damaged_file_is_named_with_the_mend(stored, name, damage):
     file.write_bytes(damage(whole))
     try:
         with pytest.raises(ValueError, match=f"{file}.*damaged or was cut off; copy its whole folder again") as error:
-            checkpoint.load(stored / "model")
+            load(stored / "model")
     finally:
         file.write_bytes(whole)
     assert "\n" not in str(error.value)
-    checkpoint.load(stored / "model")
+    load(stored / "model")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_files_that_are_whole_and_wrong_are_named(stored, name, content, words):
     file.write_text(content)
     try:
         with pytest.raises(ValueError, match=words):
-            checkpoint.load(stored / "model")
+            load(stored / "model")
     finally:
         file.write_bytes(whole)
 
@@ -255,7 +254,7 @@ def test_saving_replaces_a_model_and_nothing_else(tmp_path):
     model = tiny_vlm(tmp_path / "backbones")
     checkpoint.save(model, tmp_path / "model")
     checkpoint.save(changed(model), tmp_path / "model")
-    same(model, checkpoint.load(tmp_path / "model"))
+    same(model, load(tmp_path / "model"))
     (tmp_path / "diary").mkdir()
     (tmp_path / "diary" / "monday.txt").write_text("rain")
     with pytest.raises(FileExistsError, match="diary holds other files"):

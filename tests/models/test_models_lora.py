@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import random_batch, tiny_language, tiny_vlm, wake_lora
+from tiny_models import random_batch, sample_losses, tiny_language, tiny_vlm, wake_lora
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.lora import adapted_modules, attach_lora, lora_parameters, merge_lora
-from vlmsel.models.losses import sample_losses
 
 
 def test_only_targets_are_adapted_and_only_adapters_are_trainable():

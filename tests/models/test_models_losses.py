@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from tiny_models import one_sample, random_batch, tiny_language, tiny_vlm
+from tiny_models import one_sample, random_batch, row_samples, sample_losses, tiny_language, tiny_tokenizer, tiny_vlm
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from vlmsel.models.config import LoraSpec
+from vlmsel.models.assembly import assemble
+from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.language import check_head, decoder_and_head
 from vlmsel.models.lora import attach_lora
-from vlmsel.models.losses import batch_losses, row_samples, sample_losses, supervised_counts
+from vlmsel.models.losses import supervised_counts
 
 
 def gpt2():
@@ -44,7 +45,7 @@ def test_the_head_sees_supervised_positions_only():
     _, head = decoder_and_head(model.language_model)
     seen = []
     head.register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape)))
-    tokens = batch_losses(model, batch)
+    tokens = model.token_losses(batch)
     count = int((batch.labels != -100).sum())
     assert seen == [(count, 24)] and tokens.losses.shape == tokens.rows.shape == (count,)
     counts = supervised_counts(batch.labels, batch.attention_mask)
@@ -81,8 +82,9 @@ def test_the_first_token_of_a_left_padded_row_is_not_predicted_from_padding():
 
 
 def test_images_need_a_model_that_sees():
-    with pytest.raises(ValueError, match="LlamaForCausalLM reads text only"):
-        sample_losses(tiny_language(), random_batch(images_per_sample=[1]))
+    model = assemble(VLMConfig(None, "memory"), None, tiny_language(), tiny_tokenizer())
+    with pytest.raises(ValueError, match="this model reads text only; give it no images"):
+        model.losses(random_batch(images_per_sample=[1]))
 
 
 def test_models_that_rescale_their_logits_are_refused():
@@ -99,5 +101,5 @@ def test_rows_of_projector_and_head_are_told_apart_by_sample(left):
     maps = row_samples(model, batch)
     assert list(maps) == ["projector", "language_model.base_model.model.lm_head"]
     assert torch.equal(maps["projector"], batch.image_samples)
-    assert torch.equal(maps["language_model.base_model.model.lm_head"], batch_losses(model, batch).rows)
+    assert torch.equal(maps["language_model.base_model.model.lm_head"], model.token_losses(batch).rows)
     assert list(row_samples(tiny_language(), random_batch(images_per_sample=[0]))) == ["lm_head"]

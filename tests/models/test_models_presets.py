@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import sample_losses
 
 from vlmsel.models import config
+from vlmsel.models.assembly import build
 from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
 from vlmsel.models.lora import adapted_modules, lora_parameters
-from vlmsel.models.losses import sample_losses
 from vlmsel.models.presets import PRESETS, preset
-from vlmsel.models.vlm import build
 
 CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())["parameter_counts"]
 

@@ -6,17 +6,17 @@ import shutil
 import pytest
 import torch
 from tiny_huggingface import save_language
-from tiny_models import tiny_vlm, wake_lora
+from tiny_models import sample_losses, tiny_vlm, wake_lora
 
 from vlmsel.data.batches import Collator, Item
 from vlmsel.models import checkpoint
+from vlmsel.models.assembly import build, load
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.generation import generate
 from vlmsel.models.huggingface import load_adapter, load_causal
-from vlmsel.models.losses import sample_losses, token_losses
+from vlmsel.models.losses import token_losses
 from vlmsel.models.presets import preset
 from vlmsel.models.text import open_text
-from vlmsel.models.vlm import build
 from vlmsel.training.phases import phase_preset, trained_groups
 
 IDS = [[256, 3, 4, 5, 6], [256, 9, 8, 7]]
@@ -58,7 +58,7 @@ def test_losses_are_those_of_the_hugging_face_model(llama):
 
 def test_a_saved_model_answers_alike(adapted, tmp_path):
     model, _ = adapted
-    found = checkpoint.load(tmp_path / "saved")
+    found = load(tmp_path / "saved")
     assert found.vlm_config == model.vlm_config and found.vlm_config.vision is None
     assert torch.equal(losses(found), losses(model))
     answers = [generate(one, batch(), one.tokenizer, 4) for one in (model, found)]
@@ -71,9 +71,9 @@ def test_a_trained_language_model_is_saved_whole(llama, tmp_path):
     model = open_text(str(llama), "pure")
     with torch.no_grad():
         next(model.language_model.parameters()).add_(0.1)
-    model.mark_trained(language=True)
+    model.mark_trained(["language model"])
     checkpoint.save(model, tmp_path / "saved")
-    found = checkpoint.load(tmp_path / "saved")
+    found = load(tmp_path / "saved")
     assert torch.equal(losses(found), losses(model)) and found.vlm_config.template == "pure"
     assert not torch.equal(losses(found), losses(open_text(str(llama))))
 

@@ -2,14 +2,22 @@
 
 import pytest
 import torch
-from tiny_models import one_sample, random_batch, tiny_clip, tiny_language, tiny_tokenizer, tiny_vlm, wake_lora
+from tiny_models import (
+    one_sample,
+    random_batch,
+    sample_losses,
+    tiny_clip,
+    tiny_language,
+    tiny_tokenizer,
+    tiny_vlm,
+    wake_lora,
+)
 from torch.nn.functional import cross_entropy
 
+from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.lora import adapted_modules
-from vlmsel.models.losses import sample_losses
 from vlmsel.models.vision import VisionTower
-from vlmsel.models.vlm import assemble
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +144,7 @@ def test_a_projector_is_refused_until_it_is_trained():
     model = assemble(VLMConfig("memory", "memory"), VisionTower(tiny_clip().visual), tiny_language(), None)
     with pytest.raises(ValueError, match="projector of this model was never trained.*vlmsel align"):
         model.require_ready()
-    model.mark_trained(projector=True)
+    model.mark_trained(["projector"])
     model.require_ready()
 
 

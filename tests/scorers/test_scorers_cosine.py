@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import naive_scorers as naive
 import pytest
 import torch
-from tiny_models import tiny_vlm, wake_lora
+from tiny_models import row_samples, sample_losses, tiny_vlm, wake_lora
 from tiny_pool import COLLATE, OBJECTIVE, job, loop, loop_means, tiny_items, tiny_plan, tiny_streams
 from torch import nn
 
 from vlmsel.gradients import capture, select_blocks
 from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.gradients.store.writer import StoreWriter
-from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import HyperINF, Scorer, TracIn, score_gradients
 from vlmsel.scorers.load import load_scorer
 from vlmsel.scorers.testing import check_scorer

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_vlm, wake_lora
+from tiny_models import row_samples, sample_losses, tiny_vlm, wake_lora
 from tiny_pool import COLLATE, loop, loop_means, tiny_items
 
 from vlmsel.gradients import Block, Factor, capture, select_blocks
@@ -21,7 +21,6 @@ from vlmsel.gradients.store.format import store_bytes
 from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.gradients.store.writer import StoreWriter
 from vlmsel.gradients.sum_factor import SumFactor
-from vlmsel.models.losses import row_samples, sample_losses
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
 from vlmsel.scoring import store_scores
 from vlmsel.scoring.store_scores import score_store

@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import torch
-from tiny_models import TinyBatch, pad, random_batch, tiny_vlm, wake_lora
+from tiny_models import TinyBatch, pad, random_batch, sample_losses, tiny_vlm, wake_lora
 
 from vlmsel.models import checkpoint
-from vlmsel.models.losses import batch_losses, sample_losses
+from vlmsel.models.assembly import load
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.trainer import newest_state, train_phase
 
@@ -98,7 +98,7 @@ def test_learns_and_leaves_a_loadable_model_without_pickle(tmp_path):
     assert changed and all(name.startswith("projector.") or ".lora_" in name for name in changed)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"phase.json", "model"}
     assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".pt", ".bin", ".pth", ".pkl")]
-    loaded = checkpoint.load(result.model)
+    loaded = load(result.model)
     assert equal(weights(loaded), weights(model)) and loaded.vlm_config.projector_trained and not model.training
 
 
@@ -120,7 +120,7 @@ def adam_by_hand(model, batches, settings, factors):
     for batch, factor in zip(batches, factors, strict=True):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
-        loss = batch_losses(model, batch).losses.mean()
+        loss = model.token_losses(batch).losses.mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in groups for p in g], settings.max_grad_norm)
@@ -193,7 +193,7 @@ def test_a_run_killed_between_its_last_state_and_its_model_ends_with_the_same_we
         patch.setattr(checkpoint, "save", killed)
         trained(tmp_path, name="cut")
     again, result = trained(tmp_path, name="cut", collator=Interrupting(0))
-    assert result.losses == expected.losses and equal(weights(checkpoint.load(result.model)), weights(whole))
+    assert result.losses == expected.losses and equal(weights(load(result.model)), weights(whole))
     assert again.vlm_config.projector_trained
 
 
@@ -261,7 +261,7 @@ def test_adapters_become_weights_before_the_whole_language_model_trains(tmp_path
     expected = train_phase(merged, POOL, collate, settings, tmp_path / "merged")
     model, result = adapted("run")
     assert result.losses == expected.losses and equal(weights(model), weights(merged))
-    assert equal(weights(checkpoint.load(result.model)), weights(model))
+    assert equal(weights(load(result.model)), weights(model))
     with pytest.raises(KeyboardInterrupt):
         adapted("cut", Interrupting(1))
     for _ in range(2):  # goes on, then finds that it has ended
@@ -277,7 +277,7 @@ def test_whole_language_model_trains_and_resumes(tmp_path):
         trained(tmp_path, settings, "cut", collator=Interrupting(2))
     again, result = trained(tmp_path, settings, "cut")
     assert result.losses == expected.losses and equal(weights(again), weights(whole))
-    assert equal(weights(checkpoint.load(result.model)), weights(whole))
+    assert equal(weights(load(result.model)), weights(whole))
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
@@ -408,4 +408,4 @@ def test_a_trained_model_scores_as_in_training(tmp_path):
     batch = collate(POOL.items)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(sample_losses(model, batch), sample_losses(checkpoint.load(result.model), batch))
+        assert torch.equal(sample_losses(model, batch), sample_losses(load(result.model), batch))

@@ -19,12 +19,13 @@ from vlmsel.evaluation.engines.base import Engine
 from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine
 from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.models import checkpoint, huggingface
+from vlmsel.models.assembly import build
 from vlmsel.models.features import open_features
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.presets import PRESETS, preset
 from vlmsel.models.text import could_be_on_hub, open_text
 from vlmsel.models.vision import VisionTower
-from vlmsel.models.vlm import VLM, build
+from vlmsel.models.vlm import VLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.llava import path_problem
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -114,6 +116,59 @@ def size_problem(width: int, height: int) -> str | None:
     if longer > MAX_RATIO * shorter:
         return f"is {width} x {height} pixels, a ratio above {MAX_RATIO}"
     return None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Reads pictures of one folder as a vision tower wants them, or what the tower made of them.
+
+    Attributes:
+        folder: what their paths are relative to.
+        size: side of the square they are brought to, in pixels.
+        mode: how they get there, one of `MODES`.
+        mean: the tower's channel means, which they are padded with.
+        features: gives the features of pictures in their place.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+
+    folder: Path
+    size: int
+    mode: str
+    mean: tuple[float, ...] = CLIP_MEAN
+    features: FeatureReader | None = None
+
+    def __post_init__(self) -> None:
+        require_mode(self.mode)
+
+    def __call__(self, relative: str) -> Tensor:
+        """Return a picture as uint8 [3, size, size], or its features [patches, width] when there is a folder of them.
+
+        Raises:
+            FileNotFoundError, ValueError: it is missing or cannot be used, or it should have features and has none.
+        """
+        if self.features is not None and relative in self.features:
+            return self.features(relative)
+        return square(self._open(relative), self.size, self.mode, self.mean)
+
+    def _open(self, relative: str) -> Image.Image:
+        image = load_image(self.folder, relative)
+        if self.features is not None:
+            raise ValueError(
+                f"image {relative!r} has no features in {self.features.folder}; run again, which adds them"
+            )
+        return image
+
+    def problem(self, relative: str) -> str | None:
+        """Say why a picture cannot be used, None when it can, which one with features has shown already."""
+        if self.features is not None and relative in self.features:
+            return None
+        try:
+            self._open(relative)
+        except (ValueError, OSError) as reason:
+            return str(reason)
+        return None
 
 
 def square(image: Image.Image, size: int, mode: str, mean: Sequence[float] = CLIP_MEAN) -> Tensor:

@@ -7,6 +7,9 @@
     tokenizer/
 
 Backbones that were not trained are named, not copied. Weights are safetensors; there is no pickle.
+
+`fingerprints` holds, of each backbone, the hash of its vectors (`vision`, `language`) and that of all its weights
+(`vision weights`, `language weights`), which models saved by earlier versions lack.
 """
 
 from __future__ import annotations
@@ -14,19 +17,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import peft
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlmsel.models.config import VLMConfig, absolute
 from vlmsel.models.damage import MEND, check_weights, read_object
-from vlmsel.models.fingerprints import check_fingerprint
-from vlmsel.models.language import load_language, load_tokenizer, quiet_transformers, unwrap
-from vlmsel.models.vision import load_vision
-from vlmsel.models.vlm import VLM, assemble
+from vlmsel.models.fingerprints import backbone_print, check_fingerprint
+from vlmsel.models.language import load_language, quiet_transformers, unwrap
 from vlmsel.runs import environment, write_json
 
 CONFIG, PROJECTOR, ADAPTER, LANGUAGE, TOKENIZER = (
@@ -39,7 +39,18 @@ CONFIG, PROJECTOR, ADAPTER, LANGUAGE, TOKENIZER = (
 FORMAT = 1
 
 
-def save(model: VLM, folder: str | Path) -> None:
+class Parts(Protocol):
+    """What a saved model is made of; `vlmsel.models.vlm.VLM` is one."""
+
+    vlm_config: VLMConfig
+    vision: Any
+    projector: nn.Sequential
+    language_model: Any
+    tokenizer: Any
+    fingerprints: dict[str, str]
+
+
+def save(model: Parts, folder: str | Path) -> None:
     """Write the trained parts of a model and the names of the rest; an earlier model in `folder` is replaced.
 
     Everything is written beside `folder` first, so that a killed process leaves no half model.
@@ -58,7 +69,7 @@ def save(model: VLM, folder: str | Path) -> None:
     part.rename(folder)
 
 
-def write_parts(model: VLM, folder: Path) -> None:
+def write_parts(model: Parts, folder: Path) -> None:
     """Write all files of a model into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     was = model.vlm_config
@@ -74,7 +85,7 @@ def write_parts(model: VLM, folder: Path) -> None:
             )
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder / TOKENIZER)
-    content = {"format": FORMAT, "model": config.as_json(), "fingerprints": model.fingerprints}
+    content = {"format": FORMAT, "model": config.as_json(), "fingerprints": complete_fingerprints(model)}
     write_json(folder / CONFIG, {**content, "environment": environment()})
 
 
@@ -105,29 +116,33 @@ def own_weights(language_model: Any) -> dict[str, Tensor]:
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VLM:
-    """Build the model that `save` wrote, in eval mode; `dtype` is that of the backbones, trained parts keep theirs.
+def complete_fingerprints(model: Parts) -> dict[str, str]:
+    """Return the fingerprints of a model's backbones, after taking those of all weights, once: backbones stay frozen.
+
+    A language model that was trained as a whole lies in the folder itself and needs none.
+    """
+    prints = model.fingerprints
+    if "vision weights" not in prints:
+        prints["vision weights"] = "" if model.vision is None else backbone_print(model.vision.state_dict())
+    if "language weights" not in prints and not model.vlm_config.language_trained:
+        prints["language weights"] = backbone_print(own_weights(model.language_model))
+    return prints
+
+
+def check_backbones(model: Parts, recorded: dict[str, str]) -> None:
+    """Refuse a model whose backbones are not those that were recorded when it was saved.
 
     Raises:
-        FileNotFoundError: `folder` is no saved model, or a file or a backbone is missing.
-        ValueError: the files do not fit each other, or a backbone has changed since the model was trained.
+        ValueError: one has changed; names it.
     """
-    folder = Path(folder)
-    config, recorded = read_config(folder)
-    language = str(folder / LANGUAGE) if config.language_trained else config.language
-    vision = None if config.vision is None else load_vision(config, dtype)
-    language_model = load_language(language, dtype)
-    tokenizer = load_tokenizer(str(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else config.language)
-    model = assemble(config, vision, language_model, tokenizer)
-    check_fingerprint("vision tower", config.vision or "", model.fingerprints["vision"], recorded.get("vision", ""))
+    config = model.vlm_config
+    found = complete_fingerprints(model) if "vision weights" in recorded else model.fingerprints
+    parts = {"vision": ("vision tower", config.vision or "")}
     if not config.language_trained:
-        found = model.fingerprints["language"]
-        check_fingerprint("language model", config.language, found, recorded.get("language", ""))
-    if vision is not None:
-        load_projector(model.projector, folder / PROJECTOR)
-    if config.lora is not None:
-        load_adapter(model.language_model, folder / ADAPTER)
-    return model.to(device)
+        parts["language"] = "language model", config.language
+    for part, (words, source) in parts.items():
+        for name in (part, f"{part} weights"):
+            check_fingerprint(words, source, found.get(name, ""), recorded.get(name, ""))
 
 
 def read_config(folder: Path) -> tuple[VLMConfig, dict[str, str]]:
@@ -152,7 +167,7 @@ def read_config(folder: Path) -> tuple[VLMConfig, dict[str, str]]:
         raise ValueError(f"{file}: {problem}") from None
 
 
-def load_trained(model: VLM, folder: str | Path) -> None:
+def load_trained(model: Parts, folder: str | Path) -> None:
     """Put the trained parts of a saved model into a model of the same make, in place: how a training run goes on.
 
     Raises:
@@ -162,24 +177,24 @@ def load_trained(model: VLM, folder: str | Path) -> None:
     config, _ = read_config(folder)
     if (config.vision is None) != (model.vision is None):
         raise ValueError(f"{folder} does not fit the model: one of the two reads text only")
-    if config.vision is not None:
-        load_projector(model.projector, folder / PROJECTOR)
-    if config.lora is not None:
-        load_adapter(model.language_model, folder / ADAPTER)
+    load_parts(model, folder, config)
     if config.language_trained:
         stored = load_language(str(folder / LANGUAGE))
         fit_language(unwrap(model.language_model), stored.state_dict(), folder / LANGUAGE)
     model.vlm_config = config
 
 
-def load_projector(projector: nn.Module, file: Path) -> None:
-    """Load the projector's weights.
+def load_parts(model: Parts, folder: Path, config: VLMConfig) -> None:
+    """Load projector and adapters, those that a folder's configuration names.
 
     Raises:
-        FileNotFoundError: the file is missing; nothing is made up in its place.
+        FileNotFoundError: a file is missing; nothing is made up in its place.
         ValueError: names or shapes do not fit.
     """
-    fit(projector, read_weights(file), file)
+    if config.vision is not None:
+        fit(model.projector, read_weights(folder / PROJECTOR), folder / PROJECTOR)
+    if config.lora is not None:
+        load_adapter(model.language_model, folder / ADAPTER)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -18,12 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlmsel import processes, runs
-from vlmsel.data.dataset import Pictures
 from vlmsel.data.feature_files import DTYPES, FeatureSpec, Picture, stamp
 from vlmsel.data.features import FeatureCache, FeatureReader, require_room, writing
-from vlmsel.data.images import find_image
+from vlmsel.data.images import Pictures, find_image
 from vlmsel.models.fingerprints import fingerprint
-from vlmsel.models.vlm import VLM
+from vlmsel.models.vision import VisionTower
 
 SHARD_BYTES = 1 << 28  # held in memory until it is written, and lost when the process is killed
 SHARD_ROWS = 4096
@@ -31,13 +30,12 @@ T = TypeVar("T")
 Rows = dict[str, tuple[Picture, Tensor]]  # by the hash of a picture's bytes: its pixels or its features
 
 
-def feature_spec(model: VLM, dtype: str | None = None) -> FeatureSpec:
-    """Describe the features that a model's tower gives, stored as `dtype`; as the tower computes when left out.
+def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> FeatureSpec:
+    """Describe the features that a tower gives of pictures brought to a square by `mode`, stored as `dtype`.
 
     Raises:
         ValueError: there is no such dtype, or the tower is float16, which has no fingerprint.
     """
-    tower, config = model.tower, model.vlm_config
     computed = str(next(tower.parameters()).dtype).removeprefix("torch.")
     if not (found := fingerprint(tower)):
         raise ValueError(f"features of a {computed} tower cannot be kept: it has no fingerprint; load it as bfloat16")
@@ -45,7 +43,7 @@ def feature_spec(model: VLM, dtype: str | None = None) -> FeatureSpec:
         tower=found,
         layer=tower.layer,
         size=tower.image_size,
-        mode=config.image_mode,
+        mode=mode,
         mean=tower.image_mean,
         std=tower.image_std,
         patches=tower.patches,
@@ -56,7 +54,8 @@ def feature_spec(model: VLM, dtype: str | None = None) -> FeatureSpec:
 
 
 def open_features(
-    model: VLM,
+    tower: VisionTower,
+    mode: str,
     images: str | Path,
     names: Iterable[str],
     folder: str | Path,
@@ -70,7 +69,8 @@ def open_features(
     computes.
 
     Args:
-        model: its tower computes them, on the model's device.
+        tower: computes them, where it lies.
+        mode: how pictures are brought to a square.
         images: the folder that names are relative to.
         names: pictures, as samples name them; repetitions do not matter.
         folder: where features are kept; made when it does not exist.
@@ -82,13 +82,13 @@ def open_features(
         ValueError: the folder holds something else or a damaged file, another process writes there, the disk has too
             little room, or a number does not fit `dtype`.
     """
-    spec, folder = feature_spec(model, dtype), Path(folder)
+    spec, folder = feature_spec(tower, mode, dtype), Path(folder)
     pictures = Pictures(Path(images), spec.size, spec.mode, spec.mean)
     paths = _find(images, names)
     reader = FeatureCache(folder, spec).reader(paths)
     if processes.is_main():
         missing = {name: path for name, path in paths.items() if name not in reader}
-        build = _Build(model, pictures, spec, batch_size, shard_rows or _shard_rows(spec))
+        build = _Build(tower, pictures, spec, batch_size, shard_rows or _shard_rows(spec))
         build.complete(folder, missing)
     processes.wait()
     return reader if len(reader.places) == len(paths) else FeatureCache(folder, spec).reader(paths)
@@ -113,7 +113,7 @@ def _find(images: str | Path, names: Iterable[str]) -> dict[str, Path]:
 class _Build:
     """Computes features of pictures for one tower."""
 
-    model: VLM
+    tower: VisionTower
     pictures: Pictures
     spec: FeatureSpec
     batch_size: int
@@ -171,7 +171,7 @@ class _Build:
         if not fresh:
             return {}
         pictures, pixels = zip(*fresh.values(), strict=True)
-        exact = self.model.tower(torch.stack(pixels).to(self.model.device))
+        exact = self.tower(torch.stack(pixels).to(self.tower.device))
         stored = exact.to(DTYPES[self.spec.dtype]).cpu()
         lost = (exact.isfinite().cpu() & ~stored.isfinite()).flatten(1).any(dim=1).tolist()
         if any(lost):

@@ -8,7 +8,7 @@ largest map of a small batch, is applied at supervised positions only; logits an
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,32 +55,7 @@ def sample_means(tokens: TokenLosses) -> Tensor:
     return zeros.index_add(0, tokens.rows, tokens.losses) / counts
 
 
-def batch_losses(model: Any, batch: Any) -> TokenLosses:
-    """Score a batch with a `VLM`, or a text-only batch with a plain (or PEFT-wrapped) Hugging Face causal LM.
-
-    Raises:
-        ValueError: the batch has images and the model is a plain language model.
-    """
-    if not hasattr(model, "get_output_embeddings"):
-        return model(batch)
-    if getattr(batch, "pixel_values", None) is not None:
-        raise ValueError(
-            f"the batch has images, and {type(model).__name__} reads text only; use a vision-language model"
-        )
-    return token_losses(model, batch.labels, batch.attention_mask, input_ids=batch.input_ids)
-
-
-def sample_losses(model: Any, batch: Any) -> Tensor:
-    """Return each sample's own loss, float32 (float64 for a float64 model). [n]"""
-    return sample_means(batch_losses(model, batch))
-
-
-def row_samples(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """Say which sample each row of a module's input belongs to, by module name, where rows are not samples.
-
-    The projector sees one row per image, the output head one per supervised token; capturing gradients needs to know.
-    """
-    _, head = decoder_and_head(getattr(model, "language_model", model))
-    name = next(name for name, module in model.named_modules() if module is head)
-    maps = {name: supervised(batch.labels, batch.attention_mask).nonzero()[:, 0]}
-    return maps if not hasattr(model, "projector") else {"projector": batch.image_samples, **maps}
+def head_rows(language_model: nn.Module, labels: Tensor, attention_mask: Tensor) -> tuple[nn.Module, Tensor]:
+    """Return a causal LM's output head, which sees one row per supervised token, and the sample of each such row."""
+    _, head = decoder_and_head(language_model)
+    return head, supervised(labels, attention_mask).nonzero()[:, 0]

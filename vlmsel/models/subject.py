@@ -1,14 +1,15 @@
 """What is scored, tuned and evaluated, whatever its make: the one interface that nothing above `models/` looks behind.
 
 A subject reads samples (`encode`, `collate`), gives each sample's own loss (`losses`), says which sample the rows of a
-module belong to (`row_samples`) and which parameters are looked at (`blocks`), and is saved and told apart by content
-(`save`, `digest`). Our vision-language model, text models, classifiers and Hugging Face's models are implementations.
+module belong to (`row_samples`) and which parameters are looked at (`blocks`) or learn (`trained`), and is saved and
+told apart by content (`save`, `digest`). Our vision-language model, text models, classifiers and Hugging Face's models
+are implementations.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from vlmsel.data.dataset import Reading
+from vlmsel.data.features import FeatureReader
 from vlmsel.data.images import Pictures
 from vlmsel.data.sample import Sample
 from vlmsel.gradients import Block, select_blocks
-from vlmsel.models.losses import TokenLosses, sample_means
+from vlmsel.models.config import LoraSpec
+from vlmsel.models.fingerprints import tokenizer_settings, weights_digest
+from vlmsel.models.losses import TokenLosses, sample_means, supervised_counts
+
+Groups = dict[str, dict[str, nn.Parameter]]  # group name -> parameter name -> parameter
 
 
 class Subject(ABC):
@@ -31,6 +37,11 @@ class Subject(ABC):
     @abstractmethod
     def module(self) -> nn.Module:
         """What runs; blocks are named as its parameters are."""
+
+    @property
+    @abstractmethod
+    def backbone(self) -> Any:
+        """The transformers model inside, without the wrapper of adapters."""
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +70,16 @@ class Subject(ABC):
         """Return what reads a sample's pictures; None for a model that reads text only."""
         return None
 
+    def features(
+        self, reading: Reading, names: Iterable[str], folder: str | Path, dtype: str | None = None
+    ) -> FeatureReader | None:
+        """Return the features of pictures that are kept in a folder, after computing those it lacks.
+
+        Raises:
+            ValueError: the model reads text only, or the folder cannot be used.
+        """
+        raise ValueError("this model reads text only and has no features of images; leave --features out")
+
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> Any:
         """Make a batch, with `uids` [n], `input_ids` [n, t], `to(device)` and `halves()`, of encoded samples."""
@@ -73,11 +94,15 @@ class Subject(ABC):
         """Return each sample's own loss, the mean over its supervised tokens, float32 or better. [n]"""
         return sample_means(self.token_losses(batch))
 
+    def supervised(self, batch: Any) -> Tensor:
+        """Return how many tokens of each sample enter its loss. [n]"""
+        return supervised_counts(batch.labels, batch.attention_mask)
+
     def row_samples(self, batch: Any) -> Mapping[str, Tensor]:
         """Say, by module name, which sample each row of a module's input belongs to, where rows are not samples."""
         return {}
 
-    # What of it is looked at
+    # What of it is looked at, and what learns
 
     @abstractmethod
     def default_blocks(self) -> str:
@@ -87,11 +112,35 @@ class Subject(ABC):
         """Return the blocks that a specification names, or the default ones; see `select_blocks`."""
         return select_blocks(self.module, spec or self.default_blocks())
 
-    # What it is
+    def attach_lora(self, spec: LoraSpec, seed: int = 0) -> None:
+        """Add fresh adapters to a model that has none.
+
+        Raises:
+            ValueError: it has adapters already or takes none, or a target names no linear module.
+        """
+        raise ValueError("this model takes no fresh adapters; leave --lora out")
 
     @abstractmethod
+    def trained(self, parts: str) -> Groups:
+        """Let exactly the named parts learn, in float32 or better, and return their parameters by group and name.
+
+        Raises:
+            ValueError: the model has no such parts.
+        """
+
+    def mark_trained(self, groups: Collection[str]) -> None:
+        """Take note of the groups of `trained` that have learnt something; what is saved depends on it."""
+        return
+
+    # What it is
+
+    def reads(self) -> Any:
+        """Return the settings, beyond weights and tokenizer, that results depend on."""
+        return None
+
     def digest(self) -> str:
-        """Return a hash that tells this model from any other: its weights, and how it reads samples."""
+        """Return a hash that tells this model from any other: all its weights, and how it reads samples."""
+        return weights_digest(self.module.state_dict(), repr((self.reads(), tokenizer_settings(self.tokenizer))))
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
@@ -108,3 +157,26 @@ class Subject(ABC):
             ValueError: it is not ready; names it.
         """
         return
+
+
+def only_these_learn(module: nn.Module, groups: Groups) -> Groups:
+    """Let exactly these parameters of a model learn, in float32 (master weights) where they are half precision."""
+    module.requires_grad_(False)
+    for group in groups.values():
+        for parameter in group.values():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return groups
+
+
+class OnlyEvaluated(Subject):
+    """A model that answers and cannot be trained or scored: whatever would do so ends in `refusal`, one line."""
+
+    refusal: str
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(self.refusal)
+
+    encode = length = pictures = features = collate = token_losses = _refuse
+    default_blocks = blocks = attach_lora = trained = save = load_trained = _refuse

@@ -42,6 +42,11 @@ class VisionTower(nn.Module):
         return super().train(False)
 
     @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return next(self.parameters()).device
+
+    @property
     def width(self) -> int:
         """Length of a patch's feature."""
         return self.visual.conv1.out_channels

@@ -10,20 +10,30 @@ model that sees.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from vlmsel.data.batches import Batch, Collator, Item
+from vlmsel.data.dataset import Reading
+from vlmsel.data.encoding import Encoded, encode
+from vlmsel.data.features import FeatureReader
+from vlmsel.data.images import Pictures
+from vlmsel.data.sample import Sample
+from vlmsel.data.templates import find_template
+from vlmsel.models import checkpoint
 from vlmsel.models.config import LoraSpec, VLMConfig
-from vlmsel.models.fingerprints import fingerprint
-from vlmsel.models.language import load_language, load_tokenizer, shape_language, unwrap
-from vlmsel.models.lora import attach_lora, merge_lora
-from vlmsel.models.losses import TokenLosses, token_losses
-from vlmsel.models.projector import build_projector
+from vlmsel.models.features import open_features
+from vlmsel.models.language import pad_id, unwrap
+from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
+from vlmsel.models.losses import TokenLosses, head_rows, token_losses
 from vlmsel.models.splice import Plan, plan_splice, splice_embeddings, splice_labels
-from vlmsel.models.vision import VisionTower, load_vision, shape_vision
+from vlmsel.models.subject import Groups, Subject, only_these_learn
+from vlmsel.models.vision import VisionTower
 
 
 class BatchLike(Protocol):
@@ -37,11 +47,14 @@ class BatchLike(Protocol):
     image_samples: Tensor  # [image rows] -> row of input_ids
 
 
-class VLM(nn.Module):
+class VLM(nn.Module, Subject):
     """A vision tower, a projector and a causal language model (with or without LoRA) as one module.
 
     `vision` is None, and `projector` empty, where the model reads text only.
-    `tokenizer` goes with the language model; it is needed to save the model, not to run it.
+    `tokenizer` goes with the language model; it is needed to read samples and to save the model, not to run it.
+
+    Raises:
+        ValueError: there is no template of the configuration's name.
     """
 
     def __init__(
@@ -53,12 +66,23 @@ class VLM(nn.Module):
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
+        find_template(config.template)
         self.vlm_config = config
         self.vision = vision
         self.projector = projector
         self.language_model: Any = language_model
         self.tokenizer = tokenizer
         self.fingerprints: dict[str, str] = {}
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self
+
+    @property
+    def backbone(self) -> Any:
+        """The language model."""
+        return unwrap(self.language_model)
 
     @property
     def device(self) -> torch.device:
@@ -75,6 +99,63 @@ class VLM(nn.Module):
         if self.vision is None:
             raise ValueError("this model reads text only; give it no images, or take a model with a vision tower")
         return self.vision
+
+    def encode(self, sample: Sample, reading: Reading) -> Item:
+        """Encode a sample's turns, and read its pictures or their features.
+
+        Raises:
+            FileNotFoundError, ValueError: nothing supervised is left, markers and images differ in number, the model
+                reads text only and there is an image, or a picture cannot be used.
+        """
+        encoded, pictures = self._ids(sample, reading), self.pictures(reading)
+        pixels = tuple(pictures(image) for image in sample.images) if pictures else ()
+        return Item(sample.uid, encoded.input_ids, encoded.labels, sample.images, pixels)
+
+    def length(self, sample: Sample, reading: Reading) -> int:
+        """Return the positions that a sample takes, patches included."""
+        return self._ids(sample, reading).positions(self._image_tokens)
+
+    def _ids(self, sample: Sample, reading: Reading) -> Encoded:
+        if sample.images and self.vision is None:
+            raise ValueError("it has an image and this model reads text only")
+        return encode(
+            sample.turns,
+            len(sample.images),
+            self.tokenizer,
+            self.vlm_config.template,
+            max_length=reading.max_length,
+            image_tokens=self._image_tokens,
+            loss_on=reading.loss_on,
+        )
+
+    @property
+    def _image_tokens(self) -> int:
+        return 1 if self.vision is None else self.vision.patches
+
+    def pictures(self, reading: Reading) -> Pictures | None:
+        """Return what reads pictures as the tower wants them.
+
+        Raises:
+            ValueError: there is no image mode of the configuration's name.
+        """
+        if self.vision is None:
+            return None
+        tower, mode = self.vision, self.vlm_config.image_mode
+        return Pictures(reading.images or Path(), tower.image_size, mode, tower.image_mean, reading.features)
+
+    def features(
+        self, reading: Reading, names: Iterable[str], folder: str | Path, dtype: str | None = None
+    ) -> FeatureReader | None:
+        """Return the tower's features of pictures; None where no folder of pictures is named."""
+        if self.vision is None:
+            return super().features(reading, names, folder, dtype)
+        if reading.images is None:
+            return None
+        return open_features(self.vision, self.vlm_config.image_mode, reading.images, names, folder, dtype)
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Pad items on the right to the longest of them."""
+        return Collator(pad_id(self.tokenizer))(items)
 
     def project(self, pixel_values: Tensor, image_index: Tensor) -> Tensor:
         """Map distinct images to the patch embeddings [image rows, patches, d] of every image row.
@@ -115,10 +196,26 @@ class VLM(nn.Module):
         return plan, splice_embeddings(plan, text, patches)
 
     def forward(self, batch: BatchLike) -> TokenLosses:
-        """Return the cross entropy of every supervised token; `losses.sample_losses` averages it by sample."""
+        """Return the cross entropy of every supervised token; `losses` averages it by sample."""
         plan, embeddings = self.embed(batch)
         labels = splice_labels(plan, batch.labels)
         return token_losses(self.language_model, labels, plan.attention_mask, inputs_embeds=embeddings)
+
+    def token_losses(self, batch: BatchLike) -> TokenLosses:
+        """Return the cross entropy of every supervised token."""
+        return self(batch)
+
+    def row_samples(self, batch: BatchLike) -> Mapping[str, Tensor]:
+        """Say whose the rows of projector (one per image) and output head (one per supervised token) are."""
+        head, rows = head_rows(self.language_model, batch.labels, batch.attention_mask)
+        name = next(name for name, module in self.named_modules() if module is head)
+        return {"projector": batch.image_samples, name: rows}
+
+    def default_blocks(self) -> str:
+        """Return projector and adapters; for text models the adapters, or the last block where there are none."""
+        if self.vision is not None:
+            return "projector+lora"
+        return "lora" if lora_parameters(self) else "last-block"
 
     def attach_lora(self, spec: LoraSpec, seed: int = 0) -> None:
         """Add fresh adapters to a language model that has none.
@@ -126,7 +223,7 @@ class VLM(nn.Module):
         Raises:
             ValueError: it has adapters already, or a target names no linear module.
         """
-        self.language_model = attach_lora(self.language_model, spec, seed).train(self.training)
+        self.language_model = attach_lora(self.language_model, spec, seed).train(self.training).to(self.device)
         self.vlm_config = replace(self.vlm_config, lora=spec)
 
     def merge_lora(self) -> None:
@@ -134,14 +231,59 @@ class VLM(nn.Module):
         self.language_model = merge_lora(self.language_model)
         self.vlm_config = replace(self.vlm_config, lora=None, language_trained=True)
 
-    def mark_trained(self, projector: bool = False, language: bool = False) -> None:
+    def trained(self, parts: str) -> Groups:
+        """Let projector, adapters (lora) or the whole language model (lm) learn, whose adapters become part of it.
+
+        Raises:
+            ValueError: there is no projector, or there are no adapters, to train.
+        """
+        if "projector" in parts and self.vision is None:
+            raise ValueError(f"train is {parts!r} and the model reads text only: set settings.train to lora or lm")
+        if "lm" in parts and self.vlm_config.lora is not None:
+            self.merge_lora()
+        groups: Groups = {}
+        if "projector" in parts:
+            groups["projector"] = {f"projector.{name}": p for name, p in self.projector.named_parameters()}
+        if "lora" in parts:
+            groups["lora"] = lora_parameters(self)
+            if not groups["lora"]:
+                raise ValueError(
+                    f"train is {parts!r} and the model has no LoRA adapters; attach some (tune --lora.r 64)"
+                )
+        if "lm" in parts:
+            weights = self.language_model.named_parameters()
+            groups["language model"] = {f"language_model.{name}": p for name, p in weights}
+        return only_these_learn(self, groups)
+
+    def mark_trained(self, groups: Collection[str]) -> None:
         """Record in the configuration that the projector or the whole language model was trained."""
         was = self.vlm_config
         self.vlm_config = replace(
             was,
-            projector_trained=was.projector_trained or projector,
-            language_trained=was.language_trained or language,
+            projector_trained=was.projector_trained or "projector" in groups,
+            language_trained=was.language_trained or "language model" in groups,
         )
+
+    def reads(self) -> Any:
+        """Return how samples are read, and the scale of adapters, which their weights do not tell."""
+        config = self.vlm_config
+        return config.template, config.image_mode, config.vision_layer, config.lora
+
+    def save(self, folder: str | Path) -> None:
+        """Write projector, adapters and whatever else was trained, and the names of the backbones.
+
+        Raises:
+            FileExistsError: `folder` holds something else than a saved model.
+        """
+        checkpoint.save(self, folder)
+
+    def load_trained(self, folder: str | Path) -> None:
+        """Put the trained parts of a saved model into this one.
+
+        Raises:
+            FileNotFoundError, ValueError: files are missing or do not fit.
+        """
+        checkpoint.load_trained(self, folder)
 
     def require_ready(self, name: str = "this model", mend: str = "") -> None:
         """Refuse to go on with a projector that was never trained: its output would be noise. Text models have none.
@@ -156,41 +298,3 @@ class VLM(nn.Module):
                 f"the projector of {name} was never trained, so that it cannot see; align it first (vlmsel align), or "
                 f"give a checkpoint that holds one{mend}"
             )
-
-
-def build(
-    config: VLMConfig, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
-) -> VLM:
-    """Build a model from pretrained backbones with a fresh projector and fresh adapters.
-
-    `dtype` is that of the frozen backbones; projector and adapters are float32, which training needs. On device `meta`
-    the model has shapes and no weights (nothing is loaded): for counting. `seed` draws the adapters.
-
-    Raises:
-        FileNotFoundError, ValueError: a backbone cannot be found or used; the message names it.
-    """
-    if str(device) == "meta":
-        vision = None if config.vision is None else shape_vision(config)
-        language, tokenizer = shape_language(config.language), None
-    else:
-        vision = None if config.vision is None else load_vision(config, dtype)
-        language = load_language(config.language, dtype)
-        tokenizer = load_tokenizer(config.language)
-    return assemble(config, vision, language, tokenizer, seed).to(device)
-
-
-def assemble(config: VLMConfig, vision: VisionTower | None, language_model: Any, tokenizer: Any, seed: int = 0) -> VLM:
-    """Put loaded backbones together: freeze them, attach adapters to the language model, add a fresh projector."""
-    language_model.requires_grad_(False).eval()
-    embedding = language_model.get_input_embeddings().weight
-    source = "meta" if embedding.is_meta else "cpu"
-    projector = nn.Sequential()
-    if vision is not None:
-        projector = build_projector(config.projector, vision.width, embedding.shape[1], config.projector_seed, source)
-    eyes = "" if vision is None or embedding.is_meta else fingerprint(vision)  # no eyes make no statement
-    prints = {} if embedding.is_meta else {"vision": eyes, "language": fingerprint(language_model)}
-    if config.lora is not None:
-        language_model = attach_lora(language_model, config.lora, seed)
-    model = VLM(config, vision, projector, language_model, tokenizer)
-    model.fingerprints = prints
-    return model.eval()
