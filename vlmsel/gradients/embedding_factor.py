@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlmsel.gradients.factors import Factor, Side, spans, wide
 
 
 class LookupFactor(Factor):
-    """Row `ids_it` of g_i gathers `delta_it`; `ids` [n, t] in 0 .. rows - 1, `delta` [n, t, cols]; half is cast up."""
+    """Row `ids_it` of g_i gathers `delta_it`; ids are 0 .. rows - 1, half precision is cast up."""
 
-    def __init__(self, ids: Tensor, delta: Tensor, rows: int) -> None:
+    def __init__(self, ids: Int[Tensor, "n t"], delta: Float[Tensor, "n t cols"], rows: int) -> None:
         if ids.ndim != 2 or delta.ndim != 3 or ids.shape != delta.shape[:2]:
             raise ValueError(
                 f"ids have shape {list(ids.shape)} and delta {list(delta.shape)}; expected [n, t] and [n, t, cols]"
