@@ -24,7 +24,7 @@ class LookupFactor(Factor):
         self.values = self.delta
         self.samples, _, self.cols = delta.shape
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "n rows cols"]:
         flat = self._new(self.samples * self.rows, self.cols)
         first = self.rows * torch.arange(self.samples, device=self.ids.device)
         flat.index_add_(0, (self.ids + first[:, None]).flatten(), self.delta.flatten(0, 1))
@@ -33,7 +33,7 @@ class LookupFactor(Factor):
     def select(self, keep: Any) -> Factor:
         return LookupFactor(self.ids[keep], self.delta[keep], self.rows)
 
-    def sq_bound(self) -> Tensor:
+    def sq_bound(self) -> Float[Tensor, " n"]:
         return torch.linalg.vector_norm(self.delta, dim=2).sum(1).square()
 
     def _agreement(self, span: slice) -> Tensor:
@@ -46,7 +46,7 @@ class LookupFactor(Factor):
         for span in spans(self.samples, self.ids.shape[1] * max(self.ids.shape[1], self.cols)):
             yield self.delta[span], self._agreement(span) @ self.delta[span]
 
-    def sq_norm(self) -> Tensor:
+    def sq_norm(self) -> Float[Tensor, " n"]:
         return torch.cat([self._new(0), *((delta * mixed).sum((1, 2)).clamp_min(0) for delta, mixed in self._mixed())])
 
     def _inner(self, targets: Tensor) -> Tensor:
