@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from vlmsel.gradients.routes import gram_route, inner_route, norm_route, sum_route
@@ -25,8 +25,8 @@ Side = Literal["cols", "rows"]
 LIMIT = 2**26  # elements an intermediate tensor may have, unless a single sample needs more
 
 
-def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Cast half precision up to float32."""
+def wide(x: Num[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Cast half precision and whole numbers up to float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -95,7 +95,7 @@ class Factor(ABC):
             raise ValueError(f"side is {side!r}; expected 'cols' or 'rows'")
         return self._gram(side)
 
-    def weighted_sum(self, weights: Float[Tensor, "k n"]) -> Float[Tensor, "k rows cols"]:
+    def weighted_sum(self, weights: Num[Tensor, "k n"]) -> Float[Tensor, "k rows cols"]:
         """Return Σ_i weights_ki g_i.
 
         Raises:
@@ -111,7 +111,7 @@ class Factor(ABC):
         return surely if bool(surely.all()) else torch.isfinite(self.sq_norm())
 
     @classmethod
-    def from_dense(cls, grads: Float[Tensor, "n rows cols"]) -> Factor:
+    def from_dense(cls, grads: Num[Tensor, "n rows cols"]) -> Factor:
         """Hold gradients that are formed already, float32 or better.
 
         Raises:
