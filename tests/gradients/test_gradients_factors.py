@@ -150,6 +150,6 @@ def test_merging_adds_up():
         (lambda f: LookupFactor(torch.ones(2, 3), torch.ones(2, 4, 5), 9), "ids have shape"),
     ],
 )
-def test_wrong_shapes_are_named(call, message):
+def test_wrong_shapes_are_named(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call(outer(2, 3, 4, 5))

@@ -68,12 +68,8 @@ def _is_rms_norm(module: nn.Module) -> bool:
     """Recognise the RMSNorm classes of transformers models: one weight vector and an epsilon."""
     weight = module._parameters.get("weight")
     single = weight is not None and weight.ndim == 1 and len(module._parameters) == 1
-    return type(module).__name__.endswith("RMSNorm") and single and hasattr_any(module, "eps", "variance_epsilon")
-
-
-def hasattr_any(module: nn.Module, *names: str) -> bool:
-    """Say whether a module has one of these attributes."""
-    return any(hasattr(module, name) for name in names)
+    has_epsilon = hasattr(module, "eps") or hasattr(module, "variance_epsilon")
+    return type(module).__name__.endswith("RMSNorm") and single and has_epsilon
 
 
 def select_blocks(model: nn.Module, spec: str) -> list[Block]:

@@ -4,7 +4,7 @@ A forward hook ends each selected layer with an identity, the tap, that keeps wh
 of what the layer gave arrives at the tap, the two make a factor. Nothing is accumulated in any parameter: parameters
 need no gradient meanwhile, so that the backward goes no deeper than the lowest selected layer. The tap is a node of the
 graph like any other, so that activation checkpointing, which runs layers again in the backward, drops and rebuilds it.
-LoRA layers run as one map meanwhile (see adapters.py), and the tap stands behind the whole layer.
+LoRA layers run as one map meanwhile (see lora_merge.py), and the tap stands behind the whole layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
@@ -26,6 +27,7 @@ from vlmsel.gradients.lora_merge import Adapter, find_adapters, merged
 from vlmsel.gradients.sum_factor import merge
 
 Sink = Callable[[str, Factor], None]
+Maps = Mapping[str, Int[Tensor, " _rows"]]  # module name -> the sample of each row of its input
 Uses = dict[str, list[tuple[str, str]]]  # module name -> (parameter's name in the module, block's name)
 
 
@@ -61,7 +63,7 @@ class Capture:
         model: nn.Module,
         blocks: Sequence[Block],
         samples: int | None,
-        row_samples: Mapping[str, Tensor],
+        row_samples: Maps,
         sink: Sink | None = None,
     ) -> None:
         self._blocks, self._sink = list(blocks), sink
@@ -74,7 +76,7 @@ class Capture:
         self._anchor = torch.zeros((), requires_grad=True)
         self.start(samples, row_samples)
 
-    def start(self, samples: int | None, row_samples: Mapping[str, Tensor] | None = None) -> None:
+    def start(self, samples: int | None, row_samples: Maps | None = None) -> None:
         """Forget what was captured and expect another batch.
 
         Raises:
@@ -85,10 +87,12 @@ class Capture:
         self._blind: set[str] = set()  # modules that ran without autograd
         self._seen: set[str] = set()  # modules that a backward reached
         self._ran = False
-        self._check_maps()
+        for prefix, owners in self._row_samples.items():
+            if len(owners) and prefix not in self._modules:
+                raise ValueError(f"row_samples names module {prefix!r}, which {_kind(self._modules[''])} does not have")
 
-    def backward(self, losses: Tensor) -> None:
-        """Run the backward of the summed losses [n], or nothing where no selected layer took part in them."""
+    def backward(self, losses: Float[Tensor, " n"]) -> None:
+        """Run the backward of the summed losses, or nothing where no selected layer took part in them."""
         self._ran = True
         if losses.requires_grad:
             losses.sum().backward()
@@ -129,11 +133,6 @@ class Capture:
                 "checkpointing let the checkpointed inputs require gradients (model.enable_input_require_grads()) or "
                 "pass use_reentrant=False, and do not select modules that run under torch.no_grad()"
             )
-
-    def _check_maps(self) -> None:
-        for prefix, owners in self._row_samples.items():
-            if len(owners) and prefix not in self._modules:
-                raise ValueError(f"row_samples names module {prefix!r}, which {_kind(self._modules[''])} does not have")
 
     def _rows(self, module: str, x: Tensor) -> Rows:
         """Say which samples the rows of this input are.
@@ -197,15 +196,21 @@ class Capture:
     def _note(self, kept: Tensor, delta: Tensor) -> None:
         self._ran = True
 
-    def install(self) -> list[Any]:
-        """Add the hooks and return their handles."""
-        handles = [
-            self._modules[name].register_forward_hook(partial(self._tap, name), with_kwargs=True)
-            for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]
-        ]
-        root = self._modules[""]
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Have the hooks on the model within the block."""
+        root, handles = self._modules[""], []
         joined = [root] if not any(map(_reentrant, self._modules.values())) else [root, *_embeddings(root)]
-        return handles + [module.register_forward_hook(self._join) for module in joined]
+        try:
+            for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]:
+                tap = partial(self._tap, name)
+                handles.append(self._modules[name].register_forward_hook(tap, with_kwargs=True))
+            for module in joined:
+                handles.append(module.register_forward_hook(self._join))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _kind(module: nn.Module) -> str:
@@ -263,9 +268,9 @@ def _embeddings(model: nn.Module) -> list[nn.Module]:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter require a gradient within the block."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in trained:
@@ -277,7 +282,7 @@ def capture(
     model: nn.Module,
     blocks: Sequence[Block],
     samples: int | None = None,
-    row_samples: Mapping[str, Tensor] | None = None,
+    row_samples: Maps | None = None,
     sink: Sink | None = None,
 ) -> Iterator[Capture]:
     """Capture the per-sample gradients of one forward and backward run inside; `factors()` of what it yields has them.
@@ -298,10 +303,5 @@ def capture(
         ValueError: a block is not of this model, a layer read another number of rows than expected, or a map is wrong.
     """
     captured = Capture(model, blocks, samples, row_samples or {}, sink)
-    handles = captured.install()
-    try:
-        with frozen(model), merged(captured.adapters.values()):
-            yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
+    with captured.installed(), frozen(model), merged(captured.adapters.values()):
+        yield captured

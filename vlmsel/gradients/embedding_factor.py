@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlmsel.gradients.factors import Factor, Side, spans, wide
 
 
 class LookupFactor(Factor):
-    """Row `ids_it` of g_i gathers `delta_it`; `ids` [n, t] in 0 .. rows - 1, `delta` [n, t, cols]; half is cast up."""
+    """Row `ids_it` of g_i gathers `delta_it`; ids are 0 .. rows - 1, half precision is cast up."""
 
-    def __init__(self, ids: Tensor, delta: Tensor, rows: int) -> None:
+    def __init__(self, ids: Int[Tensor, "n t"], delta: Float[Tensor, "n t cols"], rows: int) -> None:
         if ids.ndim != 2 or delta.ndim != 3 or ids.shape != delta.shape[:2]:
             raise ValueError(
                 f"ids have shape {list(ids.shape)} and delta {list(delta.shape)}; expected [n, t] and [n, t, cols]"
@@ -23,7 +24,7 @@ class LookupFactor(Factor):
         self.values = self.delta
         self.samples, _, self.cols = delta.shape
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "n rows cols"]:
         flat = self._new(self.samples * self.rows, self.cols)
         first = self.rows * torch.arange(self.samples, device=self.ids.device)
         flat.index_add_(0, (self.ids + first[:, None]).flatten(), self.delta.flatten(0, 1))
@@ -32,7 +33,7 @@ class LookupFactor(Factor):
     def select(self, keep: Any) -> Factor:
         return LookupFactor(self.ids[keep], self.delta[keep], self.rows)
 
-    def sq_bound(self) -> Tensor:
+    def sq_bound(self) -> Float[Tensor, " n"]:
         return torch.linalg.vector_norm(self.delta, dim=2).sum(1).square()
 
     def _agreement(self, span: slice) -> Tensor:
@@ -45,7 +46,7 @@ class LookupFactor(Factor):
         for span in spans(self.samples, self.ids.shape[1] * max(self.ids.shape[1], self.cols)):
             yield self.delta[span], self._agreement(span) @ self.delta[span]
 
-    def sq_norm(self) -> Tensor:
+    def sq_norm(self) -> Float[Tensor, " n"]:
         return torch.cat([self._new(0), *((delta * mixed).sum((1, 2)).clamp_min(0) for delta, mixed in self._mixed())])
 
     def _inner(self, targets: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from vlmsel.gradients.routes import gram_route, inner_route, norm_route, sum_route
@@ -24,7 +25,8 @@ Side = Literal["cols", "rows"]
 LIMIT = 2**26  # elements an intermediate tensor may have, unless a single sample needs more
 
 
-def wide(x: Tensor) -> Tensor:
+def wide(x: Num[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Cast half precision and whole numbers up to float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -49,16 +51,16 @@ class Factor(ABC):
     values: Tensor  # a tensor of it that has its dtype and device
 
     @abstractmethod
-    def dense(self) -> Tensor:
-        """Form the gradients. [n, rows, cols]"""
+    def dense(self) -> Float[Tensor, "n rows cols"]:
+        """Form the gradients."""
 
     @abstractmethod
     def select(self, keep: Any) -> Factor:
         """Return the factor of some samples: a boolean mask [n], indices or a slice."""
 
     @abstractmethod
-    def sq_bound(self) -> Tensor:
-        """Bound ‖g_i‖² from above, cheaply. [n]"""
+    def sq_bound(self) -> Float[Tensor, " n"]:
+        """Bound ‖g_i‖² from above, cheaply."""
 
     @abstractmethod
     def _inner(self, targets: Tensor) -> Tensor: ...
@@ -70,11 +72,11 @@ class Factor(ABC):
     def _weighted_sum(self, weights: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def sq_norm(self) -> Tensor:
-        """Return ‖g_i‖² (Frobenius). [n]"""
+    def sq_norm(self) -> Float[Tensor, " n"]:
+        """Return ‖g_i‖² (Frobenius)."""
 
-    def inner(self, targets: Tensor) -> Tensor:
-        """Return ⟨targets_k, g_i⟩. [k, rows, cols] -> [k, n]
+    def inner(self, targets: Float[Tensor, "k rows cols"]) -> Float[Tensor, "k n"]:
+        """Return ⟨targets_k, g_i⟩.
 
         Raises:
             ValueError: the targets have another shape.
@@ -83,8 +85,8 @@ class Factor(ABC):
             raise ValueError(f"targets have shape {list(targets.shape)}; expected [k, {self.rows}, {self.cols}]")
         return self._inner(targets.to(self.values.dtype))
 
-    def gram(self, side: Side) -> Tensor:
-        """Return Σ_i g_iᵀ g_i [cols, cols] for side "cols", Σ_i g_i g_iᵀ [rows, rows] for side "rows".
+    def gram(self, side: Side) -> Float[Tensor, "d d"]:
+        """Return Σ_i g_iᵀ g_i (d = cols) for side "cols", Σ_i g_i g_iᵀ (d = rows) for side "rows".
 
         Raises:
             ValueError: another side.
@@ -93,8 +95,8 @@ class Factor(ABC):
             raise ValueError(f"side is {side!r}; expected 'cols' or 'rows'")
         return self._gram(side)
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """Return Σ_i weights_ki g_i. [k, n] -> [k, rows, cols]
+    def weighted_sum(self, weights: Num[Tensor, "k n"]) -> Float[Tensor, "k rows cols"]:
+        """Return Σ_i weights_ki g_i.
 
         Raises:
             ValueError: the weights have another shape.
@@ -103,14 +105,14 @@ class Factor(ABC):
             raise ValueError(f"weights have shape {list(weights.shape)}; expected [k, {self.samples}]")
         return self._weighted_sum(weights.to(self.values.dtype))
 
-    def finite(self) -> Tensor:
-        """Mark the samples whose gradient is finite, squared norm included. [n] bool"""
+    def finite(self) -> Bool[Tensor, " n"]:
+        """Mark the samples whose gradient is finite, squared norm included."""
         surely = torch.isfinite(self.sq_bound())
         return surely if bool(surely.all()) else torch.isfinite(self.sq_norm())
 
     @classmethod
-    def from_dense(cls, grads: Tensor) -> Factor:
-        """Hold gradients that are formed already, float32 or better. [n, rows, cols]
+    def from_dense(cls, grads: Num[Tensor, "n rows cols"]) -> Factor:
+        """Hold gradients that are formed already, float32 or better.
 
         Raises:
             ValueError: not three dimensions.
@@ -127,8 +129,8 @@ class Factor(ABC):
         """
         return self
 
-    def pieces(self) -> Iterator[Tensor]:
-        """Form the gradients a few samples at a time. [some, rows, cols] each"""
+    def pieces(self) -> Iterator[Float[Tensor, "some rows cols"]]:
+        """Form the gradients a few samples at a time."""
         if self.samples * self.rows * self.cols <= LIMIT:
             yield self.dense()
             return
@@ -142,10 +144,10 @@ class Factor(ABC):
         flat = targets.flatten(1)
         return _joined([flat @ piece.flatten(1).T for piece in self.pieces()], dim=1)
 
-    def dense_norm(self) -> Tensor:
+    def _dense_norm(self) -> Tensor:
         return _joined([piece.flatten(1).square().sum(1) for piece in self.pieces()], dim=0)
 
-    def dense_gram(self, side: Side) -> Tensor:
+    def _dense_gram(self, side: Side) -> Tensor:
         size = self.cols if side == "cols" else self.rows
         total = self._new(size, size)
         for piece in self.pieces():
@@ -161,38 +163,38 @@ class Factor(ABC):
 
 
 class DenseFactor(Factor):
-    """Gradients that are formed already: `grads` [n, rows, cols]."""
+    """Gradients that are formed already."""
 
-    def __init__(self, grads: Tensor) -> None:
+    def __init__(self, grads: Float[Tensor, "n rows cols"]) -> None:
         self.grads = self.values = wide(grads)
         self.samples, self.rows, self.cols = grads.shape
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "n rows cols"]:
         return self.grads
 
     def select(self, keep: Any) -> Factor:
         return DenseFactor(self.grads[keep])
 
-    def sq_norm(self) -> Tensor:
-        return self.dense_norm()
+    def sq_norm(self) -> Float[Tensor, " n"]:
+        return self._dense_norm()
 
-    def sq_bound(self) -> Tensor:
-        return self.dense_norm()
+    def sq_bound(self) -> Float[Tensor, " n"]:
+        return self._dense_norm()
 
     def _inner(self, targets: Tensor) -> Tensor:
         return targets.flatten(1) @ self.grads.flatten(1).T
 
     def _gram(self, side: Side) -> Tensor:
-        return self.dense_gram(side)
+        return self._dense_gram(side)
 
     def _weighted_sum(self, weights: Tensor) -> Tensor:
         return torch.tensordot(weights, self.grads, dims=1)
 
 
 class OuterFactor(Factor):
-    """g_i = Σ_t left_it ⊗ right_it, with `left` [n, t, rows] and `right` [n, t, cols]; half precision is cast up."""
+    """g_i = Σ_t left_it ⊗ right_it; half precision is cast up."""
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
+    def __init__(self, left: Float[Tensor, "n t rows"], right: Float[Tensor, "n t cols"]) -> None:
         if left.ndim != 3 or right.ndim != 3 or left.shape[:2] != right.shape[:2]:
             raise ValueError(
                 f"factors have shapes {list(left.shape)} and {list(right.shape)}; "
@@ -204,7 +206,7 @@ class OuterFactor(Factor):
         self.samples, self.tokens, self.rows = left.shape
         self.cols = right.shape[2]
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "n rows cols"]:
         return self.left.mT @ self.right
 
     def compact(self) -> Factor:
@@ -214,13 +216,13 @@ class OuterFactor(Factor):
     def select(self, keep: Any) -> Factor:
         return OuterFactor(self.left[keep], self.right[keep])
 
-    def sq_bound(self) -> Tensor:
+    def sq_bound(self) -> Float[Tensor, " n"]:
         lengths = torch.linalg.vector_norm(self.left, dim=2) * torch.linalg.vector_norm(self.right, dim=2)
         return lengths.sum(1).square()
 
-    def sq_norm(self) -> Tensor:
+    def sq_norm(self) -> Float[Tensor, " n"]:
         if norm_route(self.tokens, self.rows, self.cols) == "dense":
-            return self.dense_norm()
+            return self._dense_norm()
         norms = [self._new(0)]
         for span in spans(self.samples, 2 * self.tokens**2):
             left, right = self.left[span], self.right[span]
@@ -240,7 +242,7 @@ class OuterFactor(Factor):
     def _gram(self, side: Side) -> Tensor:
         kept, other = (self.right, self.left) if side == "cols" else (self.left, self.right)
         if gram_route(self.tokens, other.shape[2], kept.shape[2]) == "dense":
-            return self.dense_gram(side)
+            return self._dense_gram(side)
         total = self._new(kept.shape[2], kept.shape[2])
         for span in spans(self.samples, self.tokens * max(self.tokens, kept.shape[2])):
             mixed = (other[span] @ other[span].mT) @ kept[span]  # [n, t, kept]

@@ -15,6 +15,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from vlmsel.gradients.blocks import layer_kind
@@ -22,14 +23,16 @@ from vlmsel.gradients.embedding_factor import LookupFactor
 from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor, wide
 
 
-def contribution(module: nn.Module, leaf: str, x: Tensor, delta: Tensor, rows: Rows) -> Factor:
+def contribution(
+    module: nn.Module, leaf: str, x: Shaped[Tensor, "rows ..."], delta: Float[Tensor, "rows ... out"], rows: Rows
+) -> Factor:
     """Return the per-sample gradients of parameter `leaf` from one call of its layer.
 
     Args:
         module: a supported layer.
         leaf: "weight" or "bias".
         x: the layer's input, [rows, ..., in] (an embedding's ids: [rows, ...]).
-        delta: the gradient of its output, [rows, ..., out].
+        delta: the gradient of its output.
         rows: which sample each row belongs to.
     """
     kind = layer_kind(module)
@@ -48,12 +51,12 @@ def contribution(module: nn.Module, leaf: str, x: Tensor, delta: Tensor, rows: R
     return DenseFactor(rows.add_up(wide(delta) * tokens(normalised(module, x)))[:, None])
 
 
-def tokens(x: Tensor) -> Tensor:
-    """See the input of a layer as tokens: [n, d] -> [n, 1, d], [n, ..., d] -> [n, t, d]."""
+def tokens(x: Float[Tensor, "rows ... d"]) -> Float[Tensor, "rows t d"]:
+    """See the input of a layer as tokens, one per row where it has no axis of them."""
     return x[:, None] if x.ndim == 2 else x.flatten(1, -2)
 
 
-def normalised(module: nn.Module, x: Tensor) -> Tensor:
+def normalised(module: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return x̂, what a norm multiplies with its weight, rounded as the layer rounds it.
 
     RMSNorm classes differ in where they cast and in whether they multiply with w or 1 + w; the output is affine in w
@@ -73,13 +76,13 @@ def _with_weight(module: nn.Module, value: float, x: Tensor) -> Tensor:
 
 
 class Rows:
-    """Which of `samples` samples each row of a layer's input belongs to: map [rows], or None where rows are samples."""
+    """Which of `samples` samples each row of a layer's input belongs to; no map where rows are samples."""
 
-    def __init__(self, samples: int, owners: Tensor | None = None) -> None:
+    def __init__(self, samples: int, owners: Int[Tensor, " rows"] | None = None) -> None:
         self.samples, self.owners = samples, owners
 
-    def fold(self, x: Tensor) -> Tensor:
-        """Lay the rows of each sample along the token axis. [rows, t, ...] -> [samples, most rows * t, ...]"""
+    def fold(self, x: Shaped[Tensor, "rows t *rest"]) -> Shaped[Tensor, "samples laid *rest"]:
+        """Lay the rows of each sample along the token axis, `laid` being t times the most rows of a sample."""
         if self.owners is None:
             return x
         counts = torch.bincount(self.owners, minlength=self.samples)
@@ -91,8 +94,8 @@ class Rows:
         laid[owners, position] = x[order]
         return laid.flatten(1, 2)
 
-    def add_up(self, x: Tensor) -> Tensor:
-        """Sum over the tokens of each sample, in float32 or better. [rows, t, d] -> [samples, d]"""
+    def add_up(self, x: Float[Tensor, "rows t d"]) -> Float[Tensor, "samples d"]:
+        """Sum over the tokens of each sample, in float32 or better."""
         sums = x.sum(1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
         if self.owners is None:
             return sums

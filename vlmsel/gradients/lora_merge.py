@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
@@ -41,18 +42,20 @@ class Adapter:
     down: str | None  # A [r, in]
     up: str | None  # B [out, r]
 
-    def matrices(self) -> tuple[Tensor, Tensor, float]:
+    def matrices(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"], float]:
         """Return A, B and s."""
         a, b = (part[self.key].weight.detach() for part in (self.layer.lora_A, self.layer.lora_B))
         return a, b, self.layer.scaling[self.key]
 
-    def merged(self) -> Tensor:
-        """Return W + s·BA. [out, in]"""
+    def merged(self) -> Float[Tensor, "out in"]:
+        """Return W + s·BA."""
         a, b, scale = self.matrices()
         return torch.addmm(self.layer.base_layer.weight.detach(), b, a, alpha=scale)
 
-    def factors(self, x: Tensor, delta: Tensor, rows: Rows) -> Iterator[tuple[str, Factor]]:
-        """Give the blocks' factors from the layer's input x and δ, [rows, ..., in] and [rows, ..., out]."""
+    def factors(
+        self, x: Float[Tensor, "rows ... in"], delta: Float[Tensor, "rows ... out"], rows: Rows
+    ) -> Iterator[tuple[str, Factor]]:
+        """Give the blocks' factors from the layer's input x and δ."""
         a, b, scale = self.matrices()
         x, delta = rows.fold(tokens(x)), rows.fold(tokens(delta))
         if self.down is not None:
@@ -105,12 +108,15 @@ def _is_one_map(layer: Any, names: Collection[int], uses: Mapping[int, int]) -> 
 
 @contextmanager
 def merged(adapters: Collection[Adapter]) -> Iterator[None]:
-    """Run the layers as one map within the block; afterwards their weights are what they were, to the bit."""
+    """Run the layers as one map within the block; afterwards their weights are what they were, to the bit.
+
+    Afterwards means also where merging itself is cut short, as by Ctrl-C or for want of memory.
+    """
     kept = [(one, one.layer.base_layer.weight.data) for one in adapters]
-    for one in adapters:
-        one.layer.base_layer.weight.data = one.merged()
-        one.layer.merged_adapters.append(one.key)
     try:
+        for one in adapters:
+            one.layer.base_layer.weight.data = one.merged()
+            one.layer.merged_adapters.append(one.key)
         yield
     finally:
         for one, weight in kept:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlmsel.gradients.blocks import Block
@@ -15,7 +16,7 @@ from vlmsel.gradients.capture import capture
 
 def per_sample_gradients(
     model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor], blocks: Sequence[Block]
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, "n _rows _cols"]]:
     """Return each sample's own gradient on every block, as if it were alone in the batch.
 
     The model runs in eval mode (no dropout) and is left as it was, `.grad` included.
@@ -28,7 +29,7 @@ def per_sample_gradients(
         blocks: what `select_blocks` returned.
 
     Returns:
-        Parameter name -> gradients [n, rows, cols], float32 (float64 for a float64 model).
+        The gradients by the parameter's name, float32 (float64 for a float64 model).
 
     Raises:
         ValueError: the losses are not one number per sample, or gradients cannot be captured.
@@ -48,7 +49,7 @@ def per_sample_gradients(
     return {name: factor.dense() for name, factor in captured.factors().items()}
 
 
-def _row_samples(batch: Any) -> Mapping[str, Tensor] | None:
+def _row_samples(batch: Any) -> Mapping[str, Int[Tensor, " _rows"]] | None:
     if isinstance(batch, Mapping):
         return batch.get("row_samples")
     return getattr(batch, "row_samples", None)
@@ -58,8 +59,8 @@ def _row_samples(batch: Any) -> Mapping[str, Tensor] | None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode within the block; afterwards every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module in training:

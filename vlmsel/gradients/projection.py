@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_count
@@ -24,12 +25,12 @@ from vlmsel.gradients.sum_factor import SumFactor
 
 
 class Matrices(NamedTuple):
-    """What a block is projected with: `rows` [k, rows] and `cols` [l, cols]; None for a side that stays as it is."""
+    """What a block is projected with; None for a side that stays as it is."""
 
-    rows: Tensor | None
-    cols: Tensor | None
+    rows: Float[Tensor, "k rows"] | None
+    cols: Float[Tensor, "l cols"] | None
 
-    def to(self, like: Tensor) -> Matrices:
+    def to(self, like: Float[Tensor, "*shape"]) -> Matrices:
         """Return them with the dtype and on the device of a tensor."""
         return Matrices(*(None if side is None else side.to(like) for side in self))
 
@@ -88,8 +89,8 @@ def projected(factor: Factor, matrices: Matrices) -> Factor:
     return DenseFactor(torch.cat(pieces) if pieces else project(factor.dense(), matrices))
 
 
-def project(dense: Tensor, matrices: Matrices) -> Tensor:
-    """Return A g Bᵀ of formed gradients. [n, rows, cols] -> [n, k, l]"""
+def project(dense: Float[Tensor, "n rows cols"], matrices: Matrices) -> Float[Tensor, "n k l"]:
+    """Return A g Bᵀ of formed gradients."""
     across = _mapped(dense, matrices.cols)
     return across if matrices.rows is None else matrices.rows @ across
 

@@ -7,6 +7,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.gradients.embedding_factor import LookupFactor
@@ -23,23 +24,23 @@ class SumFactor(Factor):
         self.parts, self.values = tuple(parts), parts[0].values
         self.samples, self.rows, self.cols = parts[0].samples, parts[0].rows, parts[0].cols
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "n rows cols"]:
         return _total(part.dense() for part in self.parts)
 
     def select(self, keep: Any) -> Factor:
         return SumFactor([part.select(keep) for part in self.parts])
 
-    def sq_bound(self) -> Tensor:
+    def sq_bound(self) -> Float[Tensor, " n"]:
         return _total(part.sq_bound().sqrt() for part in self.parts).square()
 
-    def sq_norm(self) -> Tensor:
-        return self.dense_norm()
+    def sq_norm(self) -> Float[Tensor, " n"]:
+        return self._dense_norm()
 
     def _inner(self, targets: Tensor) -> Tensor:
         return _total(part.inner(targets) for part in self.parts)
 
     def _gram(self, side: Side) -> Tensor:
-        return self.dense_gram(side)
+        return self._dense_gram(side)
 
     def _weighted_sum(self, weights: Tensor) -> Tensor:
         return _total(part.weighted_sum(weights) for part in self.parts)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def solve(a: Tensor, b: Tensor, overwrite: bool = False) -> Tensor:
-    """Return A⁻¹ b for `a` [d, d] and `b` [d, k], or for batches of them, [n, d, d] and [n, d, k].
+def solve(
+    a: Float[Tensor, "*batch d d"], b: Float[Tensor, "*batch d k"], overwrite: bool = False
+) -> Float[Tensor, "*batch d k"]:
+    """Return A⁻¹ b, for one system or a batch of them.
 
     Args:
         a: symmetric; only one triangle is read.

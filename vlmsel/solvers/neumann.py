@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from jaxtyping import Float
 from torch import Tensor
 
 
-def solve(apply: Callable[[Tensor], Tensor], v: Tensor, scale: float, depth: int) -> Tensor:
+def solve(
+    apply: Callable[[Tensor], Tensor], v: Float[Tensor, "*shape"], scale: float, depth: int
+) -> Float[Tensor, "*shape"]:
     """Return r_depth for a linear map `apply` (r -> H r) and a right-hand side of any shape.
 
     >>> import torch

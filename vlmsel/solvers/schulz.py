@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -25,14 +26,14 @@ PANEL = 512  # rows of X overwritten at a time: enough work for one product, an 
 
 
 class Inverse(NamedTuple):
-    """An inverse [d, d], the residual ‖I - A X‖ (Frobenius) before every step and at the end, and whether it is one."""
+    """An inverse, the residual ‖I - A X‖ (Frobenius) before every step and at the end, and whether it is one."""
 
-    matrix: Tensor
+    matrix: Float[Tensor, "d d"]
     residuals: list[float]
     converged: bool
 
 
-def spectrum_bound(a: Tensor) -> float:
+def spectrum_bound(a: Float[Tensor, "d d"]) -> float:
     """Bound the greatest eigenvalue of a positive semi-definite matrix: the smaller of ‖A‖_∞ and the trace.
 
     >>> spectrum_bound(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
@@ -41,14 +42,16 @@ def spectrum_bound(a: Tensor) -> float:
     return spectrum_bounds(a[None])[0]
 
 
-def spectrum_bounds(a: Tensor) -> list[float]:
-    """Bound the greatest eigenvalue of each of a batch of matrices [b, d, d], as `spectrum_bound` does."""
+def spectrum_bounds(a: Float[Tensor, "batch d d"]) -> list[float]:
+    """Bound the greatest eigenvalue of each of a batch of matrices, as `spectrum_bound` does."""
     rows = torch.linalg.vector_norm(a, ord=1, dim=2).amax(1)
     return torch.minimum(rows, a.diagonal(dim1=1, dim2=2).sum(1)).tolist()
 
 
-def inverse(a: Tensor, low: float, tolerance: float | None = None, max_steps: int | None = None) -> Inverse:
-    """Invert a symmetric positive definite matrix [d, d] until ‖I - A X‖_F is at most `tolerance`.
+def inverse(
+    a: Float[Tensor, "d d"], low: float, tolerance: float | None = None, max_steps: int | None = None
+) -> Inverse:
+    """Invert a symmetric positive definite matrix until ‖I - A X‖_F is at most `tolerance`.
 
     Args:
         a: the matrix, float32 or float64.
@@ -68,9 +71,12 @@ def inverse(a: Tensor, low: float, tolerance: float | None = None, max_steps: in
 
 
 def inverses(
-    a: Tensor, low: Sequence[float], tolerance: float | None = None, max_steps: int | None = None
+    a: Float[Tensor, "batch d d"],
+    low: Sequence[float],
+    tolerance: float | None = None,
+    max_steps: int | None = None,
 ) -> list[Inverse]:
-    """Invert a batch of matrices [b, d, d], each as `inverse` does; one that is done leaves the batch.
+    """Invert a batch of matrices, each as `inverse` does; one that is done leaves the batch.
 
     >>> found = inverses(torch.tensor([[[2.0]], [[8.0]]], dtype=torch.float64), low=[2.0, 1.0])
     >>> [round(each.matrix.item(), 9) for each in found]
@@ -104,7 +110,7 @@ def inverses(
     return [found[which] for which in range(len(residuals))]
 
 
-def fixed_steps(a: Tensor, start: float, steps: int) -> Inverse:
+def fixed_steps(a: Float[Tensor, "d d"], start: float, steps: int) -> Inverse:
     """Take `steps` steps from `start`·I, converged or not, as the published code does."""
     a, x = a[None], _scaled_eyes(a[None], [start])
     residuals: list[float] = []

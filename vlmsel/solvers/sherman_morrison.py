@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def weights(inner: Tensor, sq_norm: Tensor, damping: float) -> Tensor:
-    """Return w [k, n] for inner products ⟨v_k, g_j⟩ [k, n], squared norms [n] and λ >= 0; a zero gradient weighs 0.
+def weights(inner: Float[Tensor, "k n"], sq_norm: Float[Tensor, " n"], damping: float) -> Float[Tensor, "k n"]:
+    """Return w for inner products ⟨v_k, g_j⟩, squared norms and λ >= 0; a zero gradient weighs 0.
 
     >>> weights(torch.tensor([[6.0, 0.0]]), torch.tensor([2.0, 0.0]), damping=1.0).tolist()
     [[2.0, 0.0]]

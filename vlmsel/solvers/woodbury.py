@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.solvers import cholesky
 
 
-def solve(gradients: Tensor, damping: float, v: Tensor) -> Tensor:
-    """Return the solutions [k, d] for `v` [k, d] with rows of `gradients` [n, d] and `damping` λ > 0.
+def solve(gradients: Float[Tensor, "n d"], damping: float, v: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """Return the solutions for the rows of `v`, with the rows of `gradients` as G and `damping` λ > 0.
 
     >>> solve(torch.tensor([[2.0, 0.0]]), 1.0, torch.tensor([[10.0, 3.0]])).tolist()
     [[2.0, 3.0]]

@@ -1,7 +1,5 @@
 """LoRA layers run as one map give the adapters' own gradients, leave no trace, and step aside where they must."""
 
-import sys
-
 import peft
 import pytest
 import torch
@@ -9,7 +7,7 @@ from naive_gradients import loop_gradients
 from tiny_models import tiny_language
 from torch import nn
 
-from vlmsel.gradients import capture, per_sample_gradients, select_blocks
+from vlmsel.gradients import capture, lora_merge, per_sample_gradients, select_blocks
 from vlmsel.models.config import ALL_LINEAR, LoraSpec
 from vlmsel.models.lora import attach_lora, quiet_peft
 
@@ -78,6 +76,28 @@ def test_weights_and_outputs_are_afterwards_what_they_were_to_the_bit():
     assert not any(getattr(module, "merged", False) for module in model.modules())
 
 
+def test_an_interrupt_at_any_layer_while_merging_leaves_the_model_as_it_was(monkeypatch):
+    model = adapted(torch.float32)
+    blocks, merged = select_blocks(model, "lora"), lora_merge.Adapter.merged
+    before = {name: (value.data_ptr(), value.clone()) for name, value in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    adapters = list(adapters_of(model, blocks).values())
+
+    def interrupted_at(place, adapter):
+        if adapter.layer is place.layer:
+            raise KeyboardInterrupt
+        return merged(adapter)
+
+    for place in adapters:
+        monkeypatch.setattr(lora_merge.Adapter, "merged", lambda adapter, place=place: interrupted_at(place, adapter))
+        with pytest.raises(KeyboardInterrupt), capture(model, blocks, len(IDS)):
+            raise AssertionError("merged in spite of the interrupt")
+        for name, value in model.state_dict().items():
+            assert (value.data_ptr(), True) == (before[name][0], torch.equal(value, before[name][1])), name
+        assert not any(getattr(module, "merged", False) or module._forward_hooks for module in model.modules())
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
 def test_inside_the_block_outputs_are_the_same():
     model = adapted()
     answer = model(input_ids=IDS).logits
@@ -108,7 +128,7 @@ def test_half_precision_and_autocast_keep_layers_as_they_are():
 
 
 def test_a_model_too_large_for_a_second_set_of_weights_is_left_alone(monkeypatch):
-    monkeypatch.setattr(sys.modules["vlmsel.gradients.lora_merge"], "LIMIT", 1000)
+    monkeypatch.setattr(lora_merge, "LIMIT", 1000)
     model = adapted()
     assert not adapters_of(model, select_blocks(model, "lora"))
 
