@@ -41,3 +41,10 @@ def check_choice(allowed: tuple[object, ...], **values: object) -> None:
     for name, value in values.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def check_at_least_one(**values: int | None) -> None:
+    """Refuse numbers below 1; None is none."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

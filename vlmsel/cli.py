@@ -13,16 +13,17 @@ import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
     "align": "phase one: train the projector (and LoRA) on captions",
     "score": "score every sample of a pool by its influence on target tasks",
+    "rescore": "score it again from stored gradients, with other scorers or settings, without the model",
     "select": "write the fraction of the pool with the lowest (most helpful) scores",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
@@ -111,18 +112,27 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     """Return the command's function and its arguments; `config` holds the resolved YAML where the function takes it."""
     module = import_module(f"vlmsel.commands.{command}")
     function = getattr(module, command)
-    parser = _parser(command, function)
+    _refuse_moved(getattr(module, "MOVED", {}), arguments)
+    groups = {name: kind for name, kind in get_type_hints(function).items() if is_flat(kind)}
+    parser = _parser(command, function, groups)
     if hasattr(module, "PRESETS"):
         _preset_defaults(parser, module, arguments)
     found = parser.parse_args(arguments)
     found.pop("config", None)
     values = dict(parser.instantiate(found).__dict__)
+    for name, kind in groups.items():
+        values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
     found.pop("out", None)  # a moved folder still holds the same run
     text = parser.dump(found, skip_validation=True, skip_unset=False)
     return function, {**values, "config": f"# vlmsel {command}\n{text}"}
 
 
-def _parser(command: str, function: Any) -> Any:
+def is_flat(kind: Any) -> bool:
+    """Tell whether a parameter is a group of options, each of which is an option of the command itself."""
+    return is_dataclass(kind) and getattr(kind, "flat", False) is True
+
+
+def _parser(command: str, function: Any, groups: Mapping[str, Any]) -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -130,8 +140,17 @@ def _parser(command: str, function: Any) -> Any:
         prog=f"vlmsel {command}", description=COMMANDS[command], allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    parser.add_function_arguments(function, as_group=False, skip={"config"})
+    parser.add_function_arguments(function, as_group=False, skip={"config", *groups})
+    for kind in groups.values():
+        parser.add_class_arguments(kind, as_group=False, instantiate=False)
     return parser
+
+
+def _refuse_moved(moved: Mapping[str, str], arguments: list[str]) -> None:
+    """Say where an option went that the command had once."""
+    for name, where in moved.items():
+        if _early_value(arguments, name) is not None:
+            raise ValueError(f"--{name} is no longer an option of this command: {where}")
 
 
 def _preset_defaults(parser: Any, module: ModuleType, arguments: list[str]) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,25 +34,12 @@ LARGEST, LARGEST_ON_CPU = 512, 64  # d up to which matrices are solved together
 BATCH = 2**22  # entries of a batch: a quarter of one matrix of 4096²
 
 
-class Settings(Protocol):
-    """What of HyperINF's hyper-parameters is read here; `HyperINF` says what they mean."""
-
-    name: Any
-    damping: Any
-    extra_damping: Any
-    curvature: Any
-    solver: Any
-    dtype: Any
-    start: Any
-    steps: Any
-
-
 @dataclass(frozen=True)
 class System:
     """One block's system: S + nλI, and n v for its right-hand side.
 
     Attributes:
-        settings: the scorer's.
+        settings: HyperINF's hyper-parameters.
         gram: S, damped while it is worked on; None where no fit sample has a gradient.
         v: the targets. [targets, rows, cols]
         shift: nλ.
@@ -62,7 +49,7 @@ class System:
         details: numbers worth recording.
     """
 
-    settings: Settings
+    settings: Any
     gram: Tensor | None
     v: Tensor
     shift: float
@@ -72,7 +59,7 @@ class System:
     details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Settings, statistic: Gram, v: Tensor) -> System:
+    def of(cls, settings: Any, statistic: Gram, v: Tensor) -> System:
         """Set up the system of a block."""
         gram, count = statistic.take(), statistic.count
         trace = float(gram.diagonal().double().sum()) / max(1, count)
@@ -126,7 +113,7 @@ class System:
                 a.diagonal().copy_(diagonal)
 
 
-def solve(settings: Settings, statistic: Gram, v: Float[Tensor, "targets rows cols"]) -> Solved:
+def solve(settings: Any, statistic: Gram, v: Float[Tensor, "targets rows cols"]) -> Solved:
     """Return one block's h.
 
     Raises:
@@ -182,7 +169,7 @@ def _directly(system: System, a: Tensor, overwrite: bool) -> Solved:
 # Several small blocks at once
 
 
-def solve_many(settings: Settings, statistics: Sequence[Gram], v: Sequence[Tensor]) -> list[Solved]:
+def solve_many(settings: Any, statistics: Sequence[Gram], v: Sequence[Tensor]) -> list[Solved]:
     """Return each block's h: that of `solve` but for rounding.
 
     Raises:
@@ -200,7 +187,7 @@ def solve_many(settings: Settings, statistics: Sequence[Gram], v: Sequence[Tenso
     return [solved[number] for number in range(len(statistics))]
 
 
-def _alike(settings: Settings, statistic: Gram, v: Tensor) -> Any:
+def _alike(settings: Any, statistic: Gram, v: Tensor) -> Any:
     """Return what blocks of one batch have in common; None for one to be solved by itself."""
     largest = LARGEST_ON_CPU if v.device.type == "cpu" else LARGEST
     if settings.start is not None or statistic.size > largest:
@@ -208,7 +195,7 @@ def _alike(settings: Settings, statistic: Gram, v: Tensor) -> Any:
     return statistic.size, statistic.dtype, v.device, v.numel()
 
 
-def _solve_part(settings: Settings, pairs: Sequence[tuple[Gram, Tensor]]) -> list[Solved]:
+def _solve_part(settings: Any, pairs: Sequence[tuple[Gram, Tensor]]) -> list[Solved]:
     if len(pairs) == 1:
         return [solve(settings, *pairs[0])]
     systems = [System.of(settings, *pair) for pair in pairs]

@@ -7,12 +7,38 @@ code.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 from vlmsel.scorers import BUILT_IN
 from vlmsel.scorers.base import Scorer
+
+
+def load_scorers(names: Sequence[str]) -> list[Scorer]:
+    """Load scorers; their names must tell them apart, for they name the table's columns.
+
+    Raises:
+        ValueError: none given, one does not load, or two have the same name.
+    """
+    if not names:
+        raise ValueError("no scorer given; name at least one, such as HyperINF")
+    loaded = [load_scorer(name) for name in _whole(names)]
+    twice = {scorer.name for scorer in loaded if [s.name for s in loaded].count(scorer.name) > 1}
+    if twice:
+        raise ValueError(f"two scorers are called {min(twice)!r}; give one another name, such as HyperINF(name='mine')")
+    return loaded
+
+
+def _whole(names: Sequence[str]) -> list[str]:
+    """Put names together that YAML has cut at commas within their settings: [A(x=1, y=2)] is two texts to it."""
+    whole: list[str] = []
+    for name in names:
+        if whole and whole[-1].count("(") > whole[-1].count(")"):
+            whole[-1] += f", {name}"
+        else:
+            whole.append(name)
+    return whole
 
 
 def load_scorer(spec: str) -> Scorer:

@@ -2,8 +2,8 @@
 
 What it asks for is what the two passes over a pool rely on. They cut the pool into batches of any size, deal them among
 processes, stack all targets of a block, stop and resume, run out of memory, meet samples without a gradient, and run in
-float32. It compares in float64 and on small blocks of every form, in seconds, and says in one sentence what was expected
-where a scorer fails.
+float32. It compares in float64 and on small blocks of every form, in seconds, and says in one sentence what was
+expected where a scorer fails.
 
 Hyper-parameters matter: check a scorer with the ones that you use.
 """

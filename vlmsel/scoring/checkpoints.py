@@ -5,8 +5,8 @@
 the sum over checkpoints c of learning rate times the scores at c; with the cosine form it is LESS's sum (arXiv
 2402.04333), without Adam. Lowest = most helpful. The checkpoints' trained parts are put into the subject that was
 scored, one after the other, so that backbones are loaded once; what makes a checkpoint another model is refused before
-anything is scored. Each is scored as any pool is, into `checkpoints/<c>` of the run folder, so that a killed run goes on
-within the checkpoint that it had come to.
+anything is scored. Each is scored as any pool is, into `checkpoints/<c>` of the run folder, so that a killed run goes
+on within the checkpoint that it had come to.
 """
 
 from __future__ import annotations

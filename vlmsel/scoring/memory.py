@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmsel.scorers.base import Zeros, zeros_on
+from vlmsel.scorers.statistics import Zeros, zeros_on
 
 Place = Literal["device", "host", "disk"]
 SEGMENT = 2**26  # bytes of a file that small tensors share, for a process may map some 65,000 files
@@ -79,7 +79,7 @@ def _existing(folder: Path) -> Path:
 
 
 def zeros_at(place: Place, device: torch.device | str, folder: Path | None = None) -> Zeros:
-    """Return what makes zeros at a place, for `Accumulator.place`.
+    """Return what makes zeros at a place, for `Statistic.zeros`.
 
     Raises:
         ValueError: disk without a folder.

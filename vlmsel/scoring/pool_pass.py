@@ -1,8 +1,8 @@
 """Score a whole pool into a run folder, resumable and by any number of processes.
 
-The folder gets `directions.safetensors`, the preconditioned targets, after the curvature pass, and one file per chunk of
-the score pass; each is written under a temporary name and renamed, and a run that is started again goes on behind what
-is there, within the curvature pass too. The batches are a function of the configuration alone, so a resumed run repeats
+The folder gets `directions.safetensors`, the preconditioned targets, after the curvature pass, and one file per chunk
+of the score pass; each is written under a temporary name and renamed, and a run that is started again goes on behind
+what is there, within the curvature pass too. The batches are a function of the configuration alone, so a resumed run repeats
 the same arithmetic.
 
 Processes that were started together deal batches and chunks among them. Jobs that know nothing of each other each take

@@ -68,8 +68,8 @@ class Reducer(ABC, Generic[T]):
 
 
 class Gradients(NamedTuple):
-    """Some samples: uids [n], each one's loss [n], the factors of its gradient at every block, what is known to be wrong
-    with all of them, and the sizes of the batches that they were run in."""
+    """Some samples: uids [n], each one's loss [n], the factors of its gradient at every block, what is known to be
+    wrong with all of them, and the sizes of the batches that they were run in."""
 
     uids: Tensor
     losses: Tensor

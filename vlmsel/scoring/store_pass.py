@@ -10,14 +10,16 @@ gradients are stored: this pass keeps its findings to itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vlmsel import processes, runs
+from vlmsel.gradients.projection import Projection
 from vlmsel.gradients.store.format import StoreSettings, shard_path, store_bytes
-from vlmsel.gradients.store.records import write_left_out
+from vlmsel.gradients.store.records import Records, write_left_out
 from vlmsel.gradients.store.writer import StoreWriter
 from vlmsel.scoring.batches import progress_bar
 from vlmsel.scoring.curvature import Targets
@@ -26,6 +28,48 @@ from vlmsel.scoring.source import Gradients, GradientSource, Read
 
 SHARD_BYTES = 2e9  # of gradients that wait in memory until their shard is written
 TARGETS_FROM = "targets_from.json"
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Where a store is written and how: its folder, the dtype, and how many rows and columns projected blocks have."""
+
+    folder: str
+    dtype: str = "float32"
+    projection: int | None = None
+
+
+def write_store(
+    spec: StoreSpec, pool: GradientSource, targets: Targets, records: Records, share: Share, about: Mapping[str, Any],
+    origin: Any,
+) -> None:  # fmt: skip
+    """Write a gradient store of a pool with its records, or what of it is not there.
+
+    Args:
+        spec: where and how.
+        pool: the samples, in the batches that they are scored in.
+        targets: what is scored for.
+        records: what the score table says of the pool's records.
+        share: the part of the chunks that this job does.
+        about: digests of what the gradients come from.
+        origin: what the targets were made from, JSON-able; targets in the store that were made from this stay.
+
+    Raises:
+        ValueError: the folder holds something else, or the disk is too small.
+    """
+    small = None if spec.projection is None else Projection(spec.projection, spec.projection)
+    numbers = range(len(pool.sizes))
+    known = {**about, "records": len(records), "plan": pool.digest(numbers)}
+    writer = None
+    if processes.is_main():
+        writer = StoreWriter(spec.folder, pool.blocks, spec.dtype, small, known, sum(pool.sizes))
+        records.write(writer.folder, writer.settings)
+    processes.wait()
+    writer = writer or StoreWriter(spec.folder, pool.blocks, spec.dtype, small, known)
+    if store_pool(pool, targets, writer, share, origin) and processes.is_main():
+        size = sum(path.stat().st_size for path in writer.folder.rglob("*") if path.is_file())
+        what = f"{sum(pool.sizes)} samples on {len(pool.blocks)} blocks"
+        print(f"{spec.folder}: gradients of {what}, {size / 1e9:.3g} GB")
 
 
 def store_pool(

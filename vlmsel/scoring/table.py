@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmsel import runs
+from vlmsel.data.dataset import SampleDataset
 from vlmsel.gradients.store.records import Records
 from vlmsel.scoring.pool_pass import Scored
 
@@ -46,6 +47,34 @@ def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapp
     columns["loss"] = column(scored.losses)
     columns |= {f"{s}/{t}": column(one) for (s, t), one in zip(scored.names, scored.scores, strict=True)}
     write_table(path, columns, {**about, "environment": runs.environment(), "details": scored.details})
+
+
+def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:
+    """Return what the table says of a file's records beside their scores.
+
+    Args:
+        data: the samples that could be read.
+        problems: why records cannot be used, by uid.
+        total: how many records there are.
+    """
+    sources, tokens = [""] * total, [0] * total
+    for sample, length in zip(data.samples, data.lengths(), strict=True):
+        sources[sample.uid], tokens[sample.uid] = sample.source, length
+    return Records(sources, tokens, problems)
+
+
+def check_target_names(files: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the targets' files by name.
+
+    Raises:
+        ValueError: there is none, or a name cannot be part of a column.
+    """
+    if not files:
+        raise ValueError("no target set; give at least one, such as --targets.vqav2 FILE")
+    for name in files:
+        if "/" in name or not name:
+            raise ValueError(f"target {name!r}: this name cannot be part of a column; choose another, without '/'")
+    return files
 
 
 def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset
 
 from vlmsel import processes
 from vlmsel.models.subject import Subject
+from vlmsel.scorers import Samples
 from vlmsel.scoring.batches import Batching, BatchPlan, dealt, progress_bar
 from vlmsel.scoring.source import REASONS, Gradients, ModelSource
 
@@ -28,11 +29,13 @@ class TargetPlan:
 
     Attributes:
         names: what the targets are called, in the order of the columns.
+        sets: the data sets that the samples are from, one after the other.
         plan: the batches of all samples.
-        owners: number of the target that the sample at a position of the plan's data belongs to.
+        owners: number of the target that the sample at a position of the sets belongs to.
     """
 
     names: tuple[str, ...]
+    sets: tuple[Any, ...]
     plan: BatchPlan
     owners: Mapping[int, int]
 
@@ -59,7 +62,7 @@ class TargetPlan:
         groups = batching.groups(sorted(owners), lengths)
         data: Any = ConcatDataset(list(sets.values()))
         plan = BatchPlan(data, subject.collate, groups, subject.device, batching.workers)
-        found = cls(tuple(sets), plan, owners)
+        found = cls(tuple(sets), tuple(sets.values()), plan, owners)
         return found.apart([uid for data in sets.values() for uid in data.uids]) if each else found
 
     def apart(self, uids: Sequence[int]) -> TargetPlan:
@@ -68,8 +71,39 @@ class TargetPlan:
         names = tuple(f"{self.names[self.owners[position]]}:{uids[position]}" for position in order)
         return replace(self, names=names, owners={position: number for number, position in enumerate(order)})
 
+    def samples(self) -> dict[str, Samples]:
+        """Show each target's samples to sample scorers."""
+        whole: list[list[int]] = [[] for _ in self.names]
+        for position, number in self.owners.items():
+            whole[number].append(position)
+        joined = Joined(self.sets)
+        return {name: samples_at(joined, own) for name, own in zip(self.names, whole, strict=True)}
+
     def __len__(self) -> int:
         return len(self.names)
+
+
+class Joined:
+    """Samples and lengths of data sets one after the other."""
+
+    def __init__(self, sets: Sequence[Any]) -> None:
+        self.sets, self.samples = sets, [sample for data in sets for sample in data.samples]
+
+    def lengths(self) -> list[int]:
+        return [length for data in self.sets for length in data.lengths()]
+
+
+def samples_at(data: Any, positions: Sequence[int], losses: Tensor | None = None) -> Samples:
+    """Show the samples at some positions of a data set to sample scorers; `losses` are theirs, where known."""
+    chosen, lengths = [data.samples[i] for i in positions], data.lengths()
+    unknown = torch.full((len(chosen),), float("nan"))
+    return Samples(
+        uids=torch.tensor([sample.uid for sample in chosen], dtype=torch.int64),
+        losses=unknown if losses is None else losses,
+        tokens=torch.tensor([lengths[i] for i in positions], dtype=torch.int64),
+        sources=[sample.source for sample in chosen],
+        read=lambda: ["\n".join(turn.text for turn in sample.turns) for sample in chosen],
+    )
 
 
 def require_samples(names: Sequence[str], counts: Mapping[int, int]) -> None:

@@ -1,0 +1,50 @@
+"""Score a pool from the gradients that `vlmsel score --store` kept: no model, any scorers and settings."""
+
+from __future__ import annotations
+
+from vlmsel import processes, runs
+from vlmsel.commands.folders import open_together
+from vlmsel.commands.options import FitOptions, PlaceOptions
+from vlmsel.models.devices import pick_device
+from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.rescore import StoredPool, rescore_pool
+from vlmsel.scoring.table import write_scores
+
+
+def rescore(
+    out: str,
+    store: str,
+    scorers: tuple[str, ...] = ("HyperINF", "DataInf", "LiSSA", "TracIn"),
+    targets: tuple[str, ...] | None = None,
+    leave_out: str | None = None,
+    fit: FitOptions = FitOptions(),
+    place: PlaceOptions = PlaceOptions(),
+    config: str = "",
+) -> None:
+    """Write `out/scores.parquet` as `vlmsel score` does. Lowest = most helpful.
+
+    Args:
+        out: the run folder.
+        store: the folder that `vlmsel score --store` wrote.
+        scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
+        targets: which of the store's targets; all when left out.
+        leave_out: a JSON list of uids that are neither fitted on nor scored.
+        fit: which samples curvature is fitted on.
+        place: where it runs.
+        config: the resolved configuration as text.
+    """
+    if processes.count() > 1:
+        raise ValueError("rescore runs as one process; start it without torchrun or accelerate launch")
+    loaded = load_scorers(scorers)
+    pool = StoredPool.open(store, str(pick_device(place.device)), leave_out)
+    wanted = pool.targets(targets)
+    folder = open_together(out, config)
+    runs.same_inputs(folder, pool.inputs())
+    scored = rescore_pool(pool, loaded, wanted, fit.part(), folder, place.curvature_on)
+    runs.report_left_out(folder / "skipped.json", scored.left_out, len(pool.records), store)
+    kept = pool.store.about
+    about = {name: kept[name] for name in ("pool", "pool_sha256")} | {"config": config}
+    path = folder / "scores.parquet"
+    write_scores(path, pool.records, scored, {**about, "store": {**kept, "folder": store}})
+    count = len(scored.uids) - len(pool.lacking)
+    print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
