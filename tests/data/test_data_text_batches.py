@@ -9,24 +9,28 @@ TEXTS = [(text,) for text, _ in sentences(6)]
 
 
 def encoded(texts=TEXTS, limit=20):
-    return encode_texts(word_tokenizer(), range(10, 10 + len(texts)), texts, [0] * len(texts), limit)
+    return [encode_texts(word_tokenizer(), 10 + row, one, 0, limit) for row, one in enumerate(texts)]
+
+
+def lengths(items):
+    return [len(item.input_ids) for item in items]
 
 
 def test_ids_are_the_tokenizer_s_with_a_mask_of_their_length():
     data = encoded()
-    batch = TextCollator(0)(data.items)
-    assert batch.uids.tolist() == list(range(10, 16)) and data.cut == 0
+    batch = TextCollator(0)(data)
+    assert batch.uids.tolist() == list(range(10, 16)) and not any(item.cut for item in data)
     for row, (text,) in enumerate(TEXTS):
         ids = word_tokenizer()(text)["input_ids"]
         assert batch.input_ids[row].tolist() == ids + [0] * (batch.input_ids.shape[1] - len(ids))
-        assert batch.attention_mask[row].sum() == len(ids) == data.lengths()[row]
+        assert batch.attention_mask[row].sum() == len(ids) == lengths(data)[row]
 
 
 def test_long_texts_are_cut_and_counted_with_their_last_separator():
     data = encoded(limit=5)
-    assert data.cut == sum(len(text.split()) > 3 for (text,) in TEXTS) > 0
-    assert max(data.lengths()) == 5
-    assert all(item.input_ids[-1] == 3 for item in data.items)
+    assert [item.cut for item in data] == [len(text.split()) > 3 for (text,) in TEXTS]
+    assert any(item.cut for item in data) and max(lengths(data)) == 5
+    assert all(item.input_ids[-1] == 3 for item in data)
 
 
 def test_pairs_have_token_types_and_the_longer_text_is_cut():
@@ -42,7 +46,7 @@ def test_more_than_two_texts_are_joined_from_the_second_on():
 
 def test_halves_are_what_collating_each_half_gives():
     data, collate = encoded(), TextCollator(0)
-    for half, items in zip(collate(data.items).halves(), (data.items[:3], data.items[3:]), strict=True):
+    for half, items in zip(collate(data).halves(), (data[:3], data[3:]), strict=True):
         expected = collate(items)
         for name in ("input_ids", "attention_mask", "token_type_ids", "labels", "uids"):
             assert torch.equal(getattr(half, name), getattr(expected, name))
@@ -50,10 +54,11 @@ def test_halves_are_what_collating_each_half_gives():
 
 def test_parts_of_like_length_hold_every_sample_once_with_less_padding():
     data, collate = encoded(), TextCollator(0)
-    batch = collate(data.items)
-    parts = batch.by_length(3)
-    by_uid = {item.uid: item for item in data.items}
-    assert sorted(uid for part in parts for uid in part.uids.tolist()) == [item.uid for item in data.items]
+    batch = collate(data)
+    order, parts = batch.by_length(3)
+    assert torch.equal(batch.uids[order], torch.cat([part.uids for part in parts]))
+    by_uid = {item.uid: item for item in data}
+    assert sorted(uid for part in parts for uid in part.uids.tolist()) == [item.uid for item in data]
     for part in parts:
         assert torch.equal(part.input_ids, collate([by_uid[uid] for uid in part.uids.tolist()]).input_ids)
     assert sum(part.input_ids.numel() for part in parts) < batch.input_ids.numel()

@@ -10,19 +10,12 @@ from tiny_huggingface import save_classifier
 from tiny_text import save_encoder, sentences, word_tokenizer
 
 from vlmsel import runs
-from vlmsel.data.text_batches import TextCollator, encode_texts
-from vlmsel.gradients import per_sample_gradients, select_blocks
-from vlmsel.models.classifier import (
-    EncoderLora,
-    adapt,
-    default_blocks,
-    load_classifier,
-    load_trained,
-    predict,
-    sample_losses,
-    save_trained,
-    trained_parameters,
-)
+from vlmsel.data.dataset import Reading, SampleDataset
+from vlmsel.data.sample import Sample, Turn
+from vlmsel.gradients import per_sample_gradients
+from vlmsel.models.classifier import EncoderLora
+from vlmsel.models.classifier_files import open_classifier
+from vlmsel.models.open import open_subject
 
 CLASSES = ("bad", "good", "odd")
 HEAD = ("classifier.weight", "classifier.bias")
@@ -43,15 +36,50 @@ def head(classifier):
     return classifier.model.classifier.weight.detach().clone()
 
 
-def texts(count=6, classes=3):
-    drawn = sentences(count, classes=classes)
-    labels = [CLASSES.index(name) for _, name in drawn]
-    return encode_texts(word_tokenizer(), range(count), [(text,) for text, _ in drawn], labels, 20)
+def said(uid, name, *texts):
+    return Sample(uid, "mine", (), (*(Turn("human", text) for text in texts), Turn("gpt", name)))
+
+
+SAMPLES = [said(uid, name, text) for uid, (text, name) in enumerate(sentences(6, classes=3))]
+
+
+def texts(model, samples=SAMPLES):
+    """The samples as a batch."""
+    return model.collate([model.encode(one, Reading()) for one in samples])
+
+
+def adapted(source, tune="lora", lora=LORA, seed=0, **settings):
+    found = open_classifier(source, CLASSES, seed, **settings)
+    found.adapt(tune, lora, seed)
+    return found
+
+
+def learnt(model, tune="lora"):
+    """What trains, by name."""
+    return {name: p for group in model.trained(tune).values() for name, p in group.items()}
+
+
+def test_samples_are_texts_and_the_name_of_their_class(encoder):
+    found = open_classifier(encoder, CLASSES)
+    pair = found.encode(said(7, "odd", "good0 good1 good2 good3 good4", "bad0"), Reading(max_length=7))
+    assert (pair.uid, pair.label, pair.cut) == (7, 2, True) and pair.token_types == [0, 0, 0, 0, 0, 1, 1]
+    assert found.tokenizer.decode(pair.input_ids) == "[CLS] good0 good1 good2 [SEP] bad0 [SEP]"
+    bad = [said(1, "good", "x"), said(2, "fine", "x"), said(3, "good")]
+    bad.append(Sample(4, "mine", ("a.png",), bad[0].turns))
+    data = SampleDataset(bad, found, Reading())
+    assert data.check() == {
+        2: "its answer 'fine' is none of the classes bad, good, odd",
+        3: "it has no text",
+        4: "it has an image and this model reads text only",
+    }
+    assert data.usable() == [0] and data.lengths() == [3, 0, 0, 0]
+    long = found.encode(said(5, "good", " ".join(["good0"] * 40)), Reading())
+    assert len(long.input_ids) == found.limit == 20 and long.cut
 
 
 def test_a_fresh_head_follows_from_the_seed_and_the_encoder_does_not(encoder):
     state = torch.get_rng_state()
-    one, again, other = (load_classifier(encoder, CLASSES, seed) for seed in (0, 0, 1))
+    one, again, other = (open_classifier(encoder, CLASSES, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert one.head == HEAD and not one.kept_head and one.model.classifier.out_features == 3
     assert torch.equal(head(one), head(again)) and not torch.equal(head(one), head(other))
@@ -61,7 +89,7 @@ def test_a_fresh_head_follows_from_the_seed_and_the_encoder_does_not(encoder):
 
 def test_a_head_for_these_classes_is_kept_unless_a_fresh_one_is_asked_for(three):
     held = load_file(f"{three}/model.safetensors")["classifier.weight"]
-    kept, fresh, again = (load_classifier(three, CLASSES, 1, fresh_head=new) for new in (False, True, True))
+    kept, fresh, again = (open_classifier(three, CLASSES, 1, fresh_head=new) for new in (False, True, True))
     assert kept.kept_head and torch.equal(head(kept), held)
     assert not fresh.kept_head and not torch.equal(head(fresh), held) and torch.equal(head(fresh), head(again))
 
@@ -70,97 +98,118 @@ def test_a_head_of_another_width_is_refused_with_the_mend(three):
     with pytest.raises(
         ValueError, match=r"head has 3 classes \(classifier.weight is \[3, 16\]\), the data have 2; pass"
     ):
-        load_classifier(three, ("bad", "good"))
-    assert load_classifier(three, ("bad", "good"), fresh_head=True).model.classifier.weight.shape == (2, 16)
+        open_classifier(three, ("bad", "good"))
+    assert open_classifier(three, ("bad", "good"), fresh_head=True).model.classifier.weight.shape == (2, 16)
 
 
 def test_a_head_with_the_classes_in_another_order_is_refused(three):
     with pytest.raises(ValueError, match="order bad, good, odd, the data's in odd, good, bad; pass --fresh_head true"):
-        load_classifier(three, CLASSES[::-1])
+        open_classifier(three, CLASSES[::-1])
 
 
 def test_missing_encoder_weights_are_an_error_and_a_missing_pooler_is_part_of_the_head(tmp_path):
     with pytest.raises(ValueError, match="weights of the encoder are missing, the first is bert.encoder.layer.1"):
-        load_classifier(str(save_encoder(tmp_path / "cut", drop="layer.1.attention.self")), CLASSES)
-    found = load_classifier(str(save_encoder(tmp_path / "bare", drop="pooler")), CLASSES)
+        open_classifier(str(save_encoder(tmp_path / "cut", drop="layer.1.attention.self")), CLASSES)
+    found = open_classifier(str(save_encoder(tmp_path / "bare", drop="pooler")), CLASSES)
     assert found.head == (*HEAD, "bert.pooler.dense.weight", "bert.pooler.dense.bias")
 
 
 def test_folders_without_weights_or_tokenizer_and_names_that_nobody_has(encoder, tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a model's folder nor one that the hub gives"):
-        load_classifier(str(tmp_path / "none"), CLASSES)
+        open_classifier(str(tmp_path / "none"), CLASSES)
     (tmp_path / "half").mkdir()
     with pytest.raises(FileNotFoundError, match="half: no tokenizer"):
-        load_classifier(str(tmp_path / "half"), CLASSES)
+        open_classifier(str(tmp_path / "half"), CLASSES)
     weights = load_file(f"{encoder}/model.safetensors")
     word_tokenizer().save_pretrained(tmp_path / "other")
     config = runs.read_json(f"{encoder}/config.json")
     (tmp_path / "other/config.json").write_text(json.dumps({**config, "intermediate_size": 30}))
     save_file(weights, tmp_path / "other/model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"its configuration says \[30, 16\]; copy it again"):
-        load_classifier(str(tmp_path / "other"), CLASSES)
+        open_classifier(str(tmp_path / "other"), CLASSES)
 
 
 @pytest.mark.parametrize("tune", ["lora", "last-layer"])
 def test_only_adapters_and_head_train(encoder, tune):
-    found = load_classifier(encoder, CLASSES)
-    model = adapt(found, tune, LORA)
-    names = set(trained_parameters(model))
+    model = adapted(encoder, tune)
+    names = {name for name, p in model.module.named_parameters() if p.requires_grad}
+    assert names == set(learnt(model, tune))
     heads = {name for name in names if "classifier" in name}
     assert len(heads) == 2 and all(".lora_" in name for name in names - heads)
     assert len(names - heads) == (8 if tune == "lora" else 0)  # 2 layers x query and value x A and B
-    blocks = select_blocks(model, default_blocks(tune, found.head))
-    assert {block.name for block in blocks} == (names - heads if tune == "lora" else heads)
+    assert {block.name for block in model.blocks()} == (names - heads if tune == "lora" else heads)
 
 
 def test_adapters_follow_from_the_seed_and_change_nothing_at_first(encoder):
-    models = [adapt(load_classifier(encoder, CLASSES), "lora", LORA, seed) for seed in (0, 0, 1)]
-    first = [next(p for n, p in trained_parameters(m).items() if "lora_A" in n) for m in models]
+    models = []
+    for seed in (0, 0, 1):
+        models.append(open_classifier(encoder, CLASSES))
+        models[-1].adapt("lora", LORA, seed)
+    first = [next(p for n, p in learnt(m).items() if "lora_A" in n) for m in models]
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
-    plain, batch = load_classifier(encoder, CLASSES).model, TextCollator(0)(texts().items)
-    assert torch.equal(sample_losses(models[0], batch), sample_losses(plain, batch))
+    plain = open_classifier(encoder, CLASSES)
+    assert torch.equal(models[0].losses(texts(plain)), plain.losses(texts(plain)))
+    assert models[0].digest() == models[1].digest() != models[2].digest()
 
 
 def test_targets_that_are_not_there_list_those_that_are(encoder):
     with pytest.raises(ValueError, match=r"is called q_proj; the model has \['classifier', 'dense', 'key', 'query',"):
-        adapt(load_classifier(encoder, CLASSES), "lora", EncoderLora(targets=("q_proj",)))
+        adapted(encoder, lora=EncoderLora(targets=("q_proj",)))
+    with pytest.raises(ValueError, match="tune must be one of lora, last-layer, got 'all'"):
+        adapted(encoder, "all")
+    with pytest.raises(ValueError, match="train is 'lora' and this classifier is tuned by last-layer"):
+        adapted(encoder, "last-layer").trained("lora")
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 @pytest.mark.parametrize("tune", ["lora", "last-layer"])
 def test_losses_and_gradients_are_those_of_each_sample_alone(kind, tune, tmp_path):
     folder = save_classifier(tmp_path / "model", kind, classes=3)
-    found = load_classifier(str(folder), CLASSES, fresh_head=True, dtype=torch.float64)
     targets = ("q_proj", "v_proj") if kind == "llama" else ("query", "value")
-    model = adapt(found, tune, EncoderLora(r=2, targets=targets)).double()
+    settings = {"fresh_head": True, "dtype": torch.float64}
+    model = adapted(str(folder), tune, EncoderLora(r=2, targets=targets), **settings).double()
     generator = torch.Generator().manual_seed(0)
-    for parameter in trained_parameters(model).values():
+    for parameter in learnt(model, tune).values():
         parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    pad = found.tokenizer.pad_token_id or 256
-    model.config.pad_token_id = pad
-    words = [("short",), ("a longer text",), ("another, longer text still",)]
-    data = encode_texts(found.tokenizer, range(3), words, [0, 1, 2], 40)
-    batch, singles = TextCollator(pad)(data.items), [TextCollator(pad)([item]) for item in data.items]
-    assert torch.allclose(sample_losses(model, batch), torch.cat([sample_losses(model, one) for one in singles]))
-    assert predict(model, batch).tolist() == [int(predict(model, one)) for one in singles]
-    blocks = select_blocks(model, default_blocks(tune, found.head))
-    dense = per_sample_gradients(model, batch, sample_losses, blocks)
-    assert_same(dense, loop_gradients(model, singles, sample_losses, blocks), 1e-10)
+    words = ["short", "a longer text", "another, longer text still"]
+    samples = [said(uid, CLASSES[uid], text) for uid, text in enumerate(words)]
+    batch, singles = texts(model, samples), [texts(model, [one]) for one in samples]
+    assert torch.allclose(model.losses(batch), torch.cat([model.losses(one) for one in singles]))
+    assert model.predict(batch).tolist() == [int(model.predict(one)) for one in singles]
+
+    def losses(_, batch):
+        return model.losses(batch)
+
+    dense = per_sample_gradients(model.module, batch, losses, model.blocks())
+    assert_same(dense, loop_gradients(model.module, singles, losses, model.blocks()), 1e-10)
+
+
+def test_a_training_step_runs_in_parts_with_every_loss_at_its_row(encoder):
+    model = adapted(encoder)
+    batch = texts(model)
+    expected = model.losses(batch)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokens = model(batch)
+    assert tokens.rows.tolist() != list(range(6)) and model.supervised(batch).tolist() == [1] * 6
+    torch.testing.assert_close(model.losses(batch), expected)
 
 
 def test_what_was_trained_comes_back_and_other_settings_are_refused(encoder, tmp_path):
-    model = adapt(load_classifier(encoder, CLASSES), "lora", LORA)
-    for parameter in trained_parameters(model).values():
+    model = adapted(encoder)
+    for parameter in learnt(model).values():
         parameter.data.normal_(generator=torch.Generator().manual_seed(0))
-    assert load_trained(model, tmp_path / "kept") is None
-    save_trained(model, tmp_path / "kept", {"seed": 3})
-    again = adapt(load_classifier(encoder, CLASSES, seed=5), "lora", LORA, seed=5)
-    assert load_trained(again, tmp_path / "kept") == {"seed": 3}
-    batch = TextCollator(0)(texts().items)
-    assert torch.equal(sample_losses(again, batch), sample_losses(model, batch))
-    wider = adapt(load_classifier(encoder, CLASSES), "lora", EncoderLora(r=3))
+    model.save(tmp_path / "kept")
+    again = adapted(encoder, seed=5)
+    again.load_trained(tmp_path / "kept")
+    found = open_subject(str(tmp_path / "kept"), "cpu")
+    for other in (again, found):
+        assert torch.equal(other.losses(texts(model)), model.losses(texts(model)))
+        assert other.digest() == model.digest()
     with pytest.raises(ValueError, match="trained.safetensors: made with other settings"):
-        load_trained(wider, tmp_path / "kept")
+        adapted(encoder, lora=EncoderLora(r=3)).load_trained(tmp_path / "kept")
     (tmp_path / "kept/trained.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="trained.safetensors cannot be read"):
-        load_trained(again, tmp_path / "kept")
+        again.load_trained(tmp_path / "kept")

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from tiny_huggingface import save_language
@@ -13,11 +14,13 @@ from vlmsel.models import checkpoint
 from vlmsel.models.assembly import build, load
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.generation import generate
-from vlmsel.models.huggingface import load_adapter, load_causal
+from vlmsel.models.language import load_language
+from vlmsel.models.lora import quiet_peft
 from vlmsel.models.losses import token_losses
+from vlmsel.models.open import open_subject
 from vlmsel.models.presets import preset
-from vlmsel.models.text import open_text
-from vlmsel.training.phases import phase_preset, trained_groups
+from vlmsel.models.vlm import VLM
+from vlmsel.training.phases import phase_preset
 
 IDS = [[256, 3, 4, 5, 6], [256, 9, 8, 7]]
 SPEC = LoraSpec(r=3, alpha=6, targets=("q_proj", "down_proj"), dropout=0.1)
@@ -37,10 +40,16 @@ def llama(tmp_path_factory):
     return save_language(tmp_path_factory.mktemp("home") / "llama")
 
 
+def peft_model(llama, folder):
+    """Adapters as PEFT itself loads them."""
+    with quiet_peft():
+        return peft.PeftModel.from_pretrained(load_language(str(llama)), str(folder)).eval()
+
+
 @pytest.fixture
 def adapted(llama, tmp_path):
     """A text model with adapters that change something, and PEFT's folder of them."""
-    model = open_text(str(llama))
+    model = open_subject(str(llama), "cpu")
     model.attach_lora(SPEC)
     wake_lora(model)
     checkpoint.save(model, tmp_path / "saved")
@@ -48,7 +57,7 @@ def adapted(llama, tmp_path):
 
 
 def test_losses_are_those_of_the_hugging_face_model(llama):
-    model, (plain, _) = open_text(str(llama)), load_causal(str(llama))
+    model, plain = open_subject(str(llama), "cpu"), load_language(str(llama))
     one = batch()
     expected = token_losses(plain, one.labels, one.attention_mask, input_ids=one.input_ids)
     assert torch.equal(model(one).losses, expected.losses)
@@ -68,45 +77,92 @@ def test_a_saved_model_answers_alike(adapted, tmp_path):
 
 
 def test_a_trained_language_model_is_saved_whole(llama, tmp_path):
-    model = open_text(str(llama), "pure")
+    model = open_subject(str(llama), "cpu", template="pure")
     with torch.no_grad():
         next(model.language_model.parameters()).add_(0.1)
     model.mark_trained(["language model"])
     checkpoint.save(model, tmp_path / "saved")
     found = load(tmp_path / "saved")
     assert torch.equal(losses(found), losses(model)) and found.vlm_config.template == "pure"
-    assert not torch.equal(losses(found), losses(open_text(str(llama))))
+    assert not torch.equal(losses(found), losses(open_subject(str(llama), "cpu")))
 
 
 def test_adapters_are_taken_in_as_our_own(adapted, llama):
     model, folder = adapted
-    found, (peft, _) = open_text(str(folder)), load_adapter(str(folder))
+    found = open_subject(str(folder), "cpu")
+    plain = peft_model(llama, folder)
     assert found.vlm_config.lora == LoraSpec(3, 6, True, ("down_proj", "q_proj"), 0.1)
     one = batch()
-    expected = token_losses(peft, one.labels, one.attention_mask, input_ids=one.input_ids).losses
+    expected = token_losses(plain, one.labels, one.attention_mask, input_ids=one.input_ids).losses
     assert torch.equal(found(one).losses, expected) and torch.equal(losses(found), losses(model))
 
 
+def edited(folder, copy, **changes):
+    """A copy of adapters with another configuration."""
+    shutil.copytree(folder, copy)
+    file = copy / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return copy
+
+
 @pytest.mark.parametrize(
-    ("change", "line"),
+    ("changes", "line"),
     [
-        ({"use_dora": True}, "adapters with use_dora True cannot be kept; merge them into their model"),
-        ({"rank_pattern": {"q_proj": 2}}, "adapters with rank_pattern"),
-        ({"peft_type": "IA3"}, "adapters with peft_type 'IA3'"),
-        ({"bias": "all"}, "adapters with bias 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "adapters with modules_to_save"),
-        ({"target_modules": ".*q_proj"}, "adapters with target_modules"),
         ({"base_model_name_or_path": "/nowhere/at/all"}, "base_model_name_or_path is /nowhere/at/all"),
-        ({"r": 2}, "does not fit the model's adapters"),
+        ({"task_type": "SEQ_CLS"}, "adapters of task type SEQ_CLS cannot be evaluated; merge them into their model"),
+        ({"r": 2}, "the adapters at .* cannot be loaded .*do not belong together"),
+        ({"use_dora": True}, "does not fit the model's adapters at 4 places"),
     ],
 )
-def test_adapters_of_a_kind_that_cannot_be_kept_are_refused(change, line, adapted, tmp_path):
-    folder = shutil.copytree(adapted[1], tmp_path / "copy")
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises((ValueError, FileNotFoundError)) as problem:
-        open_text(str(folder))
-    assert line in str(problem.value)
+def test_adapters_whose_files_do_not_fit_are_refused(changes, line, adapted, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=line):
+        open_subject(str(edited(adapted[1], tmp_path / "copy", **changes)), "cpu")
+
+
+OTHERS = [
+    ({"use_dora": True}, "use_dora True"),
+    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern {'q_proj': 2}"),
+    ({"bias": "all"}, "bias 'all'"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save ['lm_head']"),
+    ({"target_modules": ".*q_proj"}, "target_modules '.*q_proj'"),
+    ({"target_modules": ["layers.0.self_attn.q_proj"]}, "target_modules ['layers.0.self_attn.q_proj']"),
+    ({"target_modules": ["embed_tokens"]}, "target_modules ['embed_tokens']"),
+    ({"layers_to_transform": 0}, "layers_to_transform 0"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "line"), OTHERS)
+def test_adapters_of_other_kinds_answer_as_peft_loads_them_and_cannot_be_kept(settings, line, llama, tmp_path):
+    config = peft.LoraConfig(**{"r": 3, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings})
+    with quiet_peft():
+        made = peft.get_peft_model(load_language(str(llama)), config)
+    wake_lora(made)
+    for name, parameter in made.named_parameters():
+        if "lora_embedding_A" in name:
+            parameter.data.fill_(0.3)
+    made.save_pretrained(tmp_path / "made", save_embedding_layers=False)
+    folder = edited(tmp_path / "made", tmp_path / "adapter", base_model_name_or_path=str(llama))
+    found, plain = open_subject(str(folder), "cpu"), peft_model(llama, folder)
+    assert isinstance(found, VLM) and not found.training
+    ids = torch.tensor(IDS[:1])
+    with torch.no_grad():
+        assert torch.equal(found.language_model(ids).logits, plain(ids).logits)
+        assert not torch.allclose(plain(ids).logits, load_language(str(llama))(ids).logits)
+    refusals = (found.blocks, found.default_blocks, lambda: found.trained("lora"), lambda: found.save(tmp_path / "s"))
+    for refused in refusals:
+        with pytest.raises(ValueError) as problem:
+            refused()
+        assert f"adapters with {line} cannot be kept; merge them into their model" in str(problem.value)
+
+
+def test_settings_that_nobody_knows_yet_are_not_taken_for_plain_ones(adapted, tmp_path):
+    folder = edited(adapted[1], tmp_path / "copy", use_future_method=True)
+    with pytest.warns(UserWarning, match="use_future_method"):
+        found = open_subject(str(folder), "cpu")
+    with pytest.raises(ValueError, match="adapters with use_future_method True cannot be kept"):
+        found.default_blocks()
 
 
 @pytest.mark.parametrize("lost", ["tokenizer.json", "model.safetensors"])
@@ -115,12 +171,12 @@ def test_what_a_folder_lacks_is_named(lost, llama, tmp_path):
     for file in (folder / lost, folder / "tokenizer_config.json" if "tok" in lost else folder / lost):
         file.unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match=f"{folder}: no (tokenizer|.safetensors weights)"):
-        open_text(str(folder))
+        open_subject(str(folder), "cpu")
 
 
 def test_images_are_refused_in_words(llama):
     with pytest.raises(ValueError, match="this model reads text only; give it no images"):
-        open_text(str(llama)).project(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
+        open_subject(str(llama), "cpu").project(torch.zeros(1, 3, 8, 8), torch.tensor([0]))
 
 
 def test_a_model_that_sees_and_one_that_does_not_never_take_each_others_weights(adapted, tmp_path):
@@ -139,13 +195,13 @@ def test_the_text_presets_are_the_language_models_of_the_others():
 
 
 def test_what_a_text_model_can_train(llama, adapted):
-    plain = open_text(str(llama))
-    assert list(trained_groups(plain, "lm")) == ["language model"]
-    assert list(trained_groups(adapted[0], "lora")) == ["lora"]
+    plain = open_subject(str(llama), "cpu")
+    assert list(plain.trained("lm")) == ["language model"]
+    assert list(adapted[0].trained("lora")) == ["lora"]
     for train in ("projector", "projector+lora", "projector+lm"):
         with pytest.raises(ValueError, match="reads text only: set settings.train to lora or lm"):
-            trained_groups(plain, train)
+            plain.trained(train)
     with pytest.raises(ValueError, match="no LoRA adapters; attach some"):
-        trained_groups(plain, "lora")
+        plain.trained("lora")
     presets = [phase_preset(name) for name in ("hyperinf-llm-lora", "hyperinf-llm-dense")]
     assert [(one.train, one.epochs, one.learning_rate) for one in presets] == [("lora", 5, 2e-5), ("lm", 3, 2e-5)]

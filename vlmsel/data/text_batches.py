@@ -1,7 +1,7 @@
 """Encoded texts with their classes, and padded batches of them for a sequence classifier.
 
-Texts longer than the model takes are cut by the tokenizer, the longer text of a pair first, and counted. Rows are
-padded on the right and masked by their lengths, so that any padding id will do.
+Texts longer than the model takes are cut by the tokenizer, the longer text of a pair first. Rows are padded on the
+right and masked by their lengths, so that any padding id will do.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One encoded sample; `token_types` is None for tokenizers that have none."""
+    """One encoded sample; `token_types` is None for tokenizers that have none, `cut` tells that it was longer."""
 
     uid: int
     input_ids: list[int]
     token_types: list[int] | None
     label: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,13 @@ class TextBatch:
         middle = len(self.uids) // 2
         return self._part(slice(0, middle)), self._part(slice(middle, None))
 
-    def by_length(self, parts: int) -> list[TextBatch]:
-        """Cut a batch into up to `parts` of like length, the longest first, each padded to its own longest sample."""
+    def by_length(self, parts: int) -> tuple[Tensor, list[TextBatch]]:
+        """Cut a batch into up to `parts` of like length, each padded to its own longest sample; return rows and parts.
+
+        The longest samples come first; `rows` [n] are those of the parts, one after the other.
+        """
         order = self.attention_mask.sum(dim=1).argsort(descending=True, stable=True)
-        return [self._part(rows) for rows in order.chunk(parts)]
+        return order, [self._part(rows) for rows in order.chunk(parts)]
 
     def _part(self, rows: slice | Tensor) -> TextBatch:
         mask = self.attention_mask[rows]
@@ -59,39 +62,17 @@ class TextBatch:
         return TextBatch(ids, mask[:, columns], types, self.labels[rows], self.uids[rows])
 
 
-class TextDataset(Dataset[Encoded]):
-    """Encoded samples by position."""
+def encode_texts(tokenizer: Any, uid: int, texts: tuple[str, ...], label: int, limit: int) -> Encoded:
+    """Tokenise a sample's texts, at most `limit` tokens of them.
 
-    def __init__(self, items: Sequence[Encoded], cut: int = 0) -> None:
-        self.items, self.cut = list(items), cut
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, position: int) -> Encoded:
-        return self.items[position]
-
-    def lengths(self) -> list[int]:
-        """Tokens of each sample."""
-        return [len(item.input_ids) for item in self.items]
-
-
-def encode_texts(
-    tokenizer: Any, uids: Sequence[int], texts: Sequence[tuple[str, ...]], labels: Sequence[int], limit: int
-) -> TextDataset:
-    """Tokenise samples; `cut` of the result counts those that were longer than `limit` tokens.
-
-    More than two texts of a sample are joined by a blank from the second on, as tokenizers take pairs at most.
+    More than two texts are joined by a blank from the second on, as tokenizers take pairs at most.
     """
-    items, cut = [], 0
-    for uid, parts, label in zip(uids, texts, labels, strict=True):
-        pair = (parts[0], " ".join(parts[1:])) if len(parts) > 1 else parts
-        found = tokenizer(*pair, verbose=False)
-        if len(found["input_ids"]) > limit:
-            cut += 1
-            found = tokenizer(*pair, truncation=True, max_length=limit, verbose=False)
-        items.append(Encoded(uid, list(found["input_ids"]), found.get("token_type_ids"), label))
-    return TextDataset(items, cut)
+    pair = (texts[0], " ".join(texts[1:])) if len(texts) > 1 else texts
+    found = tokenizer(*pair, verbose=False)
+    cut = len(found["input_ids"]) > limit
+    if cut:
+        found = tokenizer(*pair, truncation=True, max_length=limit, verbose=False)
+    return Encoded(uid, list(found["input_ids"]), found.get("token_type_ids"), label, cut)
 
 
 @dataclass(frozen=True)

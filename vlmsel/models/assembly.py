@@ -13,6 +13,7 @@ from vlmsel.models.config import VLMConfig
 from vlmsel.models.fingerprints import fingerprint
 from vlmsel.models.language import load_language, load_tokenizer, shape_language
 from vlmsel.models.lora import attach_lora
+from vlmsel.models.presets import preset
 from vlmsel.models.projector import build_projector
 from vlmsel.models.vision import VisionTower, load_vision, shape_vision
 from vlmsel.models.vlm import VLM
@@ -77,3 +78,22 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
     checkpoint.check_backbones(model, recorded)
     checkpoint.load_parts(model, folder, config)
     return model.to(device)
+
+
+def saved_folder(source: str) -> Path | None:
+    """Return where a model that we have written lies: the folder `source`, or `model` in the run folder `source`."""
+    folders = (Path(source), Path(source) / "model")
+    return next((folder for folder in folders if (folder / checkpoint.CONFIG).is_file()), None)
+
+
+def open_own(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM:
+    """Load a model that we have written, or build a preset.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be loaded, or has another template.
+    """
+    folder = saved_folder(source)
+    model = build(preset(source), dtype) if folder is None else load(folder, dtype)
+    if template not in (None, model.vlm_config.template):
+        raise ValueError(f"{source} has the template {model.vlm_config.template}; leave --template out")
+    return model

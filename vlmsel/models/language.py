@@ -19,6 +19,10 @@ from vlmsel.models.presets import ARCHITECTURES
 # Settings that change the logits after the output head; the loss applies the head itself and would miss them.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
+# What different architectures call the number of positions in their configuration.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+UNLIMITED = 10**9  # transformers' tokenizers say 1e30 where they know no limit
+
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -148,3 +152,23 @@ def pad_id(tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     raise ValueError("the tokenizer has no pad, unk or eos token; set its pad_token")
+
+
+def set_padding(tokenizer: Any) -> None:
+    """Give a tokenizer without a padding token one to pad with; masks are made from lengths."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
+
+
+def max_positions(model: Any, tokenizer: Any) -> int:
+    """Return how many tokens a model reads at once: its configuration's word, else the tokenizer's.
+
+    Raises:
+        ValueError: neither says.
+    """
+    config = unwrap(model).config.get_text_config()
+    known = [getattr(config, name, None) for name in POSITIONS] + [tokenizer.model_max_length]
+    limit = next((int(value) for value in known if isinstance(value, int | float) and 0 < value < UNLIMITED), None)
+    if limit is None:
+        raise ValueError(f"neither {type(unwrap(model)).__name__} nor its tokenizer has a limit; set max_length")
+    return limit

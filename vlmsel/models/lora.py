@@ -74,6 +74,15 @@ def adapted_modules(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
 
 
+def adapts_all(model: nn.Module, spec: LoraSpec) -> bool:
+    """Tell whether the linear modules that a specification's targets name carry adapters, and no others do."""
+    adapters = [model.get_submodule(name) for name in adapted_modules(model)]
+    owners = {name.rpartition(".")[2] for name in adapted_modules(model)}
+    linear = all(isinstance(adapter.base_layer, nn.Linear | Conv1D) for adapter in adapters)
+    bare = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    return linear and owners == set(spec.targets) and owners.isdisjoint(bare)
+
+
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the adapter matrices A and B by parameter name."""
     return {name: p for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}

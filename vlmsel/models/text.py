@@ -1,40 +1,53 @@
 """A Hugging Face causal language model, or PEFT's adapters of one, as a `VLM` that reads text only.
 
-Adapters come in as our own when they are what `LoraSpec` can say; everything else that PEFT knows (other methods, ranks
-by layer, trained biases, whole modules) is refused, because it would be lost when the model is trained and saved.
+Adapters are put in by PEFT itself, whatever their kind. Those that `LoraSpec` can describe become our own; with
+everything else that PEFT knows (other methods, ranks by layer, trained biases, whole modules, initialisations that
+change the model's own weights) a model can be evaluated only, because that would be lost when the model is trained and
+saved. What a setting means must be known here for adapters to be taken as our own.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+from torch import nn
 
-from vlmsel.models.checkpoint import load_adapter
+from vlmsel.models.assembly import build
+from vlmsel.models.checkpoint import read_weights
 from vlmsel.models.config import LoraSpec, VLMConfig, resolve
-from vlmsel.models.damage import check_folder, read_object
-from vlmsel.models.huggingface import TOKENIZERS, kind_of
-from vlmsel.models.language import load_tokenizer
-from vlmsel.models.vlm import VLM, build
+from vlmsel.models.damage import check_folder, loading, read_object
+from vlmsel.models.huggingface import has_tokenizer, require_text_model, require_weights
+from vlmsel.models.language import load_tokenizer, quiet_transformers
+from vlmsel.models.lora import adapts_all, quiet_peft
+from vlmsel.models.subject import OnlyEvaluated
+from vlmsel.models.vlm import VLM
 
 TEMPLATE = "text"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Settings of PEFT's LoRA that change what the adapters are, with the values that mean nothing of the kind.
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Settings of PEFT's LoRA that `LoraSpec` has, and those that change nothing of what the adapters are.
+SAID = ("r", "lora_alpha", "use_rslora", "target_modules", "lora_dropout")
+FREE = (
+    "base_model_name_or_path", "peft_version", "auto_mapping", "inference_mode", "fan_in_fan_out", "megatron_core",
+    "qalora_group_size", "runtime_config",
+)  # fmt: skip
+# Values of other settings that change nothing, beside None, False and nothing at all.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
-    "task_type": ("CAUSAL_LM", None),
-    "bias": ("none", None),
-    **dict.fromkeys(
-        (
-            "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
-            "target_parameters", "trainable_token_indices", "lora_bias", "exclude_modules", "layer_replication",
-            "arrow_config", "use_bdlora",
-        ),
-        (None, False, {}, []),
-    ),
-}  # fmt: skip
+    "task_type": ("CAUSAL_LM",),
+    "revision": ("main",),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian"),
+}
+
+
+class AskedText(OnlyEvaluated, VLM):
+    """A language model with adapters that can be evaluated only."""
 
 
 def could_be_on_hub(source: str) -> bool:
@@ -46,84 +59,103 @@ def could_be_on_hub(source: str) -> bool:
     return HUB_NAME.fullmatch(source) is not None and not Path(source).exists()
 
 
-def open_text(
-    source: str,
-    template: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-) -> VLM:
-    """Build a text model of a Hugging Face folder (a causal language model, or its adapters) or a name on the hub.
-
-    Args:
-        source: the folder, or `owner/name`.
-        template: the conversation template that it is trained and scored with; `text` when left out.
-        dtype: that of the language model.
-        device: where it shall lie.
+def open_causal(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM:
+    """Build a text model of a folder with a Hugging Face causal language model.
 
     Raises:
-        FileNotFoundError: weights, tokenizer or the adapters' model are missing.
-        ValueError: it is another kind of model, or its adapters are of a kind that cannot be kept.
+        FileNotFoundError: weights or tokenizer are missing.
+        ValueError: a file is damaged, or the model is of a kind that is not supported.
     """
-    config = VLMConfig(vision=None, language=source, template=template or TEMPLATE)
-    if not Path(source).is_dir():
-        return _from_hub(config, dtype).to(device)
-    kind = kind_of(source)
-    if kind == "adapter":
-        return _adapted(Path(source), config.template, dtype).to(device)
-    if kind != "causal":
-        raise ValueError(
-            f"{source}: a Hugging Face {kind} model can be evaluated, not trained or scored; give a causal language "
-            "model, or a model that align or tune wrote"
-        )
-    _require_files(Path(source), "tokenizer", *TOKENIZERS)
-    _require_files(Path(source), ".safetensors weights", "*.safetensors")
-    return build(config, dtype, device)
+    require_text_model(source)
+    return build(VLMConfig(vision=None, language=source, template=template or TEMPLATE), dtype)
 
 
-def _from_hub(config: VLMConfig, dtype: torch.dtype) -> VLM:
-    """Build a model of the hub's; whatever goes wrong is one line that also says what else the name could be."""
-    print(f"{config.language}: no folder of this name; looking for it on the hub", flush=True)
+def open_from_hub(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM:
+    """Build a text model of the hub's.
+
+    Raises:
+        FileNotFoundError: it cannot be loaded; the line also says what else the name could be.
+    """
+    print(f"{source}: no folder of this name; looking for it on the hub", flush=True)
     try:
-        return build(config, dtype)
+        return build(VLMConfig(vision=None, language=source, template=template or TEMPLATE), dtype)
     except (OSError, ValueError, ImportError) as problem:
         reason = " ".join(str(problem).split())[:200].rstrip(".")
         raise FileNotFoundError(
-            f"{config.language}: no such folder, and no causal language model of this name can be loaded from the hub "
+            f"{source}: no such folder, and no causal language model of this name can be loaded from the hub "
             f"({reason}); mend the path or the name, or fetch the model into a folder first"
         ) from problem
 
 
-def _adapted(folder: Path, template: str, dtype: torch.dtype) -> VLM:
-    """Build the model that adapters were made for and put them in."""
-    file = folder / "adapter_config.json"
-    content = read_object(file)
+def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM:
+    """Build the model that adapters in a folder were made for, with these adapters.
+
+    Raises:
+        FileNotFoundError: the adapters' weights or their model are missing.
+        ValueError: the adapters are of another kind of model, or their files do not fit each other.
+    """
+    folder = Path(source)
+    content = read_object(folder / ADAPTER)
+    if (task := content.get("task_type")) not in (None, "CAUSAL_LM"):
+        raise ValueError(
+            f"{folder / ADAPTER}: adapters of task type {task} cannot be evaluated; merge them into their model first"
+        )
     base = content.get("base_model_name_or_path")
     if not isinstance(base, str) or not (Path(resolve(base)).is_dir() or could_be_on_hub(base)):
         raise FileNotFoundError(
-            f"{file}: base_model_name_or_path is {base}, and there is no such folder; mend the path"
+            f"{folder / ADAPTER}: base_model_name_or_path is {base}, and there is no such folder; mend the path"
         )
+    require_weights(source)
     check_folder(folder)
-    model = build(VLMConfig(vision=None, language=base, lora=_spec(file, content), template=template), dtype)
-    load_adapter(model.language_model, folder)
-    if any((folder / name).is_file() for name in TOKENIZERS):
-        model.tokenizer = load_tokenizer(str(folder))
-    return model
+    plain = build(VLMConfig(vision=None, language=base, template=template or TEMPLATE), dtype)
+    adapted, beside = _put_in(plain.language_model, folder)
+    lost = _lost(content, adapted) or (f"weights of {beside[0]}" if beside else "")
+    config = VLMConfig(vision=None, language=base, template=template or TEMPLATE, lora=None if lost else _spec(content))
+    tokenizer = load_tokenizer(source) if has_tokenizer(source) else plain.tokenizer
+    model = (AskedText if lost else VLM)(config, None, nn.Sequential(), adapted, tokenizer)
+    model.fingerprints = plain.fingerprints
+    if isinstance(model, AskedText):
+        model.refusal = (
+            f"{folder / ADAPTER}: adapters with {lost} cannot be kept; merge them into their model (PEFT's "
+            "merge_and_unload) and give that"
+        )
+    return model.eval()
 
 
-def _spec(file: Path, content: dict[str, Any]) -> LoraSpec:
-    """Read PEFT's configuration of adapters as ours.
+def _put_in(language_model: Any, folder: Path) -> tuple[Any, list[str]]:
+    """Put adapters into their model, and return also the names of weights in the file that are none of theirs.
 
     Raises:
-        ValueError: it says what ours cannot.
+        ValueError: the file lacks some of the adapters' weights, or holds some of another shape.
     """
-    more = [key for key, plain in PLAIN.items() if content.get(key) not in plain]
-    if not isinstance(content.get("target_modules"), list):
-        more.append("target_modules")
-    if more:
+    with quiet_transformers(), quiet_peft(), loading("adapters", str(folder)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are refused below
+        adapted = peft.PeftModel.from_pretrained(language_model, str(folder), is_trainable=True)
+    names = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    stored: dict[str, Any] = {}
+    for file in folder.glob("*.safetensors"):
+        stored |= read_weights(file)
+    if missing := sorted(names - set(stored)):
         raise ValueError(
-            f"{file}: adapters with {more[0]} {content.get(more[0])!r} cannot be kept; merge them into their model "
-            "(PEFT's merge_and_unload) and give that"
+            f"{folder} does not fit the model's adapters at {len(missing)} places, the first is {missing[0]}"
         )
+    return adapted, sorted(set(stored) - names)
+
+
+def _lost(content: dict[str, Any], adapted: Any) -> str:
+    """Name the first of PEFT's settings that our own description of adapters would lose; "" when there is none."""
+    for name, value in content.items():
+        nothing = value is None or value is False or value in ({}, [])
+        if not (nothing or name in (*SAID, *FREE) or value in PLAIN.get(name, ())):
+            return f"{name} {value!r}"
+    targets = content.get("target_modules")
+    if not isinstance(targets, list) or not adapts_all(adapted, _spec(content)):
+        return f"target_modules {targets!r}"
+    return ""
+
+
+def _spec(content: dict[str, Any]) -> LoraSpec:
+    """Read PEFT's configuration of adapters as ours."""
     return LoraSpec(
         r=content.get("r", 8),
         alpha=content.get("lora_alpha", 8),
@@ -131,8 +163,3 @@ def _spec(file: Path, content: dict[str, Any]) -> LoraSpec:
         targets=tuple(sorted({str(name).rpartition(".")[2] for name in content["target_modules"]})),
         dropout=content.get("lora_dropout", 0.0),
     )
-
-
-def _require_files(folder: Path, what: str, *patterns: str) -> None:
-    if not any(any(folder.glob(pattern)) for pattern in patterns):
-        raise FileNotFoundError(f"{folder}: no {what} ({', '.join(patterns)}); copy them from the model's origin")

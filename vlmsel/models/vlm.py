@@ -267,7 +267,8 @@ class VLM(nn.Module, Subject):
     def reads(self) -> Any:
         """Return how samples are read, and the scale of adapters, which their weights do not tell."""
         config = self.vlm_config
-        return config.template, config.image_mode, config.vision_layer, config.lora
+        adapters = config.lora and (config.lora.scale, config.lora.dropout)
+        return config.template, config.image_mode, config.vision_layer, adapters
 
     def save(self, folder: str | Path) -> None:
         """Write projector, adapters and whatever else was trained, and the names of the backbones.

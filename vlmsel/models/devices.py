@@ -1,0 +1,37 @@
+"""Where a model lies and in which precision: names as users give them."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmsel import processes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is this process's GPU, the first where there is one, or else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        name = f"cuda:{processes.local_rank()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device is called {name!r}; give auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no device {name}: torch sees {torch.cuda.device_count()} GPUs; give auto or cpu")
+    return device
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """Return the dtype called `name`.
+
+    Raises:
+        ValueError: it is none that models are loaded in.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]

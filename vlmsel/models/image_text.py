@@ -1,0 +1,61 @@
+"""A Hugging Face image-text-to-text model with its processor, which answers questions about images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from vlmsel.models.damage import loading, read_object
+from vlmsel.models.huggingface import TOKENIZERS, only_evaluated, require_file, require_weights
+from vlmsel.models.language import load_pretrained, quiet_transformers
+from vlmsel.models.subject import OnlyEvaluated
+
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+
+
+class ImageText(OnlyEvaluated):
+    """A model with the processor that handles its images; it can be evaluated only.
+
+    `template` is the one of ours that it is asked with, None for its processor's own.
+    """
+
+    def __init__(self, model: Any, processor: Any, template: str | None = None, source: str = "this model") -> None:
+        self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
+        self.template, self.refusal = template, only_evaluated(source, "image-text")
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers model."""
+        return self.model
+
+    @property
+    def backbone(self) -> Any:
+        """The transformers model."""
+        return self.model
+
+
+def open_image_text(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> ImageText:
+    """Load an image-text-to-text model and its processor from a folder.
+
+    Raises:
+        FileNotFoundError: weights, processor or tokenizer are missing.
+        ValueError: a file is damaged, or the model is an encoder-decoder, whose output holds no prompt.
+    """
+    require_file(source, PROCESSORS, "image processor")
+    require_file(source, TOKENIZERS, "tokenizer")
+    for name in PROCESSORS:
+        if (Path(source) / name).is_file():
+            read_object(Path(source) / name)
+    require_weights(source)
+    model = load_pretrained(transformers.AutoModelForImageTextToText, "image-text model", source, dtype)
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{source}: {type(model).__name__} is an encoder-decoder; give a decoder-only model")
+    with quiet_transformers(), loading("processor", source):
+        processor = transformers.AutoProcessor.from_pretrained(source)
+    if not hasattr(processor, "image_processor"):
+        raise ValueError(f"{source} has no image processor; copy {' or '.join(PROCESSORS)} too")
+    return ImageText(model.eval(), processor, template, source)

@@ -1,0 +1,66 @@
+"""Open a model by name or folder, whatever its make: one table of makes serves every command.
+
+A new make is a file of its own and a line in `MAKES`; the first make that claims a source opens it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from vlmsel.data.templates import find_template
+from vlmsel.models import assembly, classifier_files, image_text, text
+from vlmsel.models.devices import pick_device, pick_dtype
+from vlmsel.models.huggingface import foreign, is_hugging_face, kind_of
+from vlmsel.models.presets import PRESETS
+from vlmsel.models.subject import Subject
+
+
+class Make(NamedTuple):
+    """A make of models: whether it claims a source, and how it opens it with a dtype and a template, on the CPU."""
+
+    claims: Callable[[str], bool]
+    open: Callable[[str, torch.dtype, str | None], Subject]
+
+
+MAKES = [
+    Make(lambda source: assembly.saved_folder(source) is not None or source in PRESETS, assembly.open_own),
+    Make(classifier_files.is_saved, classifier_files.open_saved),
+    Make(lambda source: kind_of(source) == "image-text", image_text.open_image_text),
+    Make(lambda source: kind_of(source) == "classifier", classifier_files.open_asked),
+    Make(lambda source: kind_of(source) == "causal", text.open_causal),
+    Make(lambda source: kind_of(source) == "adapter", text.open_adapter),
+    Make(text.could_be_on_hub, text.open_from_hub),
+]
+
+
+def open_subject(source: str, device: str = "auto", dtype: str = "float32", template: str | None = None) -> Subject:
+    """Open a model: one that we have written, a preset, or a Hugging Face model.
+
+    Args:
+        source: a run folder, a model folder (ours, Hugging Face's, or PEFT's with adapters), a preset, or the name of a
+            causal language model on the hub.
+        device: as for `pick_device`.
+        dtype: float32 or bfloat16, that of the backbones.
+        template: the conversation template of a Hugging Face model.
+
+    Raises:
+        FileNotFoundError: there is no model, or files of it are missing.
+        ValueError: a file is damaged, the model is of an unknown kind, or it has a template of its own.
+    """
+    kind, place = pick_dtype(dtype), pick_device(device)
+    make = next((make for make in MAKES if make.claims(source)), None)
+    if make is None:
+        if is_hugging_face(source):
+            raise foreign(source)
+        raise FileNotFoundError(
+            f"{source}: no model; give a preset ({', '.join(PRESETS)}), or a folder that align or tune wrote or that "
+            "holds a causal language model"
+        )
+    if template is not None and make is not MAKES[0]:
+        find_template(template)
+    subject = make.open(source, kind, template)
+    subject.module.to(place)
+    return subject

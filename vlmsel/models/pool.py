@@ -1,0 +1,65 @@
+"""A file of samples as a model reads it: what can be used, and why the rest cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vlmsel import runs
+from vlmsel.data.dataset import Reading, SampleDataset
+from vlmsel.data.formats.llava import read_samples
+from vlmsel.models.subject import Subject
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The samples of a file, why those that cannot be used cannot (by uid), and how many it has in all.
+
+    `sha256` is that of the file when it was read.
+    """
+
+    path: Path
+    sha256: str
+    samples: SampleDataset
+    problems: dict[int, str]
+    total: int
+
+    def report(self, out: Path, more: Mapping[int, str] | None = None) -> None:
+        """Write `out` (uid and reason of each sample left out) and print one line; no file when all are well."""
+        runs.report_left_out(out, {**self.problems, **(more or {})}, self.total, str(self.path))
+
+
+def open_pool(
+    subject: Subject,
+    path: str | Path,
+    reading: Reading,
+    features: str | Path | None = None,
+    feature_dtype: str | None = None,
+) -> Pool:
+    """Read a file of samples for a model and check every sample of it.
+
+    Args:
+        subject: the model that reads them.
+        path: the file.
+        reading: how they are read.
+        features: a folder of features; those that it lacks are computed first, and samples hold features instead of
+            pictures.
+        feature_dtype: what features are stored as; as the tower computes when left out.
+
+    Raises:
+        FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, no folder is named and
+            there are images, or no sample can be used.
+    """
+    found, sha256 = read_samples(path), runs.file_hash(path)
+    if features:
+        names = [image for sample in found.samples for image in sample.images]
+        reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))
+    samples = SampleDataset(found.samples, subject, reading)
+    problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()
+    if not samples.usable():
+        first = next(
+            (f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()), ": the list is empty"
+        )
+        raise ValueError(f"{path}: no usable sample{first}")
+    return Pool(Path(path), sha256, samples, problems, len(found.records))
