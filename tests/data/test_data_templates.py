@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmsel.data.sample import Sample, Turn
+from vlmsel.data.sample import Turn
 from vlmsel.data.templates import TEMPLATES, find_template, join, per_turn_text, training_text
 
 CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())["templates"]
@@ -140,8 +140,3 @@ def test_plain_takes_one_round():
 def test_unknown_template_lists_the_known():
     with pytest.raises(ValueError, match="no template is called 'v1'; there are vicuna_v1, llava_llama_2, plain"):
         find_template("v1")
-
-
-def test_sample_gives_its_first_image():
-    assert Sample(0, "coco", ("a.jpg", "b.jpg"), ()).image == "a.jpg"
-    assert Sample(1, "text", (), ()).image is None
