@@ -25,7 +25,7 @@ from vlmsel.data.batches import Item
 from vlmsel.data.encoding import IGNORED, LossOn, generation_ids
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.images import Pictures, require_folder
-from vlmsel.data.sample import Problem, Sample, Turn
+from vlmsel.data.sample import Sample, Turn
 
 
 @dataclass(frozen=True)
