@@ -1,4 +1,4 @@
-"""Conversations as one string, for the worked cases: what a template's segments read like, and LLaVA's own ids of it."""
+"""Conversations as one string, for the worked cases, and their ids by LLaVA's own rule."""
 
 from collections.abc import Callable, Sequence
 
@@ -34,7 +34,7 @@ def per_turn_text(template: Template, turns: Sequence[Turn], eos: str = "</s>") 
 def tokenize_with_images(
     prompt: str, tokenize: Callable[[str], list[int]], bos: int | None, image_id: int
 ) -> list[int]:
-    """Tokenise by the rule of LLaVA's `tokenizer_image_token`: each piece on its own, joined by `image_id`, one `bos`."""
+    """Tokenise by the rule of LLaVA's `tokenizer_image_token`: each piece alone, joined by `image_id`, one `bos`."""
     pieces = [tokenize(piece) for piece in prompt.split(IMAGE)]
     has_bos = bos is not None and pieces[0][:1] == [bos]
     ids = pieces[0]

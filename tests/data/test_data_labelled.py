@@ -10,11 +10,9 @@ from vlmsel.data.labelled import (
     Columns,
     class_names,
     label_of,
-    labelled_text,
     read_dataset,
     read_glue_folder,
     read_labelled,
-    relabelled,
 )
 
 COLUMNS = Columns()
@@ -121,11 +119,6 @@ def test_glue_uids_are_rows_of_the_file_also_behind_rows_that_are_left_out(tmp_p
     assert [problem.uid for problem in file.problems] == [1, 2]
     assert [problem.reason for problem in file.problems] == ["line 3: 2 columns, 6 expected", "line 4: no text"]
     assert file.classes == ("not_duplicate", "duplicate") and file.text_names == ("question1", "question2")
-
-
-def test_another_label_changes_answer_and_source_alone():
-    sample = labelled_text(3, ["a", "b"], "good")
-    assert sample == relabelled(sample, "good") and relabelled(sample, "bad") == labelled_text(3, ["a", "b"], "bad")
 
 
 def test_labels_are_sorted_as_numbers_where_they_are_numbers():

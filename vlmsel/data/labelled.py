@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,6 @@ def labelled_text(uid: int, texts: Sequence[str], label: str) -> Sample:
 def label_of(sample: Sample) -> str:
     """Return the label of a labelled text."""
     return sample.turns[-1].text
-
-
-def relabelled(sample: Sample, label: str) -> Sample:
-    """Give a labelled text another label."""
-    return replace(sample, source=label, turns=(*sample.turns[:-1], Turn("gpt", label)))
 
 
 def read_labelled(path: str | Path, columns: Columns) -> LabelledFile:

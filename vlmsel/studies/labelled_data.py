@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmsel import runs
 from vlmsel.data.label_noise import flip_labels
-from vlmsel.data.labelled import LabelledFile, label_of, relabelled
+from vlmsel.data.labelled import LabelledFile, label_of, labelled_text
 from vlmsel.data.labelled_sets import LabelledData, Source, fit_together, require_two
 from vlmsel.data.sample import Sample
 from vlmsel.scoring.batches import seeded_part
@@ -24,18 +24,9 @@ def open_labelled(source: Source, folder: Path) -> LabelledData:
     """
     train, validation = source.read()
     for name, file in (("train", train), ("validation", validation)):
-        _report(file, folder / f"skipped_{name}.json")
+        reasons = {problem.uid: problem.reason for problem in file.problems}
+        runs.report_left_out(folder / f"skipped_{name}.json", reasons, file.total, file.name)
     return fit_together(train, validation, source.title)
-
-
-def _report(file: LabelledFile, out: Path) -> None:
-    """Write and print which samples were left out; no file when none was."""
-    if not file.problems:
-        out.unlink(missing_ok=True)
-        return
-    runs.write_json(out, [{"uid": problem.uid, "reason": problem.reason} for problem in file.problems])
-    count = f"{len(file.problems)} of {file.total} samples left out, listed in {out}"
-    print(f"{file.name}: {count} (the first, {file.problems[0].reason})")
 
 
 @dataclass(frozen=True)
@@ -72,8 +63,9 @@ def draw(
     true = tuple(truths[sample.uid] for sample in train) if truths else None
     if flip:
         true, number = tuple(map(label_of, train)), {name: i for i, name in enumerate(data.classes)}
-        flipped, _ = flip_labels([number[label] for label in true], len(data.classes), flip, seed)
-        train = tuple(relabelled(one, data.classes[label]) for one, label in zip(train, flipped, strict=True))
+        flipped = flip_labels([number[label] for label in true], len(data.classes), flip, seed)
+        pairs = zip(train, flipped, strict=True)
+        train = tuple(labelled_text(one.uid, one.said("human"), data.classes[label]) for one, label in pairs)
     if len(set(map(label_of, train))) < 2:
         raise ValueError(
             f"{data.train.name}: all of the {len(train)} samples drawn have one label; raise train_samples"

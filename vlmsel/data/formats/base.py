@@ -52,9 +52,8 @@ class Form(ABC):
 
 
 def checked_sample(
-    uid: int, turns: Sequence[Turn], images: Sequence[str] = (), source: Any = None, identity: Any = None,
-    weight: Any = None,
-) -> Sample:  # fmt: skip
+    uid: int, turns: Sequence[Turn], images: Sequence[str] = (), source: Any = None, weight: Any = None
+) -> Sample:
     """Make a sample of what a record holds.
 
     As in LLaVA (arXiv 2304.08485) an opening turn of the assistant is dropped and turns must alternate after it.
@@ -64,7 +63,6 @@ def checked_sample(
         turns: who said what, with a marker for each image.
         images: paths relative to the image folder.
         source: name of the data set; where it is no text, the first image's path tells.
-        identity: the file's own name of the record; kept where it is text or a number.
         weight: how much the sample counts; None where the file does not say.
 
     Raises:
@@ -80,8 +78,7 @@ def checked_sample(
     markers = sum(turn.text.count(IMAGE) for turn in kept)
     if images and markers != len(images):
         raise ValueError(f"{markers} {IMAGE} markers for {len(images)} images; the two numbers must be equal")
-    identity = identity if isinstance(identity, (str, int)) else None
-    return Sample(uid, source_of(source, images), tuple(images), kept, identity, _checked_weight(weight))
+    return Sample(uid, source_of(source, images), tuple(images), kept, _checked_weight(weight))
 
 
 def source_of(given: Any, images: Sequence[str]) -> str:

@@ -52,8 +52,7 @@ class Llava(Form):
         if not isinstance(conversations, list) or not conversations:
             raise ValueError("no conversations: expected a non-empty list of turns under 'conversations'")
         turns = [_turn(number, turn) for number, turn in enumerate(conversations)]
-        about = record.get("source"), record.get("id"), record.get("weight")
-        return checked_sample(uid, turns, _images(record), *about)
+        return checked_sample(uid, turns, _images(record), record.get("source"), record.get("weight"))
 
 
 def _turn(number: int, turn: Any) -> Turn:
