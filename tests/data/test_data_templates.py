@@ -49,8 +49,9 @@ def test_training_text(case):
 
 def test_per_turn_text(case):
     got = per_turn_text(find_template(case["template"]), turns_of(case))
-    assert got == case.get("per_turn_text", got)
     assert len(got) == len(case["turns"])
+    if "per_turn_text" in case:
+        assert got == case["per_turn_text"]
 
 
 def test_supervised_text(case):

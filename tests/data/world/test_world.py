@@ -1,9 +1,11 @@
+import hashlib
 import json
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vlmsel.data.world.files import (
     DUPLICATE_SHARE,
@@ -106,6 +108,16 @@ def test_pool_has_the_stated_shares():
     assert abs(flaws["wrong answer"] / len(with_image) - WRONG_SHARE) < 0.02
     assert abs(flaws["other image"] / len(with_image) - MISMATCH_SHARE) < 0.01
     assert abs(sum(repeated for _, repeated in items) / 6000 - DUPLICATE_SHARE) < 0.02
+
+
+def test_the_world_is_the_one_that_the_backbones_were_pretrained_for(tmp_path):
+    write_world(tmp_path, SMALL, seed=5)
+    texts, pixels = hashlib.sha256(), hashlib.sha256()
+    for path in sorted(tmp_path.rglob("*.json")):
+        texts.update(path.read_bytes())
+    for path in sorted(tmp_path.rglob("*.png")):
+        pixels.update(Image.open(path).tobytes())
+    assert (texts.hexdigest()[:16], pixels.hexdigest()[:16]) == ("9a0aee8d6ff12142", "19a01fca50ff8aee")
 
 
 def test_files_are_reproducible_and_complete(tmp_path):
