@@ -344,7 +344,7 @@ def test_missing_labels_rare_classes_and_long_texts_are_told_and_the_rest_goes_o
     capsys.readouterr()
     done(place, tmp_path / "run", train=write_csv(tmp_path / "train.csv", rows), scorers="[TracIn]")
     said = capsys.readouterr().out
-    assert "train.csv: 1 of 124 samples left out, listed in" in said and "(the first, line 122: no label)" in said
+    assert "train.csv: 1 of 124 samples left out, listed in" in said and "line 122: no label)" in said
     assert "lacks 1 of 3 classes, the first is 'odd'; 2 training samples have them" in said
     assert "1 of 123 training samples were cut to 20 tokens" in said
 

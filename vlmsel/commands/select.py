@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmsel import runs
-from vlmsel.data.formats.llava import read_records, write_records
+from vlmsel.data.formats import read_records, write_records
 from vlmsel.scoring.table import read_table, score_columns
 from vlmsel.selection.choose import choose, wanted
 from vlmsel.selection.choose import combine as combine_scores
@@ -25,12 +25,12 @@ def select(
     quota: dict[str, float] | None = None,
     config: str = "",
 ) -> None:
-    """Choose samples, lowest influence first, and write them as LLaVA JSON with a manifest beside them.
+    """Choose samples, lowest influence first, and write them in the pool's own form with a manifest beside them.
 
     Args:
         scores: the table `scores.parquet` of `vlmsel score`.
         pool: the pool that was scored; refused when it is another.
-        out: the JSON file to write; `<out>.manifest.json` says which samples it holds and why.
+        out: the file to write, of the pool's form; `<out>.manifest.json` says which samples it holds and why.
         scorer: whose scores decide.
         target: the target that counts, or a list of them; all of them when left out.
         combine: how several targets count: rank lets each choose an equal part, mean averages the scores.
@@ -46,7 +46,7 @@ def select(
     combined = combine_scores([table[name] for name in columns], combine)
     k = wanted(len(records), fraction, count)
     uids = choose(table["uid"], combined, k, table["source"], quota)
-    write_records(out, [records[uid] for uid in sorted(uids)])
+    write_records(out, [records[uid] for uid in sorted(uids)], pool)
     chosen = set(uids)
     sources = Counter(source for uid, source in zip(table["uid"], table["source"], strict=True) if uid in chosen)
     manifest = {

@@ -13,8 +13,8 @@ import torch
 STREAM = 1 << 32  # added to the seed
 
 
-def flip_labels(labels: Sequence[int], classes: int, share: float, seed: int) -> tuple[list[int], list[bool]]:
-    """Give round(share · n) of the labels another class.
+def flip_labels(labels: Sequence[int], classes: int, share: float, seed: int) -> list[int]:
+    """Give round(share · n) of the labels another class. -> [n]
 
     Args:
         labels: classes from 0 to `classes` - 1. [n]
@@ -22,15 +22,11 @@ def flip_labels(labels: Sequence[int], classes: int, share: float, seed: int) ->
         share: part of the samples, from 0 to 1.
         seed: draws which samples and which classes.
 
-    Returns:
-        The labels [n], and which of them were flipped [n].
-
     Raises:
         ValueError: the share is not within [0, 1], or there is no other class.
 
-    >>> flipped, wrong = flip_labels([0, 1, 2, 0], classes=3, share=0.5, seed=0)
-    >>> sum(wrong), [new != old for new, old in zip(flipped, [0, 1, 2, 0])] == wrong
-    (2, True)
+    >>> sum(new != old for new, old in zip(flip_labels([0, 1, 2, 0], classes=3, share=0.5, seed=0), [0, 1, 2, 0]))
+    2
     """
     if not 0 <= share <= 1:
         raise ValueError(f"flip must be a share from 0 to 1, got {share}")
@@ -38,8 +34,7 @@ def flip_labels(labels: Sequence[int], classes: int, share: float, seed: int) ->
         raise ValueError(f"labels of {classes} class cannot be flipped; there is no other")
     generator = torch.Generator().manual_seed(seed + STREAM)
     chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))].tolist()
-    flipped, wrong = list(labels), [False] * len(labels)
+    flipped = list(labels)
     for place in chosen:
-        step = int(torch.randint(1, classes, (), generator=generator))
-        flipped[place], wrong[place] = (labels[place] + step) % classes, True
-    return flipped, wrong
+        flipped[place] = (labels[place] + int(torch.randint(1, classes, (), generator=generator))) % classes
+    return flipped

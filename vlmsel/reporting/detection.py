@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from vlmsel import runs
+from vlmsel.data.labelled_sets import LabelledData, plain
 from vlmsel.reporting.tables import as_markdown, as_text, interval, shown
 from vlmsel.scoring.table import read_table
 from vlmsel.studies.detection import POINTS, oracle_rate, suspicion
-from vlmsel.studies.labelled_data import Drawn, LabelledData, plain
+from vlmsel.studies.labelled_data import Drawn
 from vlmsel.studies.mislabelled import SCORES, TARGET
 
 HEADS = {
@@ -230,12 +231,12 @@ def rank_suspects(folder: Path, data: LabelledData, drawn: Sequence[Drawn], scor
     for seed, one in enumerate(drawn):
         columns, _ = read_table(folder / f"seed{seed}" / SCORES)
         scores = np.array([columns[f"{scorer}/{TARGET}"][sample.uid] for sample in one.train])
-        scored = np.flatnonzero(np.isfinite(scores))
+        scored, given = np.flatnonzero(np.isfinite(scores)), one.given
         for place, rank in zip(scored.tolist(), suspicion(scores[scored]).tolist(), strict=True):
-            key = one.train[place].uid, data.classes[one.given[place]]
+            key = one.train[place].uid, given[place]
             found.setdefault(key, []).append((rank, float(scores[place])))
-            truths[key] = None if one.true is None else data.classes[one.true[place]]
-    texts = {sample.uid: sample.texts for sample in data.train.samples}
+            truths[key] = None if one.true is None else one.true[place]
+    texts = {sample.uid: sample.said("human") for sample in data.train.samples}
     suspects = [
         Suspect(
             uid,

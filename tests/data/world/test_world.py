@@ -1,9 +1,11 @@
+import hashlib
 import json
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vlmsel.data.world.files import (
     DUPLICATE_SHARE,
@@ -16,7 +18,7 @@ from vlmsel.data.world.files import (
     write_world,
 )
 from vlmsel.data.world.questions import FAMILIES, ask, presence
-from vlmsel.data.world.render import patch_words, render
+from vlmsel.data.world.render import render
 from vlmsel.data.world.scenes import CANVAS, COLORS, SHAPES, Scene, Thing, describe, draw_scene
 
 SMALL = WorldSizes(captions=6, pool=40, target=5, questions=12)
@@ -51,13 +53,6 @@ def test_every_shape_and_word_gives_another_picture():
     pictures = {render(Scene((Thing("big", "red", s, 0, 0),), None, None, 60)).tobytes() for s in SHAPES}
     pictures |= {render(Scene((), w, 2, 60)).tobytes() for w in ("stop", "shop")}
     assert len(pictures) == len(SHAPES) + 2
-
-
-def test_patch_words_lie_where_the_thing_is():
-    words = patch_words(Scene((Thing("big", "red", "circle", 0, 0),), "tea", 2, 60))
-    assert words[0] == words[1] == words[6] == words[7] == ("big", "red", "circle")
-    assert words[2] == ()
-    assert [w[2] for w in words[24:30] if len(w) == 3] == list("tea")
 
 
 def _truth(scene, asked):
@@ -113,6 +108,16 @@ def test_pool_has_the_stated_shares():
     assert abs(flaws["wrong answer"] / len(with_image) - WRONG_SHARE) < 0.02
     assert abs(flaws["other image"] / len(with_image) - MISMATCH_SHARE) < 0.01
     assert abs(sum(repeated for _, repeated in items) / 6000 - DUPLICATE_SHARE) < 0.02
+
+
+def test_the_world_is_the_one_that_the_backbones_were_pretrained_for(tmp_path):
+    write_world(tmp_path, SMALL, seed=5)
+    texts, pixels = hashlib.sha256(), hashlib.sha256()
+    for path in sorted(tmp_path.rglob("*.json")):
+        texts.update(path.read_bytes())
+    for path in sorted(tmp_path.rglob("*.png")):
+        pixels.update(Image.open(path).tobytes())
+    assert (texts.hexdigest()[:16], pixels.hexdigest()[:16]) == ("9a0aee8d6ff12142", "19a01fca50ff8aee")
 
 
 def test_files_are_reproducible_and_complete(tmp_path):
