@@ -19,7 +19,6 @@ def check(function: Callable) -> Callable:
 
 def has_shape(annotation: Any) -> bool:
     """Tell whether a jaxtyping array is the annotation or a part of it."""
-    parts = get_args(annotation)
-    return (
-        any(map(has_shape, parts)) if parts else isinstance(annotation, type) and issubclass(annotation, AbstractArray)
-    )
+    if parts := get_args(annotation):
+        return any(map(has_shape, parts))
+    return isinstance(annotation, type) and issubclass(annotation, AbstractArray)

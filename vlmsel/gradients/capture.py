@@ -106,11 +106,10 @@ class Capture:
             ValueError: the number of samples was never given, or gradients were cut off before they reached a block.
         """
         self.check()
-        return {name: merge(parts) if parts else self._zero(name) for name, parts in self._parts.items()}
+        return {block.name: merge(self._parts[block.name] or [self._zero(block)]) for block in self._blocks}
 
-    def _zero(self, name: str) -> Factor:
-        block = next(block for block in self._blocks if block.name == name)
-        values = self._parameters[name].detach()
+    def _zero(self, block: Block) -> Factor:
+        values = self._parameters[block.name].detach()
         return OuterFactor(*(values.new_zeros(self._count(), 0, size) for size in (block.rows, block.cols)))
 
     def _count(self) -> int:
@@ -199,8 +198,9 @@ class Capture:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Have the hooks on the model within the block."""
-        root, handles = self._modules[""], []
-        joined = [root] if not any(map(_reentrant, self._modules.values())) else [root, *_embeddings(root)]
+        joined, handles = [self._modules[""]], []
+        if any(map(_reentrant, self._modules.values())):
+            joined += [module for module in self._modules.values() if isinstance(module, nn.Embedding)]
         try:
             for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]:
                 tap = partial(self._tap, name)
@@ -258,10 +258,6 @@ def _reentrant(module: nn.Module) -> bool:
         return False
     keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
     return keywords.get("use_reentrant", True) is not False
-
-
-def _embeddings(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 @contextmanager

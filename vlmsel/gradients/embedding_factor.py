@@ -36,15 +36,11 @@ class LookupFactor(Factor):
     def sq_bound(self) -> Float[Tensor, " n"]:
         return torch.linalg.vector_norm(self.delta, dim=2).sum(1).square()
 
-    def _agreement(self, span: slice) -> Tensor:
-        """Say which tokens of a sample look up the same row. [n, t, t] of 0 and 1"""
-        ids = self.ids[span]
-        return (ids[:, :, None] == ids[:, None, :]).to(self.delta.dtype)
-
     def _mixed(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield delta and, for each token, the sum of delta over the sample's tokens with the same id."""
         for span in spans(self.samples, self.ids.shape[1] * max(self.ids.shape[1], self.cols)):
-            yield self.delta[span], self._agreement(span) @ self.delta[span]
+            ids, delta = self.ids[span], self.delta[span]
+            yield delta, (ids[:, :, None] == ids[:, None, :]).to(delta.dtype) @ delta
 
     def sq_norm(self) -> Float[Tensor, " n"]:
         return torch.cat([self._new(0), *((delta * mixed).sum((1, 2)).clamp_min(0) for delta, mixed in self._mixed())])

@@ -43,7 +43,10 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 
 class Factor(ABC):
-    """The gradients g_i [rows, cols] of `samples` samples on one block, on any device."""
+    """The gradients g_i [rows, cols] of `samples` samples on one block, on any device.
+
+    Here every operation forms the gradients, a few samples at a time; kinds of factors know cheaper routes.
+    """
 
     samples: int
     rows: int
@@ -62,18 +65,9 @@ class Factor(ABC):
     def sq_bound(self) -> Float[Tensor, " n"]:
         """Bound ‖g_i‖² from above, cheaply."""
 
-    @abstractmethod
-    def _inner(self, targets: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _gram(self, side: Side) -> Tensor: ...
-
-    @abstractmethod
-    def _weighted_sum(self, weights: Tensor) -> Tensor: ...
-
-    @abstractmethod
     def sq_norm(self) -> Float[Tensor, " n"]:
         """Return ‖g_i‖² (Frobenius)."""
+        return _joined([piece.flatten(1).square().sum(1) for piece in self.pieces()], dim=0)
 
     def inner(self, targets: Float[Tensor, "k rows cols"]) -> Float[Tensor, "k n"]:
         """Return ⟨targets_k, g_i⟩.
@@ -140,14 +134,11 @@ class Factor(ABC):
     def _new(self, *shape: int) -> Tensor:
         return self.values.new_zeros(shape)
 
-    def _dense_inner(self, targets: Tensor) -> Tensor:
+    def _inner(self, targets: Tensor) -> Tensor:
         flat = targets.flatten(1)
         return _joined([flat @ piece.flatten(1).T for piece in self.pieces()], dim=1)
 
-    def _dense_norm(self) -> Tensor:
-        return _joined([piece.flatten(1).square().sum(1) for piece in self.pieces()], dim=0)
-
-    def _dense_gram(self, side: Side) -> Tensor:
+    def _gram(self, side: Side) -> Tensor:
         size = self.cols if side == "cols" else self.rows
         total = self._new(size, size)
         for piece in self.pieces():
@@ -155,7 +146,7 @@ class Factor(ABC):
             total.addmm_(tall.T, tall)
         return total
 
-    def _dense_sum(self, weights: Tensor) -> Tensor:
+    def _weighted_sum(self, weights: Tensor) -> Tensor:
         total = self._new(len(weights), self.rows * self.cols)
         for span in spans(self.samples, self.rows * self.cols):
             total.addmm_(weights[:, span], self.select(span).dense().flatten(1))
@@ -175,20 +166,8 @@ class DenseFactor(Factor):
     def select(self, keep: Any) -> Factor:
         return DenseFactor(self.grads[keep])
 
-    def sq_norm(self) -> Float[Tensor, " n"]:
-        return self._dense_norm()
-
     def sq_bound(self) -> Float[Tensor, " n"]:
-        return self._dense_norm()
-
-    def _inner(self, targets: Tensor) -> Tensor:
-        return targets.flatten(1) @ self.grads.flatten(1).T
-
-    def _gram(self, side: Side) -> Tensor:
-        return self._dense_gram(side)
-
-    def _weighted_sum(self, weights: Tensor) -> Tensor:
-        return torch.tensordot(weights, self.grads, dims=1)
+        return self.sq_norm()
 
 
 class OuterFactor(Factor):
@@ -222,7 +201,7 @@ class OuterFactor(Factor):
 
     def sq_norm(self) -> Float[Tensor, " n"]:
         if norm_route(self.tokens, self.rows, self.cols) == "dense":
-            return self._dense_norm()
+            return super().sq_norm()
         norms = [self._new(0)]
         for span in spans(self.samples, 2 * self.tokens**2):
             left, right = self.left[span], self.right[span]
@@ -231,7 +210,7 @@ class OuterFactor(Factor):
 
     def _inner(self, targets: Tensor) -> Tensor:
         if inner_route(self.tokens, self.rows, self.cols, len(targets)) == "dense":
-            return self._dense_inner(targets)
+            return super()._inner(targets)
         small, large = self.left, self.right
         if self.rows > self.cols:
             small, large, targets = self.right, self.left, targets.mT
@@ -242,7 +221,7 @@ class OuterFactor(Factor):
     def _gram(self, side: Side) -> Tensor:
         kept, other = (self.right, self.left) if side == "cols" else (self.left, self.right)
         if gram_route(self.tokens, other.shape[2], kept.shape[2]) == "dense":
-            return self._dense_gram(side)
+            return super()._gram(side)
         total = self._new(kept.shape[2], kept.shape[2])
         for span in spans(self.samples, self.tokens * max(self.tokens, kept.shape[2])):
             mixed = (other[span] @ other[span].mT) @ kept[span]  # [n, t, kept]
@@ -251,7 +230,7 @@ class OuterFactor(Factor):
 
     def _weighted_sum(self, weights: Tensor) -> Tensor:
         if sum_route(self.tokens, self.rows, self.cols, len(weights)) == "dense":
-            return self._dense_sum(weights)
+            return super()._weighted_sum(weights)
         sums = [self._new(0, self.rows, self.cols)]
         for row in weights[:, :, None, None].unbind():  # [n, 1, 1]
             left, right = (self.left * row, self.right) if self.rows <= self.cols else (self.left, self.right * row)

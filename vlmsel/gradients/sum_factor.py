@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.gradients.embedding_factor import LookupFactor
-from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor, Side
+from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor
 
 
 class SumFactor(Factor):
@@ -33,14 +33,8 @@ class SumFactor(Factor):
     def sq_bound(self) -> Float[Tensor, " n"]:
         return _total(part.sq_bound().sqrt() for part in self.parts).square()
 
-    def sq_norm(self) -> Float[Tensor, " n"]:
-        return self._dense_norm()
-
     def _inner(self, targets: Tensor) -> Tensor:
         return _total(part.inner(targets) for part in self.parts)
-
-    def _gram(self, side: Side) -> Tensor:
-        return self._dense_gram(side)
 
     def _weighted_sum(self, weights: Tensor) -> Tensor:
         return _total(part.weighted_sum(weights) for part in self.parts)
