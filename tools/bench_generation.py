@@ -24,15 +24,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from vlmsel.evaluation.run import asked_of
+from vlmsel.evaluation.visual.protocols import PROTOCOLS
 
 from vlmsel.commands.inputs import open_model
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.engines.base import Ask
 from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.evaluation.harness import Responder, answer_all
-from vlmsel.evaluation.run import asked_of
 from vlmsel.evaluation.tasks import load_task
-from vlmsel.evaluation.visual.protocols import PROTOCOLS
 from vlmsel.evaluation.visual.tasks import VisualTask
 from vlmsel.models.vlm import VLM
 

@@ -1,4 +1,4 @@
-"""What a benchmark is: what is asked, how a set of answers is scored, and what a blind model can reach.
+"""What a benchmark is: what is asked and how, how answers are scored, and what a blind model can reach.
 
 Most metrics are means over questions, so that they have a standard error, s / sqrt(n) of the per-question values (for
 right and wrong answers that is sqrt(p (1 - p) / (n - 1))).
@@ -7,20 +7,22 @@ right and wrong answers that is sqrt(p (1 - p) / (n - 1))).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmsel.evaluation.averages import mean, standard_error
+from vlmsel.evaluation.asking import Asking
+from vlmsel.evaluation.engines.base import Engine
+from vlmsel.evaluation.harness import Responder
+from vlmsel.evaluation.metrics import mean, standard_error
 
 Metrics = dict[str, Any]  # name -> a number, or None where it cannot be computed
 Answers = Mapping[str, Any]  # question id -> a text, or a list of log-probabilities
 Asked = dict[str, dict[str, Any]]  # question id -> what the answer depends on, as it is written beside the answer
 
 
-@dataclass(frozen=True)
 class Task(ABC):
-    """A benchmark with its questions; fractions from 0 to 1.
+    """A benchmark with its questions, which have an `id`, as a frozen dataclass; fractions from 0 to 1.
 
     `answer` is the name of what a model gives: `text`, `loglikelihoods` (of choices), `logprobs` (of first words).
     `rules` says which of the rules in use is followed, for published numbers differ in them.
@@ -29,11 +31,12 @@ class Task(ABC):
     headline: ClassVar[str] = "accuracy"
     answer: ClassVar[str] = "text"
     rules: ClassVar[Mapping[str, str]] = {}
+    questions: Sequence[Any]
 
     @property
-    @abstractmethod
-    def ids(self) -> Collection[str]:
+    def ids(self) -> list[str]:
         """The ids of all questions."""
+        return [question.id for question in self.questions]
 
     @property
     @abstractmethod
@@ -44,6 +47,26 @@ class Task(ABC):
     def notes(self) -> list[str]:
         """What a reader of the result must know about the questions."""
         return []
+
+    # How it is asked
+
+    @abstractmethod
+    def asked(self, asking: Asking) -> Asked:
+        """Return what is asked, by question id."""
+
+    @abstractmethod
+    def responder(self, engine: Engine, asking: Asking, images: Path) -> Responder[Any]:
+        """Return how an engine answers batches of questions, whose images lie in a folder."""
+
+    @abstractmethod
+    def how(self, engine: Engine, asking: Asking) -> dict[str, Any]:
+        """Return how answers come about beside what the engine says of itself: prompt and decoding."""
+
+    def order(self) -> Callable[[str], Any] | None:
+        """Return what questions are sorted by, given by id, to make batches; None for the length of what is asked."""
+        return None
+
+    # How answers are scored
 
     @abstractmethod
     def values(self, answers: Answers) -> dict[str, list[float]]:

@@ -10,9 +10,9 @@ from typing import Any
 from vlmsel.data.glue import GLUE_TASKS, read_glue
 from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
 from vlmsel.data.multiple_choice import read_choices
+from vlmsel.evaluation.asking import PopeMode
 from vlmsel.evaluation.task import Task
 from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
-from vlmsel.evaluation.visual.protocols import PopeMode
 from vlmsel.evaluation.visual.questions import Files, read_questions
 from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VisualTask, VQAv2
 
@@ -57,6 +57,21 @@ def task_files(name: str, settings: Mapping[str, Any]) -> TaskFiles:
     if "questions" not in settings:
         raise ValueError(f"tasks.{name} has no questions; name the benchmark's file")
     return TaskFiles(**settings)
+
+
+def task_entries(task: str | None, tasks: Mapping[str, Any] | None, **files: Any) -> dict[str, TaskFiles]:
+    """Return the benchmarks by name, given one by one (`task` and its files) or all together.
+
+    Raises:
+        ValueError: both or neither are given, or the settings of one of several are wrong.
+    """
+    if tasks and (task is not None or any(value is not None for value in files.values())):
+        raise ValueError("give one benchmark with --task and --questions, or several with --tasks, not both")
+    if tasks:
+        return {name: task_files(name, settings) for name, settings in tasks.items()}
+    if task is None or files["questions"] is None:
+        raise ValueError("name a benchmark with --task and its file with --questions, or several with --tasks")
+    return {task: TaskFiles(**files)}
 
 
 def require_file(path: str) -> None:

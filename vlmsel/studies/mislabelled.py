@@ -19,7 +19,8 @@ import torch
 from vlmsel import runs
 from vlmsel.data.batches import length_batches
 from vlmsel.data.text_batches import TextCollator, TextDataset, encode_texts
-from vlmsel.evaluation.engines.huggingface import set_padding, text_limit
+from vlmsel.evaluation.engines.classifier import text_limit
+from vlmsel.evaluation.engines.likelihood import set_padding
 from vlmsel.gradients import select_blocks
 from vlmsel.models.classifier import (
     Classifier,

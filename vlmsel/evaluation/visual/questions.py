@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ REFERENCES = 10  # per question of VQAv2 and TextVQA
 POPE_LABELS = ("yes", "no")
 VQAV2_TYPES = ("yes/no", "number", "other")
 PURE, OCR = "pure", "ocr"  # TextVQA's groups
+OCR_ENDING = f"/{OCR}"  # of the id of a question that is asked with OCR tokens
 OCR_LINE = "\nReference OCR token: "
 
 
@@ -273,7 +274,9 @@ def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
             f"{lacking[0].id} ({lacking[0].image}); give the OCR file of the same split"
         )
     return [
-        Question(f"{q.id}/{OCR}", q.image, q.text + OCR_LINE + ", ".join(map(str, tokens[q.image])), q.references, OCR)
+        Question(
+            q.id + OCR_ENDING, q.image, q.text + OCR_LINE + ", ".join(map(str, tokens[q.image])), q.references, OCR
+        )
         for q in questions
     ]
 

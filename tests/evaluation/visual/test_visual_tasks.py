@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
-from vlmsel.evaluation.averages import f1_error
+from vlmsel.evaluation.metrics import f1_error
 from vlmsel.evaluation.tasks import VISUAL_TASKS, load_task
 from vlmsel.evaluation.visual.questions import Question
 from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, VisualTask, VQAv2

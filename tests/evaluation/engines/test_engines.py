@@ -24,7 +24,9 @@ from vlmsel.commands.inputs import open_engine
 from vlmsel.data.templates import CURIOUS
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.engines.base import Ask, first_ids
-from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine, put_images
+from vlmsel.evaluation.engines.classifier import ClassifierEngine
+from vlmsel.evaluation.engines.image_text import ImageTextEngine, put_images
+from vlmsel.evaluation.engines.likelihood import LanguageEngine
 from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig

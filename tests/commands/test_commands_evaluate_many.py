@@ -16,7 +16,7 @@ from tiny_models import save_backbones, tiny_vlm, wake_lora
 from vlmsel import cli
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation import harness
-from vlmsel.evaluation.engines.huggingface import LanguageEngine
+from vlmsel.evaluation.engines.likelihood import LanguageEngine
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint, huggingface
 from vlmsel.models.assembly import build

@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from vlmsel.data.glue import GlueExample
 from vlmsel.data.multiple_choice import ChoiceQuestion
+from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
 
@@ -88,9 +89,9 @@ def test_missing_answers_are_counted(call):
 
 
 def test_what_is_asked_is_what_the_answer_depends_on():
-    asked = ChoiceTask("piqa", CHOICES).asked()
+    asked = ChoiceTask("piqa", CHOICES).asked(Asking())
     assert asked["b"] == {"prompt": "Question: so\nAnswer:", "choices": ["abcde", "ééééé"]}
-    (one,) = GlueTask("sst2", [GlueExample("0", ("fine film ",), 1)]).asked().values()
+    (one,) = GlueTask("sst2", [GlueExample("0", ("fine film ",), 1)]).asked(Asking()).values()
     assert one["texts"] == ["fine film "] and one["choices"] == ["negative", "positive"]
     assert one["prompt"].startswith("fine film ")
 
