@@ -274,9 +274,7 @@ def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
             f"{lacking[0].id} ({lacking[0].image}); give the OCR file of the same split"
         )
     return [
-        Question(
-            q.id + OCR_ENDING, q.image, q.text + OCR_LINE + ", ".join(map(str, tokens[q.image])), q.references, OCR
-        )
+        replace(q, id=q.id + OCR_ENDING, text=q.text + OCR_LINE + ", ".join(map(str, tokens[q.image])), group=OCR)
         for q in questions
     ]
 
