@@ -10,6 +10,7 @@ from vlmsel import processes, runs
 from vlmsel.commands.inputs import open_engine, open_together
 from vlmsel.evaluation import suite
 from vlmsel.evaluation.asking import Asking, PopeMode
+from vlmsel.evaluation.engines.base import within
 from vlmsel.evaluation.results import table
 from vlmsel.evaluation.tasks import task_entries
 from vlmsel.reporting.tables import as_markdown, as_text
@@ -76,7 +77,7 @@ def evaluate(
             return
         found = {}
         for label, source in sources.items():
-            with suite.within(label if models else None):
+            with within(label if models else None):
                 engine = open_engine(source, device, dtype, template)
                 if models or tasks:
                     found[label] = suite.evaluate_all(engine, benchmarks, asking, folder / label)

@@ -56,7 +56,7 @@ class Asking:
         max_new_tokens: longest answer in tokens.
 
     Raises:
-        ValueError: there is no such protocol, or a number is below 1.
+        ValueError: there is no such protocol or mode, or a number is below 1.
     """
 
     protocol: str = "llava15"
@@ -67,6 +67,8 @@ class Asking:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {self.protocol!r}")
+        if self.pope_mode not in (None, "text", "logit"):
+            raise ValueError(f"pope_mode must be text or logit, got {self.pope_mode!r}")
         numbers = (self.batch_size, self.max_new_tokens)
         if min(numbers) < 1:
             raise ValueError("batch_size and max_new_tokens must be at least 1, got {} and {}".format(*numbers))

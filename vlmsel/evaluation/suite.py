@@ -7,19 +7,18 @@ Each result lies in a folder of its own: `predictions.jsonl`, `metrics.json` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmsel import processes, runs
 from vlmsel.evaluation.asking import Asking
-from vlmsel.evaluation.engines.base import Engine
+from vlmsel.evaluation.engines.base import Engine, within
 from vlmsel.evaluation.harness import answer_all
 from vlmsel.evaluation.results import Result, how_given, result, summary
-from vlmsel.evaluation.task import Task
-from vlmsel.evaluation.tasks import TASKS, VISUAL_TASKS, TaskFiles, load_task, require_file
+from vlmsel.evaluation.task import Task, TaskFiles
+from vlmsel.evaluation.tasks import TASKS, VISUAL_TASKS, load_task, require_file
 from vlmsel.evaluation.visual.answer_files import read_results
 from vlmsel.evaluation.visual.result_files import write_results
 from vlmsel.evaluation.visual.tasks import VisualTask
@@ -33,17 +32,6 @@ class Benchmark:
     kind: str
     task: Task
     images: Path
-
-
-@contextmanager
-def within(what: str | None) -> Iterator[None]:
-    """Say which of several models or benchmarks a fault belongs to."""
-    try:
-        yield
-    except (ValueError, OSError) as problem:
-        if what is None:
-            raise
-        raise ValueError(f"{what}: {problem}") from problem
 
 
 # Before a model is loaded
@@ -100,30 +88,19 @@ def check_entries(entries: Mapping[str, TaskFiles], asking: Asking, alone: bool,
         raise ValueError(f"pope_mode {asking.pope_mode} is for the task pope; leave it out")
 
 
-def load(name: str, files: TaskFiles, asking: Asking) -> Benchmark:
-    """Read a benchmark and find its images.
+def load_all(entries: Mapping[str, TaskFiles], asking: Asking, named: bool = True) -> list[Benchmark]:
+    """Read benchmarks and find their images; a fault is `named` after its own.
 
     Raises:
-        FileNotFoundError: a file or an image is missing.
-        ValueError: a file is not what it should be; names file and question.
+        FileNotFoundError, ValueError: a file or an image is missing or not what it should be; names file and question.
     """
-    questions = [files.questions] if isinstance(files.questions, str) else files.questions
-    for path in (*questions, files.annotations, files.ocr):
-        if path is not None:
-            require_file(path)
-    kind = files.task or name
-    task = load_task(kind, questions, files.annotations, files.ocr, asking.pope)
-    if isinstance(task, VisualTask) and files.images is not None:
-        task.require_images(Path(files.images))
-    return Benchmark(name, kind, task, Path(files.images or ""))
-
-
-def load_all(entries: Mapping[str, TaskFiles], asking: Asking, named: bool = True) -> list[Benchmark]:
-    """Read several benchmarks; a fault is `named` after its own."""
     found = []
     for name, files in entries.items():
         with within(name if named else None):
-            found.append(load(name, files, asking))
+            task, images = load_task(files.task or name, files, asking.pope), Path(files.images or "")
+            if isinstance(task, VisualTask) and files.images is not None:
+                task.require_images(images)
+            found.append(Benchmark(name, files.task or name, task, images))
     return found
 
 
@@ -141,16 +118,21 @@ def evaluate(engine: Engine, benchmark: Benchmark, asking: Asking, folder: Path)
     how = {"benchmark": benchmark.kind, "model": engine.kind, **engine.about, **task.how(engine, asking)}
     found = result(benchmark.name, task, answers, how)
     if processes.is_main():
-        runs.write_json(folder / "metrics.json", found)
-        if takes_texts(task):
+        if task.answer == "text":
             try:
                 write_results(benchmark.kind, task.questions, answers, folder)
             except ValueError as problem:  # home-made files may have ids that no server takes
                 print(f"no result file for the official server: {problem}")
-        print(f"{summary(found)}; {folder / 'metrics.json'}")
+        _report(found, folder)
         if engine.cut > before:
             print(f"{engine.cut - before} texts were longer than the model takes and were cut")
     return found
+
+
+def _report(found: Result, folder: Path) -> None:
+    """Write and print a result."""
+    runs.write_json(folder / "metrics.json", found)
+    print(f"{summary(found)}; {folder / 'metrics.json'}")
 
 
 def evaluate_all(engine: Engine, benchmarks: Sequence[Benchmark], asking: Asking, folder: Path) -> dict[str, Result]:
@@ -178,14 +160,6 @@ def answer_task(engine: Engine, task: Task, asking: Asking, images: Path, path: 
     return answers
 
 
-# With answers that are there already
-
-
-def takes_texts(task: Task) -> bool:
-    """Tell whether a task's answers are texts, for which there are official files."""
-    return isinstance(task, VisualTask) and task.answer == "text"
-
-
 def evaluate_given(benchmark: Benchmark, paths: Sequence[str], folder: Path) -> Result:
     """Score answers that lie in files; write and print the result.
 
@@ -193,13 +167,12 @@ def evaluate_given(benchmark: Benchmark, paths: Sequence[str], folder: Path) -> 
         FileNotFoundError: a file is missing.
         ValueError: the answers are no texts, or do not fit the questions.
     """
-    if not takes_texts(benchmark.task):
+    if benchmark.task.answer != "text":
         raise ValueError("--predictions scores texts: vqav2, gqa, pope (--pope_mode text) and textvqa")
     for path in paths:
         require_file(path)
     answers = read_results(benchmark.kind, [Path(path) for path in paths], benchmark.task.questions)
     found = result(benchmark.name, benchmark.task, answers, {"benchmark": benchmark.kind, **how_given(paths)})
     if processes.is_main():
-        runs.write_json(folder / "metrics.json", found)
-        print(f"{summary(found)}; {folder / 'metrics.json'}")
+        _report(found, folder)
     return found

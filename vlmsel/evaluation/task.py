@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,31 @@ from vlmsel.evaluation.metrics import mean, standard_error
 Metrics = dict[str, Any]  # name -> a number, or None where it cannot be computed
 Answers = Mapping[str, Any]  # question id -> a text, or a list of log-probabilities
 Asked = dict[str, dict[str, Any]]  # question id -> what the answer depends on, as it is written beside the answer
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of one benchmark.
+
+    Attributes:
+        questions: the official question file, or a list of them (POPE has three).
+        images: the folder with the benchmark's images; text tasks have none.
+        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
+        ocr: TextVQA's OCR tokens (TextVQA_Rosetta_OCR_v0.2_val.json); with it every question is asked without and with.
+        task: the benchmark, when the entry has another name.
+    """
+
+    questions: str | Path | Sequence[str | Path]
+    images: str | Path | None = None
+    annotations: str | Path | None = None
+    ocr: str | Path | None = None
+    task: str | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The question files."""
+        several = [self.questions] if isinstance(self.questions, str | Path) else self.questions
+        return list(map(Path, several))
 
 
 class Task(ABC):

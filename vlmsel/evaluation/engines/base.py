@@ -67,12 +67,14 @@ class Engine:
 
 
 @contextmanager
-def about(ask: Ask) -> Iterator[None]:
-    """Name the question that a problem with its picture or its prompt belongs to."""
+def within(what: str | None) -> Iterator[None]:
+    """Name what a fault belongs to: a question, a benchmark or a model; None where there is only one."""
     try:
         yield
     except (ValueError, OSError) as problem:
-        raise ValueError(f"question {ask.id}: {problem}") from None
+        if what is None:
+            raise
+        raise ValueError(f"{what}: {problem}") from problem
 
 
 def first_ids(rows: Sequence[Sequence[Sequence[int]]], words: Spellings) -> list[list[int]]:

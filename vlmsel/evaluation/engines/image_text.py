@@ -8,8 +8,8 @@ image.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -20,12 +20,11 @@ from vlmsel.data.encoding import IMAGE_ID, generation_ids, text_ids
 from vlmsel.data.images import load_image
 from vlmsel.data.sample import Turn
 from vlmsel.data.templates import IMAGE, find_template
-from vlmsel.evaluation.engines.base import Ask, Spellings, about, first_ids, word_scores
+from vlmsel.evaluation.engines.base import Ask, Spellings, first_ids, within, word_scores
 from vlmsel.evaluation.engines.likelihood import LanguageEngine, set_padding
 from vlmsel.models.generation import evaluating, replaced_settings
 from vlmsel.models.language import pad_id
 
-Encoded = TypeVar("Encoded")
 # What processors return with one value per token; token types are 0 for text.
 BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -56,22 +55,16 @@ class ImageTextEngine(LanguageEngine):
             self.chat("")  # a broken template shows before the first question
 
     def prepare(self, asks: Sequence[Ask]) -> Any:
-        images = []
+        images: list[Any] = []
+        prompts: list[Any] = []
         for ask in asks:
-            with about(ask):
+            with within(f"question {ask.id}"):
                 images.append([load_image(ask.images, ask.image)])
+                prompts.append(self.chat(ask.prompt) if self.template is None else self.ids(ask.prompt))
         if self.template is None:
-            return self._process(images, self._each(asks, self.chat))
+            return self._process(images, prompts)
         marked = self._process(images, [self.processor.image_token] * len(asks), special=False)
-        return put_images(marked, self._each(asks, self.ids), pad_id(self.tokenizer))
-
-    @staticmethod
-    def _each(asks: Sequence[Ask], encode: Callable[[str], Encoded]) -> list[Encoded]:
-        found = []
-        for ask in asks:
-            with about(ask):
-                found.append(encode(ask.prompt))
-        return found
+        return put_images(marked, prompts, pad_id(self.tokenizer))
 
     def chat(self, prompt: str) -> str:
         """Put a prompt about one image in the processor's chat template.

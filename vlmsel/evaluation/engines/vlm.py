@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
-from vlmsel.data.batches import Batch, Collator
-from vlmsel.data.dataset import Pictures, PromptEncoder
+from vlmsel.data.batches import Batch
+from vlmsel.data.dataset import PromptEncoder, Reading
 from vlmsel.data.encoding import text_ids
 from vlmsel.data.sample import Turn
 from vlmsel.data.templates import find_template
-from vlmsel.evaluation.engines.base import Ask, Spellings, about, first_ids, word_scores
+from vlmsel.evaluation.engines.base import Ask, Spellings, first_ids, within, word_scores
 from vlmsel.evaluation.engines.likelihood import LanguageEngine
 from vlmsel.models.generation import generate, next_token_logits
-from vlmsel.models.language import pad_id
 from vlmsel.models.vlm import VLM
 
 KEPT = 64  # pictures that are kept as bytes, because the next question is often about the same one
@@ -30,20 +29,19 @@ class VLMEngine(LanguageEngine):
         self.vlm, self.ahead = vlm, vlm.device.type != "cpu"
         config = vlm.vlm_config
         self.about = {"template": config.template, "image_mode": config.image_mode}
-        self._collate = Collator(pad_id(vlm.tokenizer))
         self._encoder = cache(self._make_encoder)
 
     def _make_encoder(self, images: Path) -> PromptEncoder:
-        tower, config = self.vlm.tower, self.vlm.vlm_config
-        pictures = Pictures(images, tower.image_size, config.image_mode, tower.image_mean)
-        return PromptEncoder(self.tokenizer, config.template, lru_cache(KEPT)(pictures))
+        pictures = self.vlm.pictures(Reading(images))
+        assert pictures is not None, "a model that reads text only is no VLMEngine's"
+        return PromptEncoder(self.tokenizer, self.vlm.vlm_config.template, lru_cache(KEPT)(pictures))
 
     def prepare(self, asks: Sequence[Ask]) -> Batch:
         items = []
         for number, ask in enumerate(asks):
-            with about(ask):
+            with within(f"question {ask.id}"):
                 items.append(self._encoder(ask.images)(number, [Turn("human", f"<image>\n{ask.prompt}")], [ask.image]))
-        return self._collate(items)
+        return self.vlm.collate(items)
 
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         return generate(self.vlm, batch.to(self.vlm.device), self.tokenizer, max_new_tokens)

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vlmsel.data.images import find_image, require_folder
 from vlmsel.evaluation.asking import Asking
-from vlmsel.evaluation.engines.base import Ask, Engine, about
+from vlmsel.evaluation.engines.base import Ask, Engine, within
 from vlmsel.evaluation.harness import Responder
 from vlmsel.evaluation.metrics import f1_error, mean, pope_metrics, textvqa_accuracy, vqa_accuracy
 from vlmsel.evaluation.task import Answers, Asked, Metrics, Task
@@ -69,7 +69,7 @@ class VisualTask(Task, ABC):
         faults = []
         for question in self.questions:
             try:
-                with about(Ask(question.id, "", images, question.image)):
+                with within(f"question {question.id}"):
                     find_image(images, question.image)
             except ValueError as fault:
                 faults.append(str(fault))
@@ -220,7 +220,8 @@ class POPE(VisualTask):
         return means | errors
 
     def constant(self) -> str:
-        return max(POPE_LABELS, key=lambda label: self.score(dict.fromkeys(self.ids, label))[self.headline])
+        texts = POPE(self.questions)
+        return max(POPE_LABELS, key=lambda label: texts.score(dict.fromkeys(self.ids, label))[self.headline])
 
     def _found(self, answers: Answers) -> dict[str, Metrics]:
         found = {}
@@ -250,10 +251,6 @@ class PopeLogit(POPE):
 
     def other_errors(self, answers: Answers) -> dict[str, float]:
         return super().other_errors(self._words(answers))
-
-    def constant(self) -> str:
-        accuracy = {one: POPE(self.questions).score(dict.fromkeys(self.ids, one))["accuracy"] for one in POPE_LABELS}
-        return max(POPE_LABELS, key=lambda label: accuracy[label])
 
     def majority(self) -> tuple[str, Metrics]:
         label = self.constant()
