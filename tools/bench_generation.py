@@ -27,12 +27,12 @@ import torch
 
 from vlmsel.commands.inputs import open_model
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
+from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Ask
 from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.evaluation.harness import Responder, answer_all
-from vlmsel.evaluation.run import asked_of
+from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
-from vlmsel.evaluation.visual.protocols import PROTOCOLS
 from vlmsel.evaluation.visual.tasks import VisualTask
 from vlmsel.models.vlm import VLM
 
@@ -42,10 +42,10 @@ class Bench:
 
     def __init__(self, model: VLM, folder: Path, questions: int, per_image: int, max_new_tokens: int) -> None:
         write_world(folder, WorldSizes(0, 0, 0, questions))
-        task = load_task("vqav2", **benchmark_files(folder)["vqav2"])
+        task = load_task("vqav2", TaskFiles(**benchmark_files(folder)["vqav2"]))
         assert isinstance(task, VisualTask)
         self.folder, self.max_new_tokens, self.engine = folder, max_new_tokens, VLMEngine(model)
-        self.asked = asked_of(task, PROTOCOLS["bare"])
+        self.asked = task.asked(Asking("bare"))
         images = folder / "images/test/vqav2"
         shown = [task.questions[i - i % per_image].image for i in range(len(task.questions))]
         self.asks = {

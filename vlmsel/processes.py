@@ -7,11 +7,15 @@ go through torch.distributed (gloo on CPUs, nccl on GPUs). Alone, a process does
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+GRACE = 10.0  # seconds; what starts several processes ends the others as soon as one has failed
 
 
 def rank() -> int:
@@ -37,6 +41,17 @@ def local_count() -> int:
 def is_main() -> bool:
     """Tell whether this is the process that opens the run folder, prints and writes results."""
     return rank() == 0
+
+
+@contextmanager
+def first_speaks() -> Iterator[None]:
+    """Let the first process tell a fault that all of them find; one that only another finds is told a bit later."""
+    try:
+        yield
+    except (ValueError, OSError):
+        if not is_main():
+            time.sleep(GRACE)
+        raise
 
 
 def _join() -> Any:

@@ -14,7 +14,7 @@ from tiny_models import sample_losses
 from vlmsel import cli, runs
 from vlmsel.commands.inputs import open_data, open_model, pad_id
 from vlmsel.data.batches import Collator
-from vlmsel.evaluation.engines.huggingface import LanguageEngine
+from vlmsel.evaluation.engines.likelihood import LanguageEngine
 from vlmsel.gradients import select_blocks
 from vlmsel.models.huggingface import load_adapter, load_causal
 from vlmsel.models.lora import lora_parameters

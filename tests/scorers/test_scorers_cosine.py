@@ -10,6 +10,7 @@ import torch
 from tiny_models import row_samples, sample_losses, tiny_vlm, wake_lora
 from tiny_pool import COLLATE, OBJECTIVE, job, loop, loop_means, tiny_items, tiny_plan, tiny_streams
 from torch import nn
+from vlmsel.scoring.store_scores import score_store
 
 from vlmsel.gradients import capture, select_blocks
 from vlmsel.gradients.store.reader import GradientStore
@@ -22,7 +23,6 @@ from vlmsel.scoring.curvature import Directions
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.pool_pass import score_pool
 from vlmsel.scoring.score_pass import FINE, NO_GRADIENT, Objective, scoring
-from vlmsel.scoring.store_scores import score_store
 
 COSINE = TracIn(cosine=True, name="TracIn.cosine")
 SHAPES = {"a": (5, 3), "b": (1, 4), "c": (2, 6)}

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import row_samples, sample_losses, tiny_vlm, wake_lora
 from tiny_pool import COLLATE, loop, loop_means, tiny_items
+from vlmsel.scoring.store_scores import score_store
 
 from vlmsel.gradients import Block, Factor, capture, select_blocks
 from vlmsel.gradients.embedding_factor import LookupFactor
@@ -23,7 +24,6 @@ from vlmsel.gradients.store.writer import StoreWriter
 from vlmsel.gradients.sum_factor import SumFactor
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
 from vlmsel.scoring import store_scores
-from vlmsel.scoring.store_scores import score_store
 
 BLOCKS = [Block("layer.weight", "layer", 6, 5), Block("layer.bias", "layer", 1, 6), Block("head.weight", "head", 3, 9)]
 UIDS = torch.tensor([40, 3, 17, 8, 22, 31, 5])

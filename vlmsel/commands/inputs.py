@@ -17,7 +17,9 @@ from vlmsel.data.formats import read_samples
 from vlmsel.data.sample import Problem
 from vlmsel.data.templates import find_template
 from vlmsel.evaluation.engines.base import Engine
-from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine
+from vlmsel.evaluation.engines.classifier import ClassifierEngine
+from vlmsel.evaluation.engines.image_text import ImageTextEngine
+from vlmsel.evaluation.engines.likelihood import LanguageEngine
 from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.models import checkpoint, huggingface
 from vlmsel.models.assembly import build

@@ -55,7 +55,7 @@ def answer_all(
         order: what questions are sorted by, given by id, to make batches; the length of what is asked when left out.
 
     Raises:
-        ValueError: batch_size is below 1, or the predictions file cannot be gone on from.
+        ValueError: batch_size is below 1, the predictions file cannot be gone on from, or scores are no numbers.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -71,6 +71,8 @@ def answer_all(
     with tqdm(total=len(asked), initial=done, desc="answering", unit="question", delay=2, disable=quiet) as bar:
         for batch, prepared in _prepared(own, responder):
             found = responder.respond(prepared)
+            if answer != "text":
+                _require_finite(batch, found)
             _append(mine, [{"question_id": i, **asked[i], answer: a} for i, a in zip(batch, found, strict=True)])
             bar.update(len(batch))
     return _gather(path, asked, answer)
@@ -78,6 +80,16 @@ def answer_all(
 
 def _length(asked: Line) -> int:
     return sum(len(str(value)) for value in asked.values())
+
+
+def _require_finite(ids: Sequence[str], found: Sequence[Sequence[float]]) -> None:
+    """Refuse scores that are no numbers: compared with another, NaN would count as an answer."""
+    bad = [i for i, scores in enumerate(found) if not all(map(math.isfinite, scores))]
+    if bad:
+        raise ValueError(
+            f"question {ids[bad[0]]}: the model's scores are {found[bad[0]]} (such are those of {len(bad)} of the "
+            f"batch's {len(ids)} questions); look at the model's weights, or try --dtype float32"
+        )
 
 
 def _prepared(

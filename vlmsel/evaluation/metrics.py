@@ -13,34 +13,54 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option
-from vlmsel.evaluation.visual.answers import strip_blanks, textvqa_answer, textvqa_prompt_question, vqav2_answer
-from vlmsel.evaluation.visual.gqa import gqa_answer, gqa_match, gqa_metrics
-
-__all__ = [
-    "glue_metrics",
-    "gqa_answer",
-    "gqa_match",
-    "gqa_metrics",
-    "hellaswag_query",
-    "hellaswag_text",
-    "logiqa_option",
-    "multiple_choice",
-    "pope_metrics",
-    "pope_parse",
-    "soft_accuracy",
-    "textvqa_accuracy",
-    "textvqa_answer",
-    "textvqa_prompt_question",
-    "vqa_accuracy",
-    "vqav2_answer",
-]
+from vlmsel.evaluation.visual.answers import strip_blanks, textvqa_answer, vqav2_answer
 
 Normalize = Literal["always", "official"]
 TEXTVQA_REFERENCES = 10
 GLUE = {"cola": ("mcc",), "mrpc": ("accuracy", "f1"), "qqp": ("accuracy", "f1")} | dict.fromkeys(
     ("sst2", "qnli", "rte"), ("accuracy",)
 )
+
+
+# Means over questions and their standard errors over the drawing of questions
+
+
+def mean(values: Sequence[float]) -> float:
+    """Average scores.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not values:
+        raise ValueError("no question to average over")
+    return sum(values) / len(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of a mean, sqrt(Σ (x - mean)² / (n - 1) / n); NaN for a single value.
+
+    For right and wrong answers that is sqrt(p (1 - p) / (n - 1)), as lm-evaluation-harness has it.
+
+    >>> standard_error([1.0, 0.0, 1.0, 1.0, 0.0])
+    0.24494897427831783
+    """
+    if len(values) < 2:
+        return math.nan
+    middle = mean(values)
+    return math.sqrt(sum((value - middle) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def f1_error(tp: float, wrong: float) -> float:
+    """Return the standard error of F1 = 2a / (2a + b), with a = `tp` true positives and b = `wrong` wrong answers.
+
+    The delta method over questions drawn independently: the influence of a question on F1 is 2b / (2a + b)² where it
+    is a true positive and -2a / (2a + b)² where it is wrong, and the sum of squares is 4ab(a + b) / (2a + b)⁴.
+
+    >>> f1_error(3, 0), round(f1_error(30, 20), 4)
+    (0.0, 0.0541)
+    """
+    whole = 2 * tp + wrong
+    return 2 * math.sqrt(tp * wrong * (tp + wrong)) / whole**2 if whole else 0.0
 
 
 # VQAv2 and TextVQA

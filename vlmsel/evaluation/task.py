@@ -1,4 +1,4 @@
-"""What a benchmark is: what is asked, how a set of answers is scored, and what a blind model can reach.
+"""What a benchmark is: what is asked and how, how answers are scored, and what a blind model can reach.
 
 Most metrics are means over questions, so that they have a standard error, s / sqrt(n) of the per-question values (for
 right and wrong answers that is sqrt(p (1 - p) / (n - 1))).
@@ -7,11 +7,15 @@ right and wrong answers that is sqrt(p (1 - p) / (n - 1))).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmsel.evaluation.averages import mean, standard_error
+from vlmsel.evaluation.asking import Asking
+from vlmsel.evaluation.engines.base import Engine
+from vlmsel.evaluation.harness import Responder
+from vlmsel.evaluation.metrics import mean, standard_error
 
 Metrics = dict[str, Any]  # name -> a number, or None where it cannot be computed
 Answers = Mapping[str, Any]  # question id -> a text, or a list of log-probabilities
@@ -19,8 +23,32 @@ Asked = dict[str, dict[str, Any]]  # question id -> what the answer depends on, 
 
 
 @dataclass(frozen=True)
+class TaskFiles:
+    """The files of one benchmark.
+
+    Attributes:
+        questions: the official question file, or a list of them (POPE has three).
+        images: the folder with the benchmark's images; text tasks have none.
+        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
+        ocr: TextVQA's OCR tokens (TextVQA_Rosetta_OCR_v0.2_val.json); with it every question is asked without and with.
+        task: the benchmark, when the entry has another name.
+    """
+
+    questions: str | Path | Sequence[str | Path]
+    images: str | Path | None = None
+    annotations: str | Path | None = None
+    ocr: str | Path | None = None
+    task: str | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The question files."""
+        several = [self.questions] if isinstance(self.questions, str | Path) else self.questions
+        return list(map(Path, several))
+
+
 class Task(ABC):
-    """A benchmark with its questions; fractions from 0 to 1.
+    """A benchmark with its questions, which have an `id`, as a frozen dataclass; fractions from 0 to 1.
 
     `answer` is the name of what a model gives: `text`, `loglikelihoods` (of choices), `logprobs` (of first words).
     `rules` says which of the rules in use is followed, for published numbers differ in them.
@@ -29,11 +57,12 @@ class Task(ABC):
     headline: ClassVar[str] = "accuracy"
     answer: ClassVar[str] = "text"
     rules: ClassVar[Mapping[str, str]] = {}
+    questions: Sequence[Any]
 
     @property
-    @abstractmethod
-    def ids(self) -> Collection[str]:
+    def ids(self) -> list[str]:
         """The ids of all questions."""
+        return [question.id for question in self.questions]
 
     @property
     @abstractmethod
@@ -44,6 +73,26 @@ class Task(ABC):
     def notes(self) -> list[str]:
         """What a reader of the result must know about the questions."""
         return []
+
+    # How it is asked
+
+    @abstractmethod
+    def asked(self, asking: Asking) -> Asked:
+        """Return what is asked, by question id."""
+
+    @abstractmethod
+    def responder(self, engine: Engine, asking: Asking, images: Path) -> Responder[Any]:
+        """Return how an engine answers batches of questions, whose images lie in a folder."""
+
+    @abstractmethod
+    def how(self, engine: Engine, asking: Asking) -> dict[str, Any]:
+        """Return how answers come about beside what the engine says of itself: prompt and decoding."""
+
+    def order(self) -> Callable[[str], Any] | None:
+        """Return what questions are sorted by, given by id, to make batches; None for the length of what is asked."""
+        return None
+
+    # How answers are scored
 
     @abstractmethod
     def values(self, answers: Answers) -> dict[str, list[float]]:

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from vlmsel.data.glue import GLUE_TASKS, read_glue
 from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
 from vlmsel.data.multiple_choice import read_choices
-from vlmsel.evaluation.task import Task
+from vlmsel.evaluation.asking import PopeMode
+from vlmsel.evaluation.task import Task, TaskFiles
 from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
-from vlmsel.evaluation.visual.protocols import PopeMode
-from vlmsel.evaluation.visual.questions import Files, read_questions
-from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VisualTask, VQAv2
+from vlmsel.evaluation.visual.questions import read_questions
+from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VQAv2
 
 VISUAL_TASKS = ("vqav2", "gqa", "pope", "textvqa")
 TASKS = (*VISUAL_TASKS, *CHOICE_TASKS, *GLUE_TASKS)
-
-
-@dataclass(frozen=True)
-class TaskFiles:
-    """The files of one benchmark.
-
-    Attributes:
-        questions: the official question file, or a list of them (POPE has three).
-        images: the folder with the benchmark's images; text tasks have none.
-        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
-        ocr: TextVQA's OCR tokens (TextVQA_Rosetta_OCR_v0.2_val.json); with it every question is asked without and with.
-        task: the benchmark, when the entry has another name.
-    """
-
-    questions: str | list[str]
-    images: str | None = None
-    annotations: str | None = None
-    ocr: str | None = None
-    task: str | None = None
 
 
 SETTINGS = tuple(field.name for field in fields(TaskFiles))
@@ -59,7 +40,22 @@ def task_files(name: str, settings: Mapping[str, Any]) -> TaskFiles:
     return TaskFiles(**settings)
 
 
-def require_file(path: str) -> None:
+def task_entries(task: str | None, tasks: Mapping[str, Any] | None, **files: Any) -> dict[str, TaskFiles]:
+    """Return the benchmarks by name, given one by one (`task` and its files) or all together.
+
+    Raises:
+        ValueError: both or neither are given, or the settings of one of several are wrong.
+    """
+    if tasks and (task is not None or any(value is not None for value in files.values())):
+        raise ValueError("give one benchmark with --task and --questions, or several with --tasks, not both")
+    if tasks:
+        return {name: task_files(name, settings) for name, settings in tasks.items()}
+    if task is None or files["questions"] is None:
+        raise ValueError("name a benchmark with --task and its file with --questions, or several with --tasks")
+    return {task: TaskFiles(**files)}
+
+
+def require_file(path: str | Path) -> None:
     """Tell what is wrong with a file as a whole before a reader finds fault with its first line.
 
     Raises:
@@ -79,66 +75,57 @@ def require_file(path: str) -> None:
         raise ValueError(f"{path}: a compressed file; unpack it first")
 
 
-def load_task(
-    name: str,
-    questions: Sequence[str | Path],
-    annotations: str | Path | None = None,
-    ocr: str | Path | None = None,
-    pope: PopeMode = "text",
-) -> Task:
+def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
     """Read a benchmark's official files.
 
     Args:
         name: one of `TASKS`.
-        questions: its question files; POPE has several.
-        annotations: VQAv2's annotations, PIQA's labels.
-        ocr: TextVQA's OCR tokens.
+        files: its files.
         pope: how POPE's answers are read, as text or off the probabilities of yes and no.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: there is no such task, or a file is not what it should be; names file and question.
+        ValueError: there is no such task, files are too many or too few, or one is not what it should be; names file
+            and question.
     """
+    _check_files(name, files)
+    for file in (*files.paths, files.annotations, files.ocr):
+        if file is not None:
+            require_file(file)
+    if name in VISUAL_TASKS:
+        questions = read_questions(name, files)
+        if name == "textvqa":
+            return TextVQA(questions) if files.ocr is None else TextVQABoth(questions)
+        if name == "pope":
+            return PopeLogit(questions) if pope == "logit" else POPE(questions)
+        return GQA(questions) if name == "gqa" else VQAv2(questions)
+    (path,) = files.paths
+    if name in CHOICE_TASKS:
+        choices = read_choices(name, path, files.annotations)
+        _require_labels([question.answer for question in choices], path)
+        return ChoiceTask(name, choices)
+    glue = read_glue(name, path)
+    _require_labels([example.label for example in glue.examples], path)
+    return GlueTask(name, glue.examples, len(glue.skipped))
+
+
+def _check_files(name: str, files: TaskFiles) -> None:
+    """Refuse files that a benchmark lacks or has no use for."""
     if name not in TASKS:
         raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
-    if pope not in ("text", "logit"):
-        raise ValueError(f"pope_mode must be text or logit, got {pope!r}")
-    paths, noted = tuple(map(Path, questions)), None if annotations is None else Path(annotations)
-    if name in VISUAL_TASKS:
-        return _visual(name, Files(paths, noted, None if ocr is None else Path(ocr)), pope)
-    if ocr is not None:
-        raise ValueError(f"{name} has no file of OCR tokens; textvqa has")
-    if len(paths) != 1:
-        raise ValueError(f"{name} needs one question file, got {len(paths)}")
-    return _choice(name, paths[0], noted) if name in CHOICE_TASKS else _glue(name, paths[0], noted)
-
-
-def _visual(name: str, files: Files, pope: PopeMode) -> VisualTask:
-    if name == "vqav2" and files.annotations is None and files.questions:
+    count, several = len(files.paths), name == "pope"
+    if not count or (count > 1 and not several):
+        raise ValueError(f"{name} needs {'question files' if several else 'one question file'}, got {count}")
+    if files.annotations is None and name == "vqav2":
         raise ValueError(
-            f"{files.questions[0]}: vqav2 needs an annotations file, v2_mscoco_*_annotations.json; "
-            "give it as annotations"
+            f"{files.paths[0]}: vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations"
         )
-    questions = read_questions(name, files)
-    if name == "pope":
-        return PopeLogit(questions) if pope == "logit" else POPE(questions)
-    if name == "textvqa":
-        return TextVQA(questions) if files.ocr is None else TextVQABoth(questions)
-    return {"vqav2": VQAv2, "gqa": GQA}[name](questions)
-
-
-def _choice(name: str, path: Path, labels: Path | None) -> ChoiceTask:
-    questions = read_choices(name, path, labels)
-    _require_labels([question.answer for question in questions], path)
-    return ChoiceTask(name, questions)
-
-
-def _glue(name: str, path: Path, labels: Path | None) -> GlueTask:
-    if labels is not None:
+    if files.annotations is not None and name in GLUE_TASKS:
         raise ValueError(f"{name} has its labels in the question file; leave --annotations out")
-    file = read_glue(name, path)
-    _require_labels([example.label for example in file.examples], path)
-    return GlueTask(name, file.examples, len(file.skipped))
+    if files.annotations is not None and name in VISUAL_TASKS and name != "vqav2":
+        raise ValueError(f"{name} has no annotations file")
+    if files.ocr is not None and name != "textvqa":
+        raise ValueError(f"{name} has no file of OCR tokens; textvqa has")
 
 
 def _require_labels(labels: Sequence[int | None], path: Path) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from sklearn.metrics import roc_auc_score
 
-from vlmsel.evaluation.averages import mean, standard_error
+from vlmsel.evaluation.metrics import mean, standard_error
 
 
 @dataclass(frozen=True)

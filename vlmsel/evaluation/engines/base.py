@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -30,11 +32,12 @@ class Engine:
     """A model as evaluations use it. Concrete engines override what their model can do.
 
     `about` is what of it belongs to a result's protocol, such as the template; `cut` counts the texts so far that were
-    longer than the model takes; `ahead` says that a batch is best prepared while the one before is answered, which
-    gains nothing where both would share the CPU.
+    longer than the model takes; `classifies` says that it sorts texts rather than scoring them; `ahead` says that a
+    batch is best prepared while the one before is answered, which gains nothing where both would share the CPU.
     """
 
     kind: ClassVar[str] = "this model"
+    classifies: ClassVar[bool] = False
     about: dict[str, Any]
     cut: int = 0
     ahead: bool = False
@@ -64,12 +67,14 @@ class Engine:
 
 
 @contextmanager
-def about(ask: Ask) -> Iterator[None]:
-    """Name the question that a problem with its picture or its prompt belongs to."""
+def within(what: str | None) -> Iterator[None]:
+    """Name what a fault belongs to: a question, a benchmark or a model; None where there is only one."""
     try:
         yield
     except (ValueError, OSError) as problem:
-        raise ValueError(f"question {ask.id}: {problem}") from None
+        if what is None:
+            raise
+        raise ValueError(f"{what}: {problem}") from problem
 
 
 def first_ids(rows: Sequence[Sequence[Sequence[int]]], words: Spellings) -> list[list[int]]:
@@ -90,3 +95,8 @@ def first_ids(rows: Sequence[Sequence[Sequence[int]]], words: Spellings) -> list
             "use --pope_mode text"
         )
     return [sorted(one) for one in own]
+
+
+def word_scores(logits: Tensor, chosen: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return log Σ p over each word's token ids, for the logits of first tokens. [n, vocabulary]"""
+    return [[float(row[list(ids)].logsumexp(dim=0)) for ids in chosen] for row in logits.log_softmax(dim=1)]

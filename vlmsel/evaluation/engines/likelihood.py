@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vlmsel.data.batches import length_batches
+from vlmsel.evaluation.engines.base import Engine
 from vlmsel.models.generation import evaluating
 from vlmsel.models.language import check_head, pad_id, unwrap
 from vlmsel.models.losses import token_losses
@@ -46,6 +47,26 @@ class Row:
     ids: list[int]  # [t] context and continuation
     count: int  # tokens of the continuation, at the end
     truncated: bool
+
+
+class LanguageEngine(Engine):
+    """A causal language model; text tasks only."""
+
+    kind = "a causal language model"
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer, self.about = model, tokenizer, {}
+
+    def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        found = loglikelihoods(self.model, self.tokenizer, pairs)
+        self.cut += sum(one.truncated for one in found)
+        return [one.value for one in found]
+
+
+def set_padding(tokenizer: Any) -> None:
+    """Give a tokenizer without a padding token one to pad with; masks are made from lengths."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
 
 
 def max_positions(model: Any, tokenizer: Any) -> int:

@@ -10,7 +10,6 @@ GLUE's labels are scored as words, `GLUE_CHOICES[task][label]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from string import ascii_uppercase
 
 from vlmsel.data.glue import GlueExample
@@ -35,25 +34,12 @@ GLUE_CHOICES: dict[str, tuple[str, str]] = {
 }
 
 
-def _query(question: ChoiceQuestion) -> str:
-    return question.question
-
-
-def _asked(question: ChoiceQuestion) -> str:
-    return f"Question: {question.question}\nAnswer:"
-
-
-def _passage(question: ChoiceQuestion) -> str:
-    lettered = zip(ascii_uppercase, question.choices, strict=False)
-    options = "".join(f"{letter}. {choice}\n" for letter, choice in lettered)
-    return f"Passage: {question.passage}\nQuestion: {question.question}\nChoices:\n{options}Answer:"
-
-
-CHOICE_CONTEXTS: dict[str, Callable[[ChoiceQuestion], str]] = {
-    "qasc": _asked,
-    "hellaswag": _query,
-    "piqa": _asked,
-    "logiqa": _passage,
+_ASKED = "Question: {question}\nAnswer:"
+CHOICE_PROMPTS = {
+    "qasc": _ASKED,
+    "hellaswag": "{question}",
+    "piqa": _ASKED,
+    "logiqa": "Passage: {passage}\nQuestion: {question}\nChoices:\n{options}Answer:",
 }
 
 
@@ -63,9 +49,10 @@ def choice_context(task: str, question: ChoiceQuestion) -> str:
     Raises:
         ValueError: there is no such task.
     """
-    if task not in CHOICE_CONTEXTS:
-        raise ValueError(f"multiple-choice task must be one of {', '.join(CHOICE_CONTEXTS)}; got {task!r}")
-    return CHOICE_CONTEXTS[task](question)
+    if task not in CHOICE_PROMPTS:
+        raise ValueError(f"multiple-choice task must be one of {', '.join(CHOICE_PROMPTS)}; got {task!r}")
+    options = "".join(f"{letter}. {text}\n" for letter, text in zip(ascii_uppercase, question.choices, strict=False))
+    return CHOICE_PROMPTS[task].format(question=question.question, passage=question.passage, options=options)
 
 
 def glue_context(task: str, example: GlueExample) -> str:

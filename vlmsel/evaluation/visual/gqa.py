@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from vlmsel.evaluation.averages import mean
+from vlmsel.evaluation.metrics import mean
 
 
 def gqa_answer(text: str) -> str:

@@ -17,16 +17,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlmsel.evaluation.task import TaskFiles
 from vlmsel.runs import read_json
 
 REFERENCES = 10  # per question of VQAv2 and TextVQA
 POPE_LABELS = ("yes", "no")
 VQAV2_TYPES = ("yes/no", "number", "other")
 PURE, OCR = "pure", "ocr"  # TextVQA's groups
+OCR_ENDING = f"/{OCR}"  # of the id of a question that is asked with OCR tokens
 OCR_LINE = "\nReference OCR token: "
 
 
@@ -45,41 +47,20 @@ class Question:
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True)
-class Files:
-    """The official files of one benchmark: questions, and where it has them annotations and OCR tokens."""
-
-    questions: tuple[Path, ...]
-    annotations: Path | None = None
-    ocr: Path | None = None
-
-
-def read_questions(name: str, files: Files) -> list[Question]:
+def read_questions(name: str, files: TaskFiles) -> list[Question]:
     """Read a benchmark's official files.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: files are too many or too few, or not what they should be; names file and question, and how many
-            questions have a fault.
+        ValueError: a file is not what it should be; names file and question, and how many questions have a fault.
     """
-    _check_files(name, files)
     found = READERS[name](files)
     if not found:
-        raise ValueError(f"{files.questions[0]}: no question in it; is this the benchmark's official file?")
+        raise ValueError(f"{files.paths[0]}: no question in it; is this the benchmark's official file?")
     if twice := _repeated([question.id for question in found]):
         mend = "give each category's file once" if name == "pope" else "take one of the two out"
-        raise ValueError(f"{files.questions[0]}: question {twice} occurs more than once; {mend}")
+        raise ValueError(f"{files.paths[0]}: question {twice} occurs more than once; {mend}")
     return found
-
-
-def _check_files(name: str, files: Files) -> None:
-    count = len(files.questions)
-    if not count or (count > 1 and name != "pope"):
-        raise ValueError(f"{name} needs {'question files' if name == 'pope' else 'one question file'}, got {count}")
-    if (files.annotations is not None) != (name == "vqav2"):
-        raise ValueError(f"{name} {'needs an' if name == 'vqav2' else 'has no'} annotations file")
-    if files.ocr is not None and name != "textvqa":
-        raise ValueError(f"{name} has no file of OCR tokens; textvqa has")
 
 
 def _repeated(names: Sequence[str]) -> str | None:
@@ -134,9 +115,8 @@ def _ten(answers: Sequence[Any], place: str) -> tuple[str, ...]:
 # VQAv2
 
 
-def _vqav2(files: Files) -> list[Question]:
-    path, annotations = files.questions[0], files.annotations
-    assert annotations is not None
+def _vqav2(files: TaskFiles) -> list[Question]:
+    path, annotations = files.paths[0], Path(files.annotations or "")
     content, noted = read_json(path), _annotations(annotations)
     subset = _need(content, "data_subtype", str(path))
 
@@ -167,8 +147,8 @@ def _annotations(path: Path) -> dict[str, Any]:
 # GQA
 
 
-def _gqa(files: Files) -> list[Question]:
-    path = files.questions[0]
+def _gqa(files: TaskFiles) -> list[Question]:
+    path = files.paths[0]
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dictionary of questions by id, as GQA's files have")
@@ -200,8 +180,8 @@ def _gqa_question(identity: str, record: Any, place: str) -> Question:
 # POPE
 
 
-def _pope(files: Files) -> list[Question]:
-    return [question for path in files.questions for question in _pope_category(path)]
+def _pope(files: TaskFiles) -> list[Question]:
+    return [question for path in files.paths for question in _pope_category(path)]
 
 
 def _pope_category(path: Path) -> list[Question]:
@@ -219,8 +199,6 @@ def _pope_category(path: Path) -> list[Question]:
 
 def _pope_records(path: Path) -> list[tuple[str, Any]]:
     """Return a file's records with their places."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
         text = path.read_text(encoding="utf-8").rstrip("\n")
     except UnicodeDecodeError as problem:
@@ -240,8 +218,8 @@ def _pope_records(path: Path) -> list[tuple[str, Any]]:
 # TextVQA
 
 
-def _textvqa(files: Files) -> list[Question]:
-    path = files.questions[0]
+def _textvqa(files: TaskFiles) -> list[Question]:
+    path = files.paths[0]
 
     def read(one: Any) -> Question:
         identity = str(_need(one, "question_id", str(path), (int, str)))
@@ -253,7 +231,7 @@ def _textvqa(files: Files) -> list[Question]:
         return Question(identity, image, _need(one, "question", place), answers, PURE)
 
     pure = _each(_need(read_json(path), "data", str(path), list), read)
-    return pure if files.ocr is None else [*pure, *_with_tokens(pure, files.ocr)]
+    return pure if files.ocr is None else [*pure, *_with_tokens(pure, Path(files.ocr))]
 
 
 def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
@@ -273,12 +251,12 @@ def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
             f"{lacking[0].id} ({lacking[0].image}); give the OCR file of the same split"
         )
     return [
-        Question(f"{q.id}/{OCR}", q.image, q.text + OCR_LINE + ", ".join(map(str, tokens[q.image])), q.references, OCR)
+        replace(q, id=q.id + OCR_ENDING, text=q.text + OCR_LINE + ", ".join(map(str, tokens[q.image])), group=OCR)
         for q in questions
     ]
 
 
-READERS: dict[str, Callable[[Files], list[Question]]] = {
+READERS: dict[str, Callable[[TaskFiles], list[Question]]] = {
     "vqav2": _vqav2,
     "gqa": _gqa,
     "pope": _pope,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vlmsel.evaluation.averages import f1_error, mean
-from vlmsel.evaluation.metrics import pope_metrics, textvqa_accuracy, vqa_accuracy
+from vlmsel.data.images import find_image, require_folder
+from vlmsel.evaluation.asking import Asking
+from vlmsel.evaluation.engines.base import Ask, Engine, within
+from vlmsel.evaluation.harness import Responder
+from vlmsel.evaluation.metrics import f1_error, mean, pope_metrics, textvqa_accuracy, vqa_accuracy
 from vlmsel.evaluation.task import Answers, Asked, Metrics, Task
 from vlmsel.evaluation.visual.answers import textvqa_answer, vqav2_answer
 from vlmsel.evaluation.visual.gqa import gqa_answer, gqa_match, gqa_metrics
-from vlmsel.evaluation.visual.protocols import Protocol
 from vlmsel.evaluation.visual.questions import POPE_LABELS, Question
 
 YES_NO = (("Yes", "yes"), ("No", "no"))  # models differ in the spelling they were trained with
@@ -29,16 +32,50 @@ class VisualTask(Task, ABC):
     questions: Sequence[Question]
 
     @property
-    def ids(self) -> Collection[str]:
-        return [question.id for question in self.questions]
-
-    @property
     def groups(self) -> Mapping[str, int]:
         return dict(sorted(Counter(question.group for question in self.questions).items()))
 
-    def asked(self, protocol: Protocol) -> Asked:
-        """Return each question's prompt."""
-        return {question.id: {"prompt": protocol.prompt(question.text)} for question in self.questions}
+    def asked(self, asking: Asking) -> Asked:
+        return {question.id: {"prompt": asking.prompt(question.text)} for question in self.questions}
+
+    def responder(self, engine: Engine, asking: Asking, images: Path) -> Responder[Any]:
+        asks = {q.id: Ask(q.id, asking.prompt(q.text), images, q.image) for q in self.questions}
+        return Responder(
+            lambda ids: engine.prepare([asks[identity] for identity in ids]),
+            lambda batch: self.respond(engine, batch, asking),
+            engine.ahead,
+        )
+
+    def respond(self, engine: Engine, batch: Any, asking: Asking) -> Sequence[Any]:
+        """Answer what the engine prepared."""
+        return engine.generate(batch, asking.max_new_tokens)
+
+    def how(self, engine: Engine, asking: Asking) -> dict[str, Any]:
+        return {"prompt": asking.protocol, "decoding": "greedy", "max_new_tokens": asking.max_new_tokens}
+
+    def order(self) -> Callable[[str], Any]:
+        """Let questions about one image follow each other, so that a batch reads it once."""
+        keys = {question.id: (question.image, len(question.text)) for question in self.questions}
+        return lambda identity: keys[identity]
+
+    def require_images(self, images: Path) -> None:
+        """Find every question's image before the first is asked, which may be hours before the last.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: an image is missing or outside the folder; names the question and says how many lack theirs.
+        """
+        require_folder(images)
+        faults = []
+        for question in self.questions:
+            try:
+                with within(f"question {question.id}"):
+                    find_image(images, question.image)
+            except ValueError as fault:
+                faults.append(str(fault))
+        if faults:
+            more = f" ({len(faults)} of {len(self.questions)} questions have no usable image)"
+            raise ValueError(faults[0] + (more if len(faults) > 1 else ""))
 
     def pairs(self, answers: Answers) -> list[tuple[Question, Any]]:
         """Pair questions with their answers."""
@@ -183,7 +220,8 @@ class POPE(VisualTask):
         return means | errors
 
     def constant(self) -> str:
-        return max(POPE_LABELS, key=lambda label: self.score(dict.fromkeys(self.ids, label))[self.headline])
+        texts = POPE(self.questions)
+        return max(POPE_LABELS, key=lambda label: texts.score(dict.fromkeys(self.ids, label))[self.headline])
 
     def _found(self, answers: Answers) -> dict[str, Metrics]:
         found = {}
@@ -201,16 +239,18 @@ class PopeLogit(POPE):
     rules = {"parse": "the more probable of Yes/yes and No/no as first token (Prismatic)", "normalize": "none"}
     spellings: ClassVar = YES_NO
 
+    def respond(self, engine: Engine, batch: Any, asking: Asking) -> Sequence[Any]:
+        return engine.first_words(batch, self.spellings)
+
+    def how(self, engine: Engine, asking: Asking) -> dict[str, Any]:
+        return {"prompt": asking.protocol, "decoding": "probabilities of the first token"}
+
     def others(self, answers: Answers) -> Metrics:
         found = self._found(self._words(answers))
         return _mean_of({category: one | self._curves(answers, category) for category, one in found.items()})
 
     def other_errors(self, answers: Answers) -> dict[str, float]:
         return super().other_errors(self._words(answers))
-
-    def constant(self) -> str:
-        accuracy = {one: POPE(self.questions).score(dict.fromkeys(self.ids, one))["accuracy"] for one in POPE_LABELS}
-        return max(POPE_LABELS, key=lambda label: accuracy[label])
 
     def majority(self) -> tuple[str, Metrics]:
         label = self.constant()

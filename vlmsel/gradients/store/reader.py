@@ -6,7 +6,7 @@ dtype.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from vlmsel import runs
-from vlmsel.gradients import Block, Factor
-from vlmsel.gradients.factors import DenseFactor, wide
+from vlmsel.gradients import Block
 from vlmsel.gradients.store.format import (
     FINISHED,
     TARGETS,

@@ -24,8 +24,13 @@ from vlmsel.commands.inputs import open_engine
 from vlmsel.data.templates import CURIOUS
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.engines.base import Ask, first_ids
-from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine, put_images
+from vlmsel.evaluation.engines.classifier import ClassifierEngine
+from vlmsel.evaluation.engines.image_text import ImageTextEngine, put_images
+from vlmsel.evaluation.engines.likelihood import LanguageEngine
 from vlmsel.evaluation.engines.vlm import VLMEngine
+from vlmsel.evaluation.harness import read_lines
+from vlmsel.evaluation.task import TaskFiles
+from vlmsel.evaluation.tasks import load_task
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.vision import VisionTower
@@ -411,16 +416,19 @@ def home(tmp_path_factory):
     return folder
 
 
+def files(home, task):
+    """The benchmark's files, by the names of their options."""
+    if task in ("gqa", "pope"):
+        return {**benchmark_files(home / "world")[task], "images": f"{home}/world/images/test/{task}"}
+    answers = {"annotations": f"{home}/piqa.lst"} if task == "piqa" else {}
+    return {"questions": [f"{home}/piqa.jsonl" if task == "piqa" else f"{home}/rte.tsv"], **answers}
+
+
 def evaluate(home, out, model, task, *more):
-    files = {
-        "gqa": ["--questions", benchmark_files(home / "world")["gqa"]["questions"][0]],
-        "pope": ["--questions", json.dumps(benchmark_files(home / "world")["pope"]["questions"])],
-        "rte": ["--questions", str(home / "rte.tsv")],
-        "piqa": ["--questions", str(home / "piqa.jsonl"), "--annotations", str(home / "piqa.lst")],
-    }[task]
-    images = ["--images", str(home / "world/images/test" / task)] if task in ("gqa", "pope") else []
-    given = ["--model", str(home / model), "--task", task, "--out", str(out), "--device", "cpu"]
-    return cli.main(["evaluate", *given, *files, *images, "--max_new_tokens", "3", *more])
+    options = {**files(home, task), "model": home / model, "task": task, "out": out, "device": "cpu"}
+    options["questions"] = json.dumps(options["questions"])
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    return cli.main(["evaluate", *words, "--max_new_tokens", "3", *more])
 
 
 @pytest.mark.parametrize(
@@ -440,7 +448,10 @@ def test_what_each_kind_of_model_can_do(home, tmp_path, model, task, more):
     found = json.loads((tmp_path / "run/metrics.json").read_text())
     kinds = {"llava": "an image-text model", "llama": "a causal language model", "bert": "a sequence classifier"}
     assert found["protocol"]["model"] == kinds[model]
-    assert 0 <= found["metrics"][found["headline"]] <= 1
+    benchmark = load_task(task, TaskFiles(**files(home, task)), "logit" if "prismatic" in more else "text")
+    lines = read_lines(tmp_path / "run/predictions.jsonl", benchmark.answer)
+    assert found["metrics"] == benchmark.score({i: line[benchmark.answer] for i, line in lines.items()})
+    assert len(lines) == found["questions"] == len(benchmark.ids)
 
 
 @pytest.mark.parametrize(

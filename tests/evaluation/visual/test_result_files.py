@@ -10,17 +10,11 @@ import re
 
 import pytest
 
-from vlmsel.evaluation.metrics import gqa_match
+from vlmsel.evaluation.visual.answer_files import read_results
 from vlmsel.evaluation.visual.answers import has_ocr_tokens, textvqa_prompt_question
+from vlmsel.evaluation.visual.gqa import gqa_match
 from vlmsel.evaluation.visual.questions import Question
-from vlmsel.evaluation.visual.result_files import (
-    read_results,
-    to_gqa,
-    to_pope,
-    to_textvqa_server,
-    to_vqav2_server,
-    write_results,
-)
+from vlmsel.evaluation.visual.result_files import write_results
 
 SHORT = "\nAnswer the question using a single word or phrase."
 CATEGORIES = ("random", "popular", "adversarial")
@@ -118,26 +112,26 @@ def vqa_load(path, ids):
 
 def test_the_vqa_servers_take_the_files(tmp_path):
     answers = answers_to(VQAV2)
-    to_vqav2_server(VQAV2, answers, tmp_path / "a.json")
-    assert vqa_load(tmp_path / "a.json", [q.id for q in VQAV2]) == answers
+    (path,) = write_results("vqav2", VQAV2, answers, tmp_path)
+    assert vqa_load(path, [q.id for q in VQAV2]) == answers
     answers = answers_to(OCR)
-    to_textvqa_server(OCR, answers, tmp_path / "b.json")
-    found = vqa_load(tmp_path / "b.json", [q.id for q in PURE])
+    (path,) = write_results("textvqa", OCR, answers, tmp_path)
+    found = vqa_load(path, [q.id for q in PURE])
     assert {f"{identity}/ocr": text for identity, text in found.items()} == answers
 
 
 @pytest.mark.parametrize("answer", ["Yes.", " yes", "yes .", "YES..", "no", "yes", "", ". yes", "yes. "])
 def test_gqas_script_finds_right_what_our_metric_does(tmp_path, answer):
     questions = [texts("gqa", "02930152", "b.jpg", "Is it red?", "binary")]
-    to_gqa(questions, {"02930152": answer}, tmp_path / "a.json")
-    loaded = {one["questionId"]: one["prediction"] for one in json.loads((tmp_path / "a.json").read_text())}
+    (path,) = write_results("gqa", questions, {"02930152": answer}, tmp_path)
+    loaded = {one["questionId"]: one["prediction"] for one in json.loads(path.read_text())}
     assert (loaded["02930152"] == "yes") == gqa_match(answer, "yes")
 
 
 def test_popes_script_finds_each_answer_at_its_questions_place(tmp_path):
     answers = answers_to(POPE)
     shuffled = [POPE[i] for i in (0, 3, 6, 1, 4, 7, 2, 5, 8)]  # the order within a category is kept
-    paths = to_pope(shuffled, answers, tmp_path)
+    paths = write_results("pope", shuffled, answers, tmp_path)
     assert [path.name for path in paths] == NAMES["pope"]
     for path, category in zip(paths, CATEGORIES, strict=True):
         with path.open(encoding="ascii") as file:
@@ -163,11 +157,10 @@ def test_wrong_use_of_the_writers_is_refused(tmp_path):
     fails(lambda: write_results("okvqa", VQAV2, {}, tmp_path), "'okvqa' has no official file", "vqav2, gqa, pope")
     fails(lambda: write_results("gqa", [], {}, tmp_path), "0 of 0 questions")
     named = [texts("vqav2", identity, "a.jpg", "?", "other") for identity in ("7", "007", "x", "-1")]
-    answers = answers_to(named)
     message = "3 of 4 questions have an id that is no whole number, the first: '007'"
-    fails(lambda: to_vqav2_server(named, answers, tmp_path / "a.json"), "a.json", message)
-    both = [*PURE, *OCR]
-    fails(lambda: to_textvqa_server(both, answers_to(both), tmp_path / "a.json"), "a.json", "a file for each kind")
+    fails(lambda: write_results("vqav2", named, answers_to(named), tmp_path), "vqav2_results.json: ", message)
+    both = [*PURE, texts("textvqa", "x/ocr", "a.jpg", "?", "ocr")]  # in the last file, so that no first is written
+    fails(lambda: write_results("textvqa", both, answers_to(both), tmp_path), "ocr_results.json: 1 of 1", "first: 'x'")
     assert not list(tmp_path.iterdir())
 
 

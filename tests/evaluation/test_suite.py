@@ -7,13 +7,14 @@ import pytest
 
 from vlmsel.data.glue import GlueExample
 from vlmsel.data.multiple_choice import ChoiceQuestion
+from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Engine
-from vlmsel.evaluation.engines.huggingface import ClassifierEngine
+from vlmsel.evaluation.engines.classifier import ClassifierEngine
 from vlmsel.evaluation.harness import read_lines
-from vlmsel.evaluation.run import answer_task, by_image, how_asked, how_given, require_images, result, summary
+from vlmsel.evaluation.results import how_given, result, summary
+from vlmsel.evaluation.suite import answer_task
 from vlmsel.evaluation.task import Task
 from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
-from vlmsel.evaluation.visual.protocols import PROTOCOLS
 from vlmsel.evaluation.visual.questions import Question
 from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VQAv2
 
@@ -71,7 +72,8 @@ def gqa(count=2):
 
 
 def ask(task, engine, tmp_path, batch_size=2):
-    return answer_task(task, engine, PROTOCOLS["bare"], tmp_path, tmp_path / "run/predictions.jsonl", batch_size, 4)
+    asking = Asking("bare", batch_size=batch_size, max_new_tokens=4)
+    return answer_task(engine, task, asking, tmp_path, tmp_path / "run/predictions.jsonl")
 
 
 # The result and its line
@@ -173,19 +175,16 @@ KINDS = [
 
 @pytest.mark.parametrize(("task", "decoding", "prompt", "template"), KINDS)
 def test_every_result_records_how_it_came_about(task: Task, decoding, prompt, template):
-    how = {**how_asked(task, Scripted({}), PROTOCOLS["bare"], 7), **task.rules}
-    assert how["model"] == "a script" and (how["decoding"], how["prompt"], how["template"]) == (
-        decoding,
-        prompt,
-        template,
-    )
+    engine = Scripted({})
+    how = {**engine.about, **task.how(engine, Asking("bare", max_new_tokens=7)), **task.rules}
+    assert (how["decoding"], how["prompt"], how["template"]) == (decoding, prompt, template)
     assert how["image_mode"] == ("none" if template == "none" else "pad")
     assert how["normalize"] and how.get("max_new_tokens") == (7 if decoding == "greedy" else None)
 
 
-def test_a_classifier_records_its_classes():
-    how = how_asked(GlueTask("rte", []), Sorter({}), PROTOCOLS["bare"], 7)
-    assert how["prompt"] == "the texts alone" and how["classes"] == ["no", "yes"]
+def test_a_classifier_is_given_the_texts_alone():
+    how = GlueTask("rte", []).how(Sorter({}), Asking("bare"))
+    assert how["prompt"] == "the texts alone"
     assert how["decoding"] == "class with the highest logit" and how["template"] == how["image_mode"] == "none"
 
 
@@ -253,7 +252,7 @@ def test_questions_about_one_image_share_a_batch(tmp_path):
     engine = Scripted(dict.fromkeys(task.ids, "x"))
     ask(task, engine, tmp_path, batch_size=3)
     assert engine.batches == [["0", "2", "4"], ["1", "3", "5"]]
-    assert by_image(ChoiceTask("piqa", [])) is None
+    assert ChoiceTask("piqa", []).order() is None
 
 
 def test_what_an_engine_cannot_do_is_said(tmp_path):
@@ -274,20 +273,20 @@ def test_missing_images_are_counted(tmp_path):
     task = vqa(4)
     (tmp_path / "1.png").touch()
     with pytest.raises(ValueError, match=r"question 0: image '0.png' is missing .*\(3 of 4 questions have no usable"):
-        require_images(task, tmp_path)
+        task.require_images(tmp_path)
     for name in "023":
         (tmp_path / f"{name}.png").touch()
-    require_images(task, tmp_path)
+    task.require_images(tmp_path)
 
 
 def test_one_missing_image_and_none_of_the_folder(tmp_path):
     with pytest.raises(ValueError, match=r"question 0: image '0.png' is missing in [^()]*$"):
-        require_images(vqa(1), tmp_path)
+        vqa(1).require_images(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such image folder"):
-        require_images(vqa(1), tmp_path / "nowhere")
+        vqa(1).require_images(tmp_path / "nowhere")
 
 
 def test_an_image_outside_the_folder_is_refused(tmp_path):
     task = VQAv2([Question("7", "../secret.png", "?", ("x",) * 10, "other")])
     with pytest.raises(ValueError, match="question 7: "):
-        require_images(task, tmp_path)
+        task.require_images(tmp_path)

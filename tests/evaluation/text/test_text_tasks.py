@@ -8,6 +8,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from vlmsel.data.glue import GlueExample
 from vlmsel.data.multiple_choice import ChoiceQuestion
+from vlmsel.evaluation.asking import Asking
+from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
 
@@ -88,9 +90,9 @@ def test_missing_answers_are_counted(call):
 
 
 def test_what_is_asked_is_what_the_answer_depends_on():
-    asked = ChoiceTask("piqa", CHOICES).asked()
+    asked = ChoiceTask("piqa", CHOICES).asked(Asking())
     assert asked["b"] == {"prompt": "Question: so\nAnswer:", "choices": ["abcde", "ééééé"]}
-    (one,) = GlueTask("sst2", [GlueExample("0", ("fine film ",), 1)]).asked().values()
+    (one,) = GlueTask("sst2", [GlueExample("0", ("fine film ",), 1)]).asked(Asking()).values()
     assert one["texts"] == ["fine film "] and one["choices"] == ["negative", "positive"]
     assert one["prompt"].startswith("fine film ")
 
@@ -140,27 +142,27 @@ def write_qqp(path, *rows):
 
 def test_malformed_rows_of_qqp_are_left_out_and_told(tmp_path):
     path = write_qqp(tmp_path / "dev.tsv", "1\ta\tb\twhy\thow\t1", "2\ta\tbroken", "3\ta\tb\twho\twhen\t0")
-    task = load_task("qqp", [path])
+    task = load_task("qqp", TaskFiles(path))
     assert list(task.ids) == ["1", "3"] and task.notes == ["malformed rows of the file that were left out: 1"]
-    assert load_task("qqp", [write_qqp(tmp_path / "good.tsv", "1\ta\tb\twhy\thow\t1")]).notes == []
+    assert load_task("qqp", TaskFiles(write_qqp(tmp_path / "good.tsv", "1\ta\tb\twhy\thow\t1"))).notes == []
 
 
 def test_files_without_labels_end_with_the_count(tmp_path):
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\tgood\n1\tbad\n")
     with pytest.raises(ValueError, match="test.tsv: 2 of 2 questions have no label; test labels are not public, take"):
-        load_task("sst2", [tmp_path / "test.tsv"])
+        load_task("sst2", TaskFiles(tmp_path / "test.tsv"))
     (tmp_path / "piqa.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c"}\n' * 3)
     with pytest.raises(ValueError, match=r"piqa.jsonl: 3 of 3 questions have no label; .*PIQA's labels.*--annotations"):
-        load_task("piqa", [tmp_path / "piqa.jsonl"])
+        load_task("piqa", TaskFiles(tmp_path / "piqa.jsonl"))
 
 
 def test_files_that_a_text_task_has_not_are_refused(tmp_path):
     path = write_qqp(tmp_path / "dev.tsv", "1\ta\tb\twhy\thow\t1")
     with pytest.raises(ValueError, match="qqp has its labels in the question file; leave --annotations out"):
-        load_task("qqp", [path], path)
+        load_task("qqp", TaskFiles(path, annotations=path))
     with pytest.raises(ValueError, match="qqp needs one question file, got 2"):
-        load_task("qqp", [path, path])
+        load_task("qqp", TaskFiles([path, path]))
     with pytest.raises(ValueError, match="qqp has no file of OCR tokens; textvqa has"):
-        load_task("qqp", [path], ocr=path)
+        load_task("qqp", TaskFiles(path, ocr=path))
     with pytest.raises(ValueError, match="pope_mode must be text or logit, got 'both'"):
-        load_task("pope", [path], pope="both")
+        Asking(pope_mode="both")

@@ -1,49 +1,32 @@
-"""Hugging Face models as engines: image-text-to-text models, causal language models, sequence classifiers.
+"""A Hugging Face image-text-to-text model as an engine, with its processor, which handles the images.
 
-A question about an image is put in the processor's chat template, as a text that the processor reads. Where one of our
-templates is asked for, the ids are those of our own training, token by token, with the places that the processor makes
-for the image.
+A question is put in the processor's chat template, as a text that the processor reads. Where one of our templates is
+asked for, the ids are those of our own training, token by token, with the places that the processor makes for the
+image.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BatchFeature, GenerationConfig
 
 from vlmsel.data.encoding import IMAGE_ID, generation_ids, text_ids
-from vlmsel.data.glue import GLUE_TASKS
 from vlmsel.data.images import load_image
 from vlmsel.data.sample import Turn
 from vlmsel.data.templates import IMAGE, find_template
-from vlmsel.evaluation.engines.base import Ask, Engine, Spellings, about, first_ids
-from vlmsel.evaluation.engines.likelihood import loglikelihoods, max_positions
+from vlmsel.evaluation.engines.base import Ask, Spellings, first_ids, within, word_scores
+from vlmsel.evaluation.engines.likelihood import LanguageEngine, set_padding
 from vlmsel.models.generation import evaluating, replaced_settings
 from vlmsel.models.language import pad_id
 
-Encoded = TypeVar("Encoded")
 # What processors return with one value per token; token types are 0 for text.
 BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-class LanguageEngine(Engine):
-    """A causal language model; text tasks only."""
-
-    kind = "a causal language model"
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.about: dict[str, Any] = {}
-
-    def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        found = loglikelihoods(self.model, self.tokenizer, pairs)
-        self.cut += sum(one.truncated for one in found)
-        return [one.value for one in found]
 
 
 class ImageTextEngine(LanguageEngine):
@@ -72,22 +55,16 @@ class ImageTextEngine(LanguageEngine):
             self.chat("")  # a broken template shows before the first question
 
     def prepare(self, asks: Sequence[Ask]) -> Any:
-        images = []
+        images: list[Any] = []
+        prompts: list[Any] = []
         for ask in asks:
-            with about(ask):
+            with within(f"question {ask.id}"):
                 images.append([load_image(ask.images, ask.image)])
+                prompts.append(self.chat(ask.prompt) if self.template is None else self.ids(ask.prompt))
         if self.template is None:
-            return self._process(images, self._each(asks, self.chat))
+            return self._process(images, prompts)
         marked = self._process(images, [self.processor.image_token] * len(asks), special=False)
-        return put_images(marked, self._each(asks, self.ids), pad_id(self.tokenizer))
-
-    @staticmethod
-    def _each(asks: Sequence[Ask], encode: Callable[[str], Encoded]) -> list[Encoded]:
-        found = []
-        for ask in asks:
-            with about(ask):
-                found.append(encode(ask.prompt))
-        return found
+        return put_images(marked, prompts, pad_id(self.tokenizer))
 
     def chat(self, prompt: str) -> str:
         """Put a prompt about one image in the processor's chat template.
@@ -135,8 +112,7 @@ class ImageTextEngine(LanguageEngine):
     def first_words(self, batch: Any, words: Spellings) -> list[list[float]]:
         chosen = first_ids([[ids for word in own for ids in self._spelt(word)] for own in words], words)
         (logits,) = self._run(batch, 1, output_logits=True).logits  # float32 whatever the model's dtype
-        logs = logits.log_softmax(dim=1)
-        return [[float(row[ids].logsumexp(dim=0)) for ids in chosen] for row in logs]
+        return word_scores(logits, chosen)
 
     def _spelt(self, word: str) -> list[list[int]]:
         """Encode a word as an answer begins with it: in our template behind its lead, else with and without a blank."""
@@ -167,50 +143,6 @@ class ImageTextEngine(LanguageEngine):
             return self.model.generate(**batch.to(self.model.device, self.model.dtype))
 
 
-class ClassifierEngine(Engine):
-    """A sequence classifier of two classes.
-
-    Its own names of the classes put its logits in the order of GLUE's labels, where they are GLUE's names; others, such
-    as LABEL_0, leave them as they are. The protocol has the names in the order used and what settled it.
-
-    Raises:
-        ValueError: the classifier has another number of classes.
-    """
-
-    kind = "a sequence classifier"
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        if model.config.num_labels != 2:
-            raise ValueError(
-                f"the classifier has {model.config.num_labels} classes, GLUE's tasks have 2; give one of 2 classes"
-            )
-        self.model, self.tokenizer = model, tokenizer
-        set_padding(tokenizer)
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id  # classifiers on causal models look for the last token
-        self.limit = text_limit(model, tokenizer)
-        names = [str(model.config.id2label[i]) for i in (0, 1)]
-        order = glue_order(names)
-        self.order = order or (0, 1)
-        self.about = {"classes": [names[i] for i in self.order], "classes_by": "name" if order else "position"}
-
-    @torch.no_grad()
-    def classify(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        full = self.tokenizer(*columns, verbose=False)["input_ids"]
-        self.cut += sum(len(ids) > self.limit for ids in full)
-        batch = self.tokenizer(
-            *columns,
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=self.limit,
-            return_tensors="pt",
-        )
-        with evaluating(self.model):
-            return self.model(**batch.to(self.model.device)).logits[:, list(self.order)].tolist()
-
-
 def put_images(batch: Any, rows: Sequence[Sequence[int]], padding: int) -> BatchFeature:
     """Put what the processor made of an image token alone in the place of each row's image, padded on the left.
 
@@ -239,34 +171,3 @@ def left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """
     width = max(map(len, rows))
     return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
-
-
-def set_padding(tokenizer: Any) -> None:
-    """Give a tokenizer without a padding token one to pad with; masks are made from lengths."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
-
-
-def text_limit(model: Any, tokenizer: Any) -> int:
-    """Return the longest text in tokens, special ones included, that a classifier and its tokenizer take.
-
-    RoBERTa and its kin count positions from behind the padding's index, which their configuration does not subtract.
-    """
-    limits = [max_positions(model, tokenizer), int(tokenizer.model_max_length)]
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return min(limits)
-
-
-def glue_order(names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return where a classifier has GLUE's label 0 and label 1, by its names of the classes; None for other names.
-
-    >>> glue_order(["not_entailment", "entailment"]), glue_order(["NEGATIVE", "POSITIVE"]), glue_order(["a", "b"])
-    ((1, 0), (0, 1), None)
-    """
-    own = [name.casefold().replace("-", "_").replace(" ", "_") for name in names]
-    for task in GLUE_TASKS.values():
-        if sorted(own) == sorted(task.classes):
-            return tuple(own.index(name) for name in task.classes)
-    return None

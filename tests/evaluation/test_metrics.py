@@ -12,20 +12,21 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option
-from vlmsel.evaluation.averages import f1_error, mean, standard_error
 from vlmsel.evaluation.metrics import (
     GLUE,
+    f1_error,
     glue_metrics,
-    gqa_match,
-    gqa_metrics,
+    mean,
     multiple_choice,
     pope_metrics,
     pope_parse,
     soft_accuracy,
+    standard_error,
     textvqa_accuracy,
     vqa_accuracy,
 )
 from vlmsel.evaluation.visual.answers import textvqa_answer, textvqa_prompt_question, vqav2_answer
+from vlmsel.evaluation.visual.gqa import gqa_match, gqa_metrics
 
 CASES = json.loads((Path(__file__).parents[1] / "cases/metrics.json").read_text())
 

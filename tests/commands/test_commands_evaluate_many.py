@@ -16,7 +16,8 @@ from tiny_models import save_backbones, tiny_vlm, wake_lora
 from vlmsel import cli
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation import harness
-from vlmsel.evaluation.engines.huggingface import LanguageEngine
+from vlmsel.evaluation.engines.likelihood import LanguageEngine
+from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint, huggingface
 from vlmsel.models.assembly import build
@@ -213,8 +214,7 @@ def test_wrong_entries_end_with_one_line(home, tmp_path, capsys, entries, more, 
 
 
 def vqav2(home):
-    files = benchmark_files(home / "world")["vqav2"]
-    return load_task("vqav2", files["questions"], files["annotations"])
+    return load_task("vqav2", TaskFiles(**benchmark_files(home / "world")["vqav2"]))
 
 
 def write_answers(home, path, shape):

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
-from vlmsel.evaluation.averages import f1_error
+from vlmsel.evaluation.metrics import f1_error
+from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import VISUAL_TASKS, load_task
 from vlmsel.evaluation.visual.questions import Question
 from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, VisualTask, VQAv2
@@ -50,7 +51,7 @@ def read_vqa(folder, questions, annotations, **changes):
     head = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": "val2014"}
     asked = write(folder / "questions.json", head | {"task_type": "Open-Ended", "questions": questions} | changes)
     noted = write(folder / "annotations.json", head | {"annotations": annotations})
-    return load_task("vqav2", [asked], noted)
+    return load_task("vqav2", TaskFiles(asked, annotations=noted))
 
 
 def gqa_record(**changes):
@@ -67,7 +68,7 @@ def gqa_record(**changes):
 
 
 def read_gqa(folder, content):
-    return load_task("gqa", [write(folder / "testdev_balanced_questions.json", content)])
+    return load_task("gqa", TaskFiles(write(folder / "testdev_balanced_questions.json", content)))
 
 
 def pope_line(number=1, **changes):
@@ -90,7 +91,7 @@ def textvqa_record(number=34602, **changes):
 
 
 def read_textvqa(folder, *records):
-    return load_task("textvqa", [write(folder / "TextVQA_0.5.1_val.json", {"data": list(records)})])
+    return load_task("textvqa", TaskFiles(write(folder / "TextVQA_0.5.1_val.json", {"data": list(records)})))
 
 
 # The official files
@@ -98,7 +99,7 @@ def read_textvqa(folder, *records):
 
 @pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_the_worlds_files_are_read(world, name):
-    task = load_task(name, **world[name])
+    task = load_task(name, TaskFiles(**world[name]))
     assert type(task).__name__.lower() == name
     assert len(task.questions) == len({question.id for question in task.questions}) == QUESTIONS
     right = {q.id: Counter(q.references).most_common(1)[0][0] for q in task.questions}
@@ -154,14 +155,14 @@ def test_gqa_gives_all_that_the_script_prints(tmp_path):
 
 def test_pope_ids_are_told_apart_by_category(tmp_path):
     files = [write_pope(tmp_path, name, pope_line(1), pope_line(2)) for name in ("random", "popular", "adversarial")]
-    found = load_task("pope", files).questions
+    found = load_task("pope", TaskFiles(files)).questions
     assert [q.id for q in found[:3]] == ["random/1", "random/2", "popular/1"]
     assert Counter(q.group for q in found) == {"random": 2, "popular": 2, "adversarial": 2}
 
 
 def test_popes_other_files_are_json_lists(tmp_path):
     path = write(tmp_path / "gqa_pope_seem_random.json", json.dumps([pope_line(1), pope_line(2, label="no")], indent=4))
-    assert [(q.id, q.references) for q in load_task("pope", [path]).questions] == [
+    assert [(q.id, q.references) for q in load_task("pope", TaskFiles(path)).questions] == [
         ("random/1", ("yes",)),
         ("random/2", ("no",)),
     ]
@@ -170,7 +171,9 @@ def test_popes_other_files_are_json_lists(tmp_path):
 def read_ocr(folder, tokens, *records):
     path = write(folder / "TextVQA_0.5.1_val.json", {"data": list(records)})
     data = [{"image_id": image, "ocr_tokens": own, "ocr_info": []} for image, own in tokens.items()]
-    return load_task("textvqa", [path], ocr=write(folder / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": data}))
+    return load_task(
+        "textvqa", TaskFiles(path, ocr=write(folder / "TextVQA_Rosetta_OCR_v0.2_val.json", {"data": data}))
+    )
 
 
 def test_textvqa_is_asked_without_and_with_ocr_tokens(tmp_path):
@@ -283,22 +286,28 @@ def test_wrong_gqa_files(tmp_path, content, parts):
         (json.dumps(pope_line(label="maybe")), ["random.json: line 1: label must be yes or no, got 'maybe'", "mend"]),
         (json.dumps(pope_line(label=True)), ["line 1: 'label' must be str, got 'True'"]),
         ("\n".join([json.dumps(pope_line())] * 2), ["question random/1 occurs more than once"]),
-        ("", ["random.json: line 1: not JSON"]),
+        ("", ["random.json: the file is empty"]),
+        ("\n", ["random.json: line 1: not JSON"]),
     ],
 )
 def test_wrong_pope_files(tmp_path, content, parts):
-    fails(ValueError, lambda: load_task("pope", [write(tmp_path / "coco_pope_random.json", content)]), *parts)
+    fails(ValueError, lambda: load_task("pope", TaskFiles(write(tmp_path / "coco_pope_random.json", content))), *parts)
 
 
 def test_a_pope_file_in_another_encoding(tmp_path):
     path = tmp_path / "coco_pope_random.json"
     path.write_bytes(b"\xff\xfe{")
-    fails(ValueError, lambda: load_task("pope", [path]), f"{path}: not a text file")
+    fails(ValueError, lambda: load_task("pope", TaskFiles(path)), f"{path}: not a text file")
 
 
 def test_a_pope_file_given_twice(tmp_path):
     path = write_pope(tmp_path, "popular", pope_line())
-    fails(ValueError, lambda: load_task("pope", [path, path]), "question popular/1", "each category's file once")
+    fails(
+        ValueError,
+        lambda: load_task("pope", TaskFiles([path, path])),
+        "question popular/1",
+        "each category's file once",
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,21 +330,29 @@ def test_one_textvqa_id_twice(tmp_path):
 @pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_a_missing_file_is_named(tmp_path, name):
     annotations = tmp_path / "a.json" if name == "vqav2" else None
-    fails(FileNotFoundError, lambda: load_task(name, [tmp_path / "q.json"], annotations), "q.json: no such file")
+    fails(
+        FileNotFoundError,
+        lambda: load_task(name, TaskFiles(tmp_path / "q.json", annotations=annotations)),
+        "q.json: no such file",
+    )
 
 
 def test_a_missing_annotations_file_is_named(tmp_path):
     path = write(tmp_path / "q.json", {"data_subtype": "val2014", "questions": []})
-    fails(FileNotFoundError, lambda: load_task("vqav2", [path], tmp_path / "a.json"), "a.json: no such file")
+    fails(
+        FileNotFoundError,
+        lambda: load_task("vqav2", TaskFiles(path, annotations=tmp_path / "a.json")),
+        "a.json: no such file",
+    )
 
 
 def test_the_right_number_of_files_is_needed(tmp_path):
-    fails(ValueError, lambda: load_task("okvqa", []), "no task is called 'okvqa'; there are vqav2, gqa")
-    fails(ValueError, lambda: load_task("gqa", []), "gqa needs one question file, got 0")
-    fails(ValueError, lambda: load_task("gqa", ["a", "b"]), "gqa needs one question file, got 2")
-    fails(ValueError, lambda: load_task("pope", []), "pope needs question files, got 0")
-    fails(ValueError, lambda: load_task("vqav2", ["a"]), "vqav2 needs an annotations file")
-    fails(ValueError, lambda: load_task("gqa", ["a"], "b"), "gqa has no annotations file")
+    fails(ValueError, lambda: load_task("okvqa", TaskFiles([])), "no task is called 'okvqa'; there are vqav2, gqa")
+    fails(ValueError, lambda: load_task("gqa", TaskFiles([])), "gqa needs one question file, got 0")
+    fails(ValueError, lambda: load_task("gqa", TaskFiles(["a", "b"])), "gqa needs one question file, got 2")
+    fails(ValueError, lambda: load_task("pope", TaskFiles([])), "pope needs question files, got 0")
+    fails(ValueError, lambda: load_task("vqav2", TaskFiles(["a"])), "vqav2 needs an annotations file")
+    fails(ValueError, lambda: load_task("gqa", TaskFiles("a", annotations="b")), "gqa has no annotations file")
 
 
 # Scores
@@ -343,7 +360,7 @@ def test_the_right_number_of_files_is_needed(tmp_path):
 
 @pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_a_missing_answer_is_an_error_and_never_a_smaller_denominator(world, name):
-    task = load_task(name, **world[name])
+    task = load_task(name, TaskFiles(**world[name]))
     predictions = {question.id: "yes" for question in task.questions}
     del predictions[task.questions[3].id]
     with pytest.raises(ValueError, match=f"1 of {QUESTIONS} questions have no answer, the first: "):
@@ -352,7 +369,7 @@ def test_a_missing_answer_is_an_error_and_never_a_smaller_denominator(world, nam
 
 @pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_answers_to_other_questions_change_nothing(world, name):
-    task = load_task(name, **world[name])
+    task = load_task(name, TaskFiles(**world[name]))
     predictions = {question.id: "yes" for question in task.questions}
     assert task.score(predictions) == task.score({"elsewhere": "no", **predictions})
 
@@ -414,7 +431,7 @@ def every_reference(task):
 
 @pytest.mark.parametrize("name", VISUAL_TASKS)
 def test_no_other_constant_is_better(world, name):
-    task = load_task(name, **world[name])
+    task = load_task(name, TaskFiles(**world[name]))
     constant, metrics = task.majority()
     tried = [task.score({q.id: c for q in task.questions})[task.headline] for c in every_reference(task)]
     assert isinstance(task, VisualTask)

@@ -11,6 +11,7 @@ from tiny_models import tiny_vlm, wake_lora
 
 from vlmsel import cli
 from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
+from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import build
@@ -54,7 +55,7 @@ def result(out):
 def test_from_files_to_metrics(home, tmp_path, task, capsys):
     assert evaluate(home, tmp_path / "run", task, "--protocol", "bare") == 0
     found, given = result(tmp_path / "run"), answers(tmp_path / "run")
-    benchmark = load_task(task, **benchmark_files(home / "world")[task])
+    benchmark = load_task(task, TaskFiles(**benchmark_files(home / "world")[task]))
     constant, majority = benchmark.majority()
     assert len(given) == found["questions"] == QUESTIONS
     assert found["groups"] == Counter(question.group for question in benchmark.questions)
@@ -172,7 +173,7 @@ def test_prismatic_reads_pope_off_probabilities(home, tmp_path):
     found = result(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
     given = {line["question_id"]: line["logprobs"] for line in lines}
-    benchmark = load_task("pope", **benchmark_files(home / "world")["pope"], pope="logit")
+    benchmark = load_task("pope", TaskFiles(**benchmark_files(home / "world")["pope"]), "logit")
     right = [(given[q.id][0] >= given[q.id][1]) == (q.references[0] == "yes") for q in benchmark.questions]
     assert found["metrics"] == benchmark.score(given) and {"auroc", "aupr"} <= set(found["metrics"])
     assert found["headline"] == "accuracy" and found["metrics"]["accuracy"] == pytest.approx(sum(right) / QUESTIONS)
@@ -219,6 +220,17 @@ def given(home, tmp_path, **settings):
     return cli.main(["evaluate", "--device", "cpu", *(str(w) for k, v in kept.items() for w in (f"--{k}", v))])
 
 
+NO_ANSWERS = 'are not {"question_id", "answer"}'
+MESSAGES = {  # where they differ from those of a questions file
+    ("annotations", b'{"questions": []}'): "no 'annotations'; is this the benchmark's official file?",
+    ("annotations", b'{"data_subtype": "val2014", "questions": []}'): "no 'annotations'; is this the benchmark's",
+    ("predictions", b"{"): "1 of 1 lines in",
+    ("predictions", b"\xff\xfe\x00"): "not a text file",
+    ("predictions", b'{"questions": []}'): NO_ANSWERS,
+    ("predictions", b'{"data_subtype": "val2014", "questions": []}'): NO_ANSWERS,
+}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -238,7 +250,7 @@ def test_files_that_cannot_be_read(home, tmp_path, capsys, option, content, mess
     path.mkdir() if content is None else path.write_bytes(content)
     changed = {"model": None} if option == "predictions" else {}
     error = refused(lambda: given(home, tmp_path, **changed, **{option: path}), capsys)
-    assert str(path) in error and (option != "questions" or message in error)
+    assert str(path) in error and MESSAGES.get((option, content), message) in error
     assert given(home, tmp_path, max_new_tokens=2) == 0  # the mended command may have the folder
 
 

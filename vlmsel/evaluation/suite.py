@@ -1,0 +1,178 @@
+"""Models on benchmarks: files are read and checked first, then a model is asked and what it is worth is written.
+
+    entries (the files of benchmarks, by name) -> load -> Benchmark -> evaluate, of an engine -> result
+
+Each result lies in a folder of its own: `predictions.jsonl`, `metrics.json` and the official servers' result files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmsel import processes, runs
+from vlmsel.evaluation.asking import Asking
+from vlmsel.evaluation.engines.base import Engine, within
+from vlmsel.evaluation.harness import answer_all
+from vlmsel.evaluation.results import Result, how_given, result, summary
+from vlmsel.evaluation.task import Task, TaskFiles
+from vlmsel.evaluation.tasks import TASKS, VISUAL_TASKS, load_task, require_file
+from vlmsel.evaluation.visual.answer_files import read_results
+from vlmsel.evaluation.visual.result_files import write_results
+from vlmsel.evaluation.visual.tasks import VisualTask
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that was read: the name of its results, which of `TASKS` it is, and the folder of its images."""
+
+    name: str
+    kind: str
+    task: Task
+    images: Path
+
+
+# Before a model is loaded
+
+
+def require_folder_name(name: str) -> None:
+    """Refuse the name of a model or a task that leads out of the run folder."""
+    if not name or name != Path(name).name or name == "..":
+        raise ValueError(f"{name!r} cannot be the name of a folder of results; take a name without slashes")
+
+
+def model_sources(
+    model: str | None, models: Mapping[str, str] | None, predictions: Any, several: bool
+) -> dict[str, str]:
+    """Return the models by name, none where predictions are given, which answer one benchmark and not several.
+
+    Raises:
+        ValueError: not exactly one of the three is given, or a name is none of a folder.
+    """
+    given = [name for name, value in (("model", model), ("models", models), ("predictions", predictions)) if value]
+    if len(given) != 1:
+        raise ValueError(f"give one of --model, --models and --predictions, got {' and '.join(given) or 'none'}")
+    if predictions and several:
+        raise ValueError("--predictions scores the answers to one benchmark; give --task instead of --tasks")
+    for name in models or {}:
+        require_folder_name(name)
+    return {"model": model} if model is not None else dict(models or {})
+
+
+def check_entries(entries: Mapping[str, TaskFiles], asking: Asking, alone: bool, needs_images: bool) -> None:
+    """Refuse settings that a benchmark lacks, or has no use for, before any file is read.
+
+    Args:
+        entries: the files of benchmarks by the name of their results.
+        asking: how they are asked.
+        alone: there is one benchmark, with no entry that could be mended.
+        needs_images: images will be shown.
+
+    Raises:
+        ValueError: says which entry and setting.
+    """
+    benchmarks = {name: files.task or name for name, files in entries.items()}
+    for name, benchmark in benchmarks.items():
+        require_folder_name(name)
+        who, images = name if name == benchmark else f"{name} ({benchmark})", entries[name].images
+        if benchmark not in TASKS:
+            mend = "" if alone else f"; set `task` of the entry {name!r} to one of them"
+            raise ValueError(f"no task is called {benchmark!r}; there are {', '.join(TASKS)}{mend}")
+        if images is not None and benchmark not in VISUAL_TASKS:
+            raise ValueError(f"{who} is a text task and has no images; leave images ({images}) out")
+        if images is None and benchmark in VISUAL_TASKS and needs_images:
+            raise ValueError(f"{who} asks about images; give the folder that they are in as images")
+    if asking.pope_mode is not None and "pope" not in benchmarks.values():
+        raise ValueError(f"pope_mode {asking.pope_mode} is for the task pope; leave it out")
+
+
+def load_all(entries: Mapping[str, TaskFiles], asking: Asking, named: bool = True) -> list[Benchmark]:
+    """Read benchmarks and find their images; a fault is `named` after its own.
+
+    Raises:
+        FileNotFoundError, ValueError: a file or an image is missing or not what it should be; names file and question.
+    """
+    found = []
+    for name, files in entries.items():
+        with within(name if named else None):
+            task, images = load_task(files.task or name, files, asking.pope), Path(files.images or "")
+            if isinstance(task, VisualTask) and files.images is not None:
+                task.require_images(images)
+            found.append(Benchmark(name, files.task or name, task, images))
+    return found
+
+
+# With a model
+
+
+def evaluate(engine: Engine, benchmark: Benchmark, asking: Asking, folder: Path) -> Result:
+    """Answer a benchmark's questions in `folder`, going on from what is answered there; write and print the result.
+
+    Raises:
+        ValueError: the engine cannot do this task, a question cannot be asked, or no answer has any text.
+    """
+    task, before = benchmark.task, engine.cut
+    answers = answer_task(engine, task, asking, benchmark.images, folder / "predictions.jsonl")
+    how = {"benchmark": benchmark.kind, "model": engine.kind, **engine.about, **task.how(engine, asking)}
+    found = result(benchmark.name, task, answers, how)
+    if processes.is_main():
+        if task.answer == "text":
+            try:
+                write_results(benchmark.kind, task.questions, answers, folder)
+            except ValueError as problem:  # home-made files may have ids that no server takes
+                print(f"no result file for the official server: {problem}")
+        _report(found, folder)
+        if engine.cut > before:
+            print(f"{engine.cut - before} texts were longer than the model takes and were cut")
+    return found
+
+
+def _report(found: Result, folder: Path) -> None:
+    """Write and print a result."""
+    runs.write_json(folder / "metrics.json", found)
+    print(f"{summary(found)}; {folder / 'metrics.json'}")
+
+
+def evaluate_all(engine: Engine, benchmarks: Sequence[Benchmark], asking: Asking, folder: Path) -> dict[str, Result]:
+    """Evaluate a model on every benchmark, in `folder/<name>`; return the results by name."""
+    found = {}
+    for benchmark in benchmarks:
+        with within(benchmark.name):
+            found[benchmark.name] = evaluate(engine, benchmark, asking, folder / benchmark.name)
+    return found
+
+
+def answer_task(engine: Engine, task: Task, asking: Asking, images: Path, path: Path) -> dict[str, Any]:
+    """Answer a task's questions into `path` and return all answers by question id.
+
+    Raises:
+        ValueError: the engine cannot do this task, a question cannot be asked, or no answer has any text.
+    """
+    asked, responder = task.asked(asking), task.responder(engine, asking, images)
+    answers = answer_all(asked, responder, path, task.answer, asking.batch_size, task.order())
+    if task.answer == "text" and not any(answers.values()):
+        raise ValueError(
+            f"all {len(answers)} answers in {path} are empty: the model ends before it says anything; was it trained "
+            "with this template and prompt (--protocol, --template)?"
+        )
+    return answers
+
+
+def evaluate_given(benchmark: Benchmark, paths: Sequence[str], folder: Path) -> Result:
+    """Score answers that lie in files; write and print the result.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the answers are no texts, or do not fit the questions.
+    """
+    if benchmark.task.answer != "text":
+        raise ValueError("--predictions scores texts: vqav2, gqa, pope (--pope_mode text) and textvqa")
+    for path in paths:
+        require_file(path)
+    answers = read_results(benchmark.kind, [Path(path) for path in paths], benchmark.task.questions)
+    found = result(benchmark.name, benchmark.task, answers, {"benchmark": benchmark.kind, **how_given(paths)})
+    if processes.is_main():
+        _report(found, folder)
+    return found
