@@ -9,7 +9,7 @@ parameters each.
     python tools/build_tiny_backbones.py install   --out build      copies the result into vlmsel/assets
 
 Scenes are drawn on the fly from seeds that the demo's files never use, so neither backbone has seen a picture of the
-demo; questions are asked in `world_wording.PLAIN`, not in the benchmarks' words.
+demo; questions are asked in the words of `tools/pretraining_words.py`, not in the benchmarks' words.
 
 CLIP learns to tell captions of scenes apart, half of them differing in one attribute. The Llama answers questions about
 scenes whose patches are bags of words (`Slots`), beside captions and text tasks; one thing per scene first, then two,
@@ -45,6 +45,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tools.pretraining_words import patch_words, plain
 from vlmsel.data.world.questions import (
     FAMILIES,
     ask,
@@ -57,7 +58,7 @@ from vlmsel.data.world.questions import (
     size_of,
     where,
 )
-from vlmsel.data.world.render import patch_words, render
+from vlmsel.data.world.render import render
 from vlmsel.data.world.scenes import COLORS, COLUMNS, GRID, ROWS, SHAPES, SIZES, WORDS, Scene, describe, draw_scene
 from vlmsel.data.world.text import text_task
 
@@ -90,7 +91,7 @@ def corpus(rng: random.Random, scenes: int = 20_000) -> Iterator[str]:
         for style in FAMILIES:
             asked = ask(style, scene, rng)
             if asked:
-                yield f"In: {asked.plain}\nOut: {asked.answer}"
+                yield f"In: {plain(asked)}\nOut: {asked.answer}"
         question, answer = text_task(rng)
         yield f"In: {question}\nOut: {answer}"
         yield "In: Describe the image.\nOut: " + " ".join(rng.choice(WORDS))
@@ -318,7 +319,7 @@ def conversation(
         rng.choice(LOOKUPS)(scene, rng) if rng.random() < focus else ask(rng.choice(styles), scene, rng)
         for _ in range(turns)
     ]
-    return [(a.plain, a.answer) for a in asked if a] or [("Describe the image.", describe(scene))]
+    return [(plain(a), a.answer) for a in asked if a] or [("Describe the image.", describe(scene))]
 
 
 def encode_turns(
@@ -406,7 +407,7 @@ def probe_llama(out: Path, scenes: int = 1000) -> dict[str, float]:
         drawn = [draw_scene(rng) for _ in range(50)]
         for style in FAMILIES:
             asked = [(s, a) for s in drawn if (a := ask(style, s, rng))]
-            encoded = [encode_turns(tokenizer, [(a.plain, a.answer)], cache) for _, a in asked]
+            encoded = [encode_turns(tokenizer, [(plain(a), a.answer)], cache) for _, a in asked]
             width = max(len(ids) for ids, _ in encoded)
             ids = torch.tensor([one + [tokenizer.pad_token_id] * (width - len(one)) for one, _ in encoded])
             labels = torch.tensor([one + [-100] * (width - len(one)) for _, one in encoded])

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmsel.data.benchmark_files import parse_all, read_lines
-from vlmsel.data.formats.llava import write_records
-from vlmsel.data.multiple_choice import ITEM_LINES, TASKS, ChoiceQuestion, read_choices
+from vlmsel.data.formats import write_records
+from vlmsel.data.multiple_choice import TASKS, ChoiceQuestion, is_text, logiqa_items, read_choices
+from vlmsel.data.rows import json_rows, parse_all, read_lines
 from vlmsel.evaluation.text.prompts import choice_context
 from vlmsel.runs import write_text
 
@@ -64,12 +64,11 @@ def read_entries(task: str, path: Path, labels: Path | None = None) -> list[Entr
 
 def official_records(task: str, path: Path) -> list[str]:
     """Return the text of every record of an official file, in order."""
-    lines = read_lines(path)
-    opening = next((line.lstrip()[0] for line in lines if line.strip()), "")
-    if opening == "[":
-        return [json.dumps(record) for record in json.loads("\n".join(lines))]
-    if task == "logiqa" and opening != "{":
-        return ["\n".join(lines[at : at + ITEM_LINES]) for at in range(0, len(lines), ITEM_LINES)]
+    if is_text(task, path):
+        return ["\n".join(lines) for _, lines in logiqa_items(path)]
+    lines = [line for line in read_lines(path) if line.strip()]
+    if lines[0].lstrip().startswith("["):
+        return [json.dumps(record) for _, record in json_rows(path)]
     return lines
 
 
@@ -79,14 +78,9 @@ def instruction_records(path: Path) -> list[str]:
     Raises:
         ValueError: it is no such list; names the first record and how many there are.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise ValueError(f"{path}: not JSON ({problem}); take LLM-Adapters' file") from None
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{path}: expected a list of {{instruction, input, output, answer}} that is not empty")
-    numbered = [(f"record {at} of {len(content)}", record) for at, record in enumerate(content, start=1)]
-    parsed = parse_all(path, numbered, lambda number, record: parse_instruction(record), "question")
+    rows = json_rows(path, lined=False)
+    if not (parsed := parse_all(path, rows, lambda number, record: parse_instruction(record), "question")):
+        raise ValueError(f"{path}: no question in it; take LLM-Adapters' file")
     clear = [one for one in parsed if one["cands"].count(one["answer"]) == 1]
     if len(clear) < len(parsed):
         print(

@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vlmsel.data.formats.llava import read_records, write_records
+from vlmsel.data.formats import read_records, write_records
 
 END = "</s>"
 KEYS = ("prompt", "text", "variation")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmsel.data.formats.llava import read_samples, write_records
+from vlmsel.data.formats import read_samples, write_records
 from vlmsel.data.sample import Sample
 
 VOWELS = frozenset("aeiouAEIOU")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel import runs
-from vlmsel.data.formats.llava import read_samples
+from vlmsel.data.formats import read_samples
 from vlmsel.scoring.table import FIXED, read_table
 from vlmsel.studies.identification import Identified, Spread, by_class, identify, summary
 

@@ -4,12 +4,13 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from template_text import per_turn_text, tokenize_with_images, training_text
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from vlmsel.data.encoding import IGNORED, IMAGE_ID, encode, generation_ids, text_ids, tokenize_with_images
+from vlmsel.data.encoding import IGNORED, IMAGE_ID, encode, generation_ids, text_ids
 from vlmsel.data.sample import Turn
-from vlmsel.data.templates import TEMPLATES, per_turn_text, training_text
+from vlmsel.data.templates import TEMPLATES
 
 CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())
 CORPUS = [
@@ -101,14 +102,9 @@ def test_tokenize_with_images(case):
     def toy(text):
         return [1] + [10 + ord(letter) % 50 for letter in text]
 
-    assert tokenize_with_images(case["prompt"], toy, bos=1) == case["expected"]
-    assert tokenize_with_images(case["prompt"], lambda text: toy(text)[1:], bos=1) == case["expected"][1:]
-    assert tokenize_with_images(case["prompt"], lambda text: toy(text)[1:], bos=None) == case["expected"][1:]
-
-
-def test_tokenize_with_adjacent_images():
-    got = tokenize_with_images("<image><image>a", lambda text: [1, *map(ord, text)], bos=1, image_id=-7)
-    assert got == [1, -7, -7, 97]
+    assert tokenize_with_images(case["prompt"], toy, 1, IMAGE_ID) == case["expected"]
+    assert tokenize_with_images(case["prompt"], lambda text: toy(text)[1:], 1, IMAGE_ID) == case["expected"][1:]
+    assert tokenize_with_images(case["prompt"], lambda text: toy(text)[1:], None, IMAGE_ID) == case["expected"][1:]
 
 
 def test_supervised_are_exactly_answers_and_eos(tokenizer, template):
@@ -184,7 +180,7 @@ def test_text_position_matches_whole_string_with_images(tokenizer):
     def with_bos(text):
         return [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
 
-    expected = tokenize_with_images(training_text(template, turns), with_bos, tokenizer.bos_token_id)
+    expected = tokenize_with_images(training_text(template, turns), with_bos, tokenizer.bos_token_id, IMAGE_ID)
     assert encode(turns, 1, tokenizer, template).input_ids == expected
 
 
@@ -251,9 +247,9 @@ def test_tokenizer_that_merges_over_the_start_of_an_answer():
 
 def test_images_after_bos(tokenizer):
     turns = [Turn("human", "<image> and <image> are what?"), Turn("gpt", "red")]
-    encoded = encode(turns, 2, tokenizer, "pure", image_id=-7)
-    assert encoded.input_ids[:3] == [tokenizer.bos_token_id, -7, -7]
-    assert encoded.input_ids.count(-7) == encoded.images == 2
+    encoded = encode(turns, 2, tokenizer, "pure")
+    assert encoded.input_ids[:3] == [tokenizer.bos_token_id, IMAGE_ID, IMAGE_ID]
+    assert encoded.input_ids.count(IMAGE_ID) == encoded.images == 2
     assert encoded.positions(image_tokens=10) == len(encoded.input_ids) + 18
 
 

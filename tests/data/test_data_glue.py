@@ -111,7 +111,7 @@ def test_files_without_labels_give_none(read, task):
 
 def test_cola_may_have_a_header(read):
     rows = [row("cola", label=1), row("cola", label=0)]
-    assert read("cola", "\n".join([HEADERS["cola"], *rows])) == read("cola", "\n".join(rows))
+    assert read("cola", "\n".join([HEADERS["cola"], *rows])).examples == read("cola", "\n".join(rows)).examples
 
 
 def test_columns_are_found_by_name(read):
@@ -123,7 +123,11 @@ def test_malformed_rows_of_qqp_are_skipped_and_counted(read):
     rows = [row("qqp", 10), "11\t7\t8\tcut", row("qqp", 12, 0), row("qqp", 13) + "\textra", "", row("qqp", 14)]
     found = read("qqp", content("qqp", *rows))
     assert [(one.id, one.label) for one in found.examples] == [("10", 1), ("12", 0), ("14", 1)]
-    assert found.skipped == [(3, "4 columns, 6 expected"), (5, "7 columns, 6 expected"), (6, "1 columns, 6 expected")]
+    assert found.skipped == [
+        ("line 3", "4 columns, 6 expected"),
+        ("line 5", "7 columns, 6 expected"),
+        ("line 6", "1 columns, 6 expected"),
+    ]
     assert "no row with 6 columns" in refused(read, "qqp", content("qqp", "11\tcut"))
 
 

@@ -6,7 +6,16 @@ import datasets
 import pytest
 from tiny_text import write_csv
 
-from vlmsel.data.labelled import Columns, class_names, read_dataset, read_glue_folder, read_labelled
+from vlmsel.data.labelled import (
+    Columns,
+    class_names,
+    label_of,
+    labelled_text,
+    read_dataset,
+    read_glue_folder,
+    read_labelled,
+    relabelled,
+)
 
 COLUMNS = Columns()
 ROWS = [("a fine film", "good"), ('he said "no",\nand left', "bad"), ("", "good"), ("why", ""), ("fine", "good")]
@@ -14,7 +23,7 @@ EXPECTED = [(0, ("a fine film",), "good"), (1, ('he said "no",\nand left',), "ba
 
 
 def content(file):
-    return [(sample.uid, sample.texts, sample.label) for sample in file.samples]
+    return [(sample.uid, sample.said("human"), label_of(sample)) for sample in file.samples]
 
 
 def save_dataset(folder, labels=(1, 0, 1, -1, 1)):
@@ -59,10 +68,8 @@ def test_texts_of_several_columns_and_true_labels(tmp_path):
     rows = [("a", "b", 1, 0), ("", "c", 1, ""), (" ", "", 1, 1), ("d", "", 0, 0)]
     path = write_csv(tmp_path / "pairs.csv", rows, ["one", "two", "given", "true"])
     file = read_labelled(path, Columns(("one", "two"), "given", "true"))
-    assert [(s.uid, s.texts, s.label, s.true_label) for s in file.samples] == [
-        (0, ("a", "b"), "1", "0"),
-        (3, ("d", ""), "0", "0"),
-    ]
+    assert content(file) == [(0, ("a", "b"), "1"), (3, ("d", ""), "0")]
+    assert file.true_labels == {0: "0", 3: "0"} and [sample.source for sample in file.samples] == ["1", "0"]
     assert [problem.reason for problem in file.problems] == ["line 3: no true label", "line 4: no text"]
 
 
@@ -86,11 +93,11 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(ValueError, match="line 3: unexpected end of data; close the quotation mark that begins there"):
         read_labelled(tmp_path / "open.csv", COLUMNS)
     (tmp_path / "cut.json").write_text('[{"text": "a"')
-    with pytest.raises(ValueError, match=r"cut.json: not JSON \("):
+    with pytest.raises(ValueError, match=r"cut.json: not a JSON file \("):
         read_labelled(tmp_path / "cut.json", COLUMNS)
     (tmp_path / "some.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n3\n')
     file = read_labelled(tmp_path / "some.jsonl", COLUMNS)
-    assert [p.reason for p in file.problems] == ["line 2: no JSON object", "line 3: no JSON object"]
+    assert [p.reason.partition(" (")[0] for p in file.problems] == ["line 2: not JSON", "line 3: no JSON object"]
 
 
 def test_datasets_that_cannot_be_used(tmp_path):
@@ -112,7 +119,13 @@ def test_glue_uids_are_rows_of_the_file_also_behind_rows_that_are_left_out(tmp_p
     file = read_glue_folder("qqp", tmp_path, "train")
     assert content(file) == [(0, ("who", "whose"), "duplicate"), (3, ("what", "why"), "not_duplicate")]
     assert [problem.uid for problem in file.problems] == [1, 2]
+    assert [problem.reason for problem in file.problems] == ["line 3: 2 columns, 6 expected", "line 4: no text"]
     assert file.classes == ("not_duplicate", "duplicate") and file.text_names == ("question1", "question2")
+
+
+def test_another_label_changes_answer_and_source_alone():
+    sample = labelled_text(3, ["a", "b"], "good")
+    assert sample == relabelled(sample, "good") and relabelled(sample, "bad") == labelled_text(3, ["a", "b"], "bad")
 
 
 def test_labels_are_sorted_as_numbers_where_they_are_numbers():

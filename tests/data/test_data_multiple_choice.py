@@ -175,7 +175,7 @@ def test_a_byte_order_mark_and_blank_last_lines_change_nothing(read, task):
 def test_what_is_no_json_is_named_with_its_line(read, task):
     line = refused(read, task, lines(GOOD[task]()) + "{broken\n")
     assert "questions: line 2: not JSON" in line
-    assert "not JSON" in refused(read, task, "[" * 100_000)
+    assert "not a JSON file (nested too deeply)" in refused(read, task, "[" * 100_000)
     assert "no question in it" in refused(read, task, "[]")
     assert "the file is empty" in refused(read, task, "\n\n")
 

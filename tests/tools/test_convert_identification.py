@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tools import convert_identification
-from vlmsel.data.formats.llava import read_samples
+from vlmsel.data.formats import read_samples
 
 
 def line(prompt="Vowels\n    For example:\n    A cat. -> ", text=None, kind="vowels", **more):

@@ -6,7 +6,7 @@ import pytest
 
 from tools import identification_sentences
 from tools.identification_sentences import TRANSFORMATIONS
-from vlmsel.data.formats.llava import read_samples
+from vlmsel.data.formats import read_samples
 
 BY_HAND = {
     "Reverse Order of Words": "light. the Feel",

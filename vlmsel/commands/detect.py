@@ -11,10 +11,11 @@ from __future__ import annotations
 from vlmsel import processes, runs
 from vlmsel.commands.inputs import check_counts, pick_device, without
 from vlmsel.commands.score import load_scorers
+from vlmsel.data.labelled_sets import Source
 from vlmsel.models.classifier import EncoderLora, Tune
 from vlmsel.reporting.detection import heading, show_detection
 from vlmsel.scorers import Scorer
-from vlmsel.studies.labelled_data import Source, draw, open_labelled
+from vlmsel.studies.labelled_data import draw, open_labelled
 from vlmsel.studies.mislabelled import Recipe, require_same, run_seed
 from vlmsel.training.classifier import FineTuning
 

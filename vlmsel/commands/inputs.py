@@ -13,7 +13,8 @@ import torch
 from vlmsel import processes, runs
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.encoding import LossOn
-from vlmsel.data.formats.llava import Problem, read_samples
+from vlmsel.data.formats import read_samples
+from vlmsel.data.sample import Problem
 from vlmsel.data.templates import find_template
 from vlmsel.evaluation.engines.base import Engine
 from vlmsel.evaluation.engines.huggingface import ClassifierEngine, ImageTextEngine, LanguageEngine

@@ -15,7 +15,7 @@ from vlmsel.commands.score_checkpoints import open_checkpoints, score_checkpoint
 from vlmsel.commands.score_plans import Plans
 from vlmsel.commands.score_store import check_options, score_from_store, store_gradients
 from vlmsel.data.encoding import LossOn
-from vlmsel.data.formats.llava import Problem
+from vlmsel.data.sample import Problem
 from vlmsel.gradients import select_blocks
 from vlmsel.models.lora import lora_parameters
 from vlmsel.models.losses import row_samples, sample_losses

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from vlmsel import runs
-from vlmsel.data.formats.llava import read_records, write_records
+from vlmsel.data.formats import read_records, write_records
 from vlmsel.scoring.table import read_table, score_columns
 from vlmsel.selection import combine_targets, how_many, top
 
@@ -26,12 +26,12 @@ def select(
     quota: dict[str, float] | None = None,
     config: str = "",
 ) -> None:
-    """Choose samples, lowest influence first, and write them as LLaVA JSON with a manifest beside them.
+    """Choose samples, lowest influence first, and write them in the pool's own form with a manifest beside them.
 
     Args:
         scores: the table `scores.parquet` of `vlmsel score`.
         pool: the pool that was scored; refused when it is another.
-        out: the JSON file to write; `<out>.manifest.json` says which samples it holds and why.
+        out: the file to write, of the pool's form; `<out>.manifest.json` says which samples it holds and why.
         scorer: whose scores decide.
         target: the target that counts, or a list of them; all of them when left out.
         combine: how several targets count: rank lets each choose an equal part, mean averages the scores.
@@ -48,7 +48,7 @@ def select(
     source_of = np.asarray(table["source"])
     chosen = top(np.asarray(table["uid"]), values, how_many(len(records), fraction, count), source_of, quota)
     uids = chosen.tolist()
-    write_records(out, [records[uid] for uid in sorted(uids)])
+    write_records(out, [records[uid] for uid in sorted(uids)], pool)
     sources = Counter(source_of[sorted(uids)].tolist())  # row = uid
     manifest = {
         "config": config,

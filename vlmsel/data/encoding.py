@@ -15,7 +15,7 @@ What differs from LLaVA and Prismatic, which tokenise a whole string or every tu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +48,6 @@ def encode(
     images: int,
     tokenizer: PreTrainedTokenizerBase,
     template: Template | str,
-    image_id: int = IMAGE_ID,
     max_length: int | None = None,
     image_tokens: int = 1,
     loss_on: LossOn = "answers",
@@ -66,10 +65,10 @@ def encode(
     segments = template.training_segments(turns, has_images=images > 0)
     if loss_on == "all":
         segments = [replace(segment, supervised=True) for segment in segments]
-    ids, labels = _lay(segments, turns, images, tokenizer, template, image_id)
+    ids, labels = _lay(segments, turns, images, tokenizer, template)
     if max_length is not None:
-        kept = _fitting(ids, image_id, image_tokens, max_length)
-        if image_id in ids[kept:]:
+        kept = _fitting(ids, image_tokens, max_length)
+        if IMAGE_ID in ids[kept:]:
             raise ValueError(f"an image of {image_tokens} positions does not fit into max_length {max_length}")
         ids, labels = ids[:kept], labels[:kept]
     if all(label == IGNORED for label in labels):
@@ -79,11 +78,7 @@ def encode(
 
 
 def generation_ids(
-    turns: Sequence[Turn],
-    images: int,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template | str,
-    image_id: int = IMAGE_ID,
+    turns: Sequence[Turn], images: int, tokenizer: PreTrainedTokenizerBase, template: Template | str
 ) -> list[int]:
     """Give the ids of turns that end in a question: exactly those that come before the answer in training.
 
@@ -92,26 +87,7 @@ def generation_ids(
     """
     template = _resolve(template)
     segments = template.prompt_segments(turns, has_images=images > 0)
-    return _lay(segments, turns, images, tokenizer, template, image_id)[0]
-
-
-def tokenize_with_images(
-    prompt: str, tokenize: Callable[[str], list[int]], bos: int | None, image_id: int = IMAGE_ID
-) -> list[int]:
-    """Tokenise text with `<image>` markers: each piece on its own, joined by `image_id`, one leading `bos` at most.
-
-    `tokenize` may put `bos` before every piece, as tokenizers do by default. This is the rule of LLaVA's
-    `tokenizer_image_token`.
-
-    >>> tokenize_with_images("ab<image>c", lambda text: [1] + [ord(letter) for letter in text], bos=1)
-    [1, 97, 98, -200, 99]
-    """
-    pieces = [tokenize(piece) for piece in prompt.split(IMAGE)]
-    has_bos = bos is not None and pieces[0][:1] == [bos]
-    ids = pieces[0]
-    for piece in pieces[1:]:
-        ids = [*ids, image_id, *piece[has_bos:]]
-    return ids
+    return _lay(segments, turns, images, tokenizer, template)[0]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> list[int]:
@@ -154,7 +130,6 @@ def _lay(
     images: int,
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
-    image_id: int,
 ) -> tuple[list[int], list[int]]:
     """Lay segments out as ids and labels, after a check that every image has its marker."""
     _check_images(turns, images)
@@ -166,11 +141,11 @@ def _lay(
     for position, segment in enumerate(segments):
         opening = bos.copy() if segment.begins else []
         if position == 0 and template.image_position == "after_bos":
-            opening += [image_id] * images
-        own = _segment_ids(tokenizer, segment, "" if opening else after, spliced, image_id)
+            opening += [IMAGE_ID] * images
+        own = _segment_ids(tokenizer, segment, "" if opening else after, spliced)
         ids += opening + own
         labels += [IGNORED] * len(opening)
-        labels += [i if segment.supervised and i != image_id else IGNORED for i in own]
+        labels += [i if segment.supervised and i != IMAGE_ID else IGNORED for i in own]
         after = "" if segment.ends or (spliced and segment.text.endswith(IMAGE)) else segment.text
     return ids, labels
 
@@ -181,14 +156,12 @@ def _begins_with_bos(tokenizer: PreTrainedTokenizerBase, template: Template) -> 
     return bos is not None and (template.forces_bos or tokenizer("a")["input_ids"][:1] == [bos])
 
 
-def _segment_ids(
-    tokenizer: PreTrainedTokenizerBase, segment: Segment, after: str, spliced: bool, image_id: int
-) -> list[int]:
-    head, marker, tail = segment.text.partition(IMAGE) if spliced else (segment.text, "", "")
+def _segment_ids(tokenizer: PreTrainedTokenizerBase, segment: Segment, after: str, spliced: bool) -> list[int]:
+    """Read each piece between image markers on its own, as LLaVA does, the first in its place."""
+    head, *rest = segment.text.split(IMAGE) if spliced else [segment.text]
     ids = text_ids(tokenizer, head, after)
-    if marker:
-        rest = tokenize_with_images(tail, lambda piece: text_ids(tokenizer, piece), None, image_id)
-        ids = [*ids, image_id, *rest]
+    for piece in rest:
+        ids += [IMAGE_ID, *text_ids(tokenizer, piece)]
     return [*ids, _eos_id(tokenizer)] if segment.ends else ids
 
 
@@ -205,11 +178,11 @@ def _check_images(turns: Sequence[Turn], images: int) -> None:
         raise ValueError(f"the turns hold {markers} {IMAGE} markers for {images} images; the two must be equal")
 
 
-def _fitting(ids: Sequence[int], image_id: int, image_tokens: int, max_length: int) -> int:
+def _fitting(ids: Sequence[int], image_tokens: int, max_length: int) -> int:
     """Count the leading ids that fit into `max_length` positions."""
     used = 0
     for count, token in enumerate(ids):
-        used += image_tokens if token == image_id else 1
+        used += image_tokens if token == IMAGE_ID else 1
         if used > max_length:
             return count
     return len(ids)

@@ -1,24 +1,32 @@
 """Six tasks of GLUE (arXiv 1804.07461), read from the official TSV files: CoLA, SST-2, MRPC, QQP, QNLI, RTE.
 
-A quotation mark is a character like any other, as in csv.QUOTE_NONE: with the usual quoting rules a sentence that opens
-one swallows the rows after it. Columns are found by the names in the first line; CoLA's train and dev files have none.
-Sentences are kept as they stand, as the Hugging Face datasets keep them: those of SST-2 end with a blank.
+Columns are found by the names in the first line; CoLA's train and dev files have none. Sentences are kept as they
+stand, as the Hugging Face datasets keep them: those of SST-2 end with a blank.
 
-A row with too many or too few columns is an error; QQP's files hold a few of them, which are left out and counted, as
-the Hugging Face reader leaves them out. Labels of test files are not public: such a file has no label column (or -1).
+A row with too many or too few columns is an error; QQP's files hold a few of them, which are left out, as the Hugging
+Face reader leaves them out. Labels of test files are not public: such a file has no label column (or -1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from vlmsel.data.benchmark_files import check_whole, parse_all, read_lines
+from vlmsel.data.rows import Unread, check_whole, parse_all, read_lines, readable, table_rows
 
 COLA_COLUMNS = ("source", "label", "mark", "sentence")  # of the files that have no header
 NO_LABEL = "-1"
+
+
+@dataclass(frozen=True)
+class GlueExample:
+    """One or two sentences and their class, None where it is not public; `id` is the file's, else the row from 0."""
+
+    id: str
+    texts: tuple[str, ...]
+    label: int | None
 
 
 @dataclass(frozen=True)
@@ -37,22 +45,38 @@ class GlueFormat:
     worded: bool = False
     skips: bool = False
 
+    def example(self, number: int, row: Mapping[str, str] | Unread) -> GlueExample | Unread:
+        """Make an example of a row, given with its number in the file; a malformed one stays where these are left out.
 
-@dataclass(frozen=True)
-class GlueExample:
-    """One or two sentences and their class, None where it is not public; `id` is the file's, else the row from 0."""
-
-    id: str
-    texts: tuple[str, ...]
-    label: int | None
+        Raises:
+            ValueError: the row is malformed or its label unknown.
+        """
+        if isinstance(row, Unread) and self.skips:
+            return row
+        cells, written = readable(row), self.classes if self.worded else ("0", "1")
+        label = cells.get(self.label, NO_LABEL)
+        if label != NO_LABEL and label not in written:
+            raise ValueError(f"the label must be {' or '.join(written)}, got {label[:40]!r}; mend it")
+        place = None if label == NO_LABEL else written.index(label)
+        texts = tuple(cells[name] for name in self.texts)
+        return GlueExample(cells.get(self.identity, str(number)), texts, place)
 
 
 @dataclass(frozen=True)
 class GlueFile:
-    """The examples of a file in its order, and line number (from 1) and reason of each row that was left out."""
+    """The rows of a file in its order, each with its place; one that is left out is an `Unread`."""
 
-    examples: list[GlueExample]
-    skipped: list[tuple[int, str]]
+    rows: tuple[tuple[str, GlueExample | Unread], ...]
+
+    @property
+    def examples(self) -> list[GlueExample]:
+        """The rows that can be used."""
+        return [row for _, row in self.rows if isinstance(row, GlueExample)]
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Place and reason of each row that was left out."""
+        return [(place, row.reason) for place, row in self.rows if isinstance(row, Unread)]
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -87,24 +111,16 @@ def read_glue(task: str, path: str | Path) -> GlueFile:
     if task not in GLUE_TASKS:
         raise ValueError(f"there is no GLUE task {task!r}; choose one of {', '.join(GLUE_TASKS)}")
     path, shape = Path(path), GLUE_TASKS[task]
-    columns, rows, first = _table(task, read_lines(path))
+    headless = task == "cola" and "sentence" not in read_lines(path)[0].split("\t")
+    columns, given = table_rows(path, COLA_COLUMNS if headless else None)
     _check_columns(path, task, columns)
-    skipped = _malformed(rows, len(columns), first) if shape.skips else []
-    left_out = {line for line, _ in skipped}
-    numbered = [(f"line {line}", (line - first, row)) for line, row in enumerate(rows, first) if line not in left_out]
-    if not numbered:
+    rows = list(given)
+    parsed = parse_all(path, rows, shape.example, "row")
+    file = GlueFile(tuple((place, row) for (place, _), row in zip(rows, parsed, strict=True)))
+    if not file.examples:
         raise ValueError(f"{path}: no row with {len(columns)} columns in it; take {task}'s official file")
-    examples = parse_all(path, numbered, _example_reader(shape, columns), "row")
-    check_whole(path, [one.id for one in examples], [one.label for one in examples], "row")
-    return GlueFile(examples, skipped)
-
-
-def _table(task: str, lines: Sequence[str]) -> tuple[tuple[str, ...], list[list[str]], int]:
-    """Split a file into its columns' names, its rows and the line number of the first row."""
-    rows = [line.split("\t") for line in lines]
-    if task == "cola" and "sentence" not in rows[0]:
-        return COLA_COLUMNS, rows, 1
-    return tuple(rows[0]), rows[1:], 2
+    check_whole(path, [one.id for one in file.examples], [one.label for one in file.examples], "row")
+    return file
 
 
 def _check_columns(path: Path, task: str, columns: Sequence[str]) -> None:
@@ -118,34 +134,3 @@ def _check_columns(path: Path, task: str, columns: Sequence[str]) -> None:
         raise ValueError(f"{path}: no column {shape.label!r}, {held}; is this the official file of {task}?")
     if len(set(columns)) < len(columns):
         raise ValueError(f"{path}: a column occurs twice, {held}; take {task}'s official file")
-
-
-def _wrong_width(row: Sequence[str], width: int) -> str | None:
-    return None if len(row) == width else f"{len(row)} columns, {width} expected"
-
-
-def _malformed(rows: Sequence[Sequence[str]], width: int, first: int) -> list[tuple[int, str]]:
-    """Name the lines of the rows that have not as many columns as the header."""
-    reasons = ((line, _wrong_width(row, width)) for line, row in enumerate(rows, first))
-    return [(line, reason) for line, reason in reasons if reason]
-
-
-def _example_reader(
-    shape: GlueFormat, columns: Sequence[str]
-) -> Callable[[int, tuple[int, Sequence[str]]], GlueExample]:
-    """Return the function that makes an example of a row, given with its number in the file."""
-    written = shape.classes if shape.worded else ("0", "1")
-
-    def read(_: int, numbered: tuple[int, Sequence[str]]) -> GlueExample:
-        number, row = numbered
-        if reason := _wrong_width(row, len(columns)):
-            raise ValueError(f"{reason}; mend the row")
-        cells = dict(zip(columns, row, strict=True))
-        label = cells.get(shape.label, NO_LABEL)
-        if label != NO_LABEL and label not in written:
-            raise ValueError(f"the label must be {' or '.join(written)}, got {label[:40]!r}; mend it")
-        place = None if label == NO_LABEL else written.index(label)
-        texts = tuple(cells[name] for name in shape.texts)
-        return GlueExample(cells.get(shape.identity, str(number)), texts, place)
-
-    return read

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmsel.data.features import FeatureReader
-from vlmsel.data.formats.llava import path_problem
+from vlmsel.data.formats.base import path_problem
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 MODES = ("pad", "crop", "squash", "letterbox")

@@ -1,27 +1,24 @@
 """Labelled texts for a classifier: GLUE's official files, Hugging Face `datasets`, or CSV, TSV and JSON lines.
 
-A sample's uid is its position in its file, counted from 0 and including samples that are left out. Labels are words:
-numbers are written as such (1.0 as 1), class ids of `datasets` by their names. Nothing, a blank, NaN and -1 of class
-ids are no label. A sample without a label, without any text, or from a malformed row is left out with a reason.
-
-CSV follows the usual quoting rules. In TSV a quotation mark is a character like any other, as in GLUE's files.
+A labelled text is a `Sample`: its human turns are the texts, one or several, its answer and its source are the name of
+its class. A sample's uid is its position in its file, counted from 0 and including samples that are left out. Labels
+are words: numbers are written as such (1.0 as 1), class ids of `datasets` by their names. Nothing, a blank, NaN and -1
+of class ids are no label. A sample without a label, without any text, or from a malformed row is left out with a
+reason.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlmsel.data.benchmark_files import read_lines
-from vlmsel.data.formats.llava import Problem
-from vlmsel.data.glue import GLUE_TASKS, read_glue
+from vlmsel.data.glue import GLUE_TASKS, GlueExample, read_glue
+from vlmsel.data.rows import Rows, Unread, read_rows, readable
+from vlmsel.data.sample import Problem, Sample, Turn
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".json")
 GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv"}
 # The columns of the tasks in `datasets`, which differ from the official files' in MRPC's and CoLA's.
 GLUE_COLUMNS = {
@@ -30,7 +27,6 @@ GLUE_COLUMNS = {
     "qqp": ("question1", "question2"),
     "qnli": ("question", "sentence"),
 }
-Rows = Iterator[tuple[str, Mapping[str, Any] | str]]  # place in the file -> a row, or what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -43,32 +39,42 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class LabelledText:
-    """One or several texts, the label they were given, and the true one where it is known."""
-
-    uid: int
-    texts: tuple[str, ...]
-    label: str
-    true_label: str | None = None
-
-
-@dataclass(frozen=True)
 class LabelledFile:
     """The usable samples of a file, those that were left out and why, and the names of the texts.
 
-    `classes` is None where the file does not say which labels there are.
+    `classes` is None where the file does not say which labels there are; `true_labels` are by uid, where known.
     """
 
     name: str
     text_names: tuple[str, ...]
-    samples: tuple[LabelledText, ...]
+    samples: tuple[Sample, ...]
     problems: tuple[Problem, ...]
     classes: tuple[str, ...] | None = None
+    true_labels: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """Samples in the file, those left out included."""
         return len(self.samples) + len(self.problems)
+
+
+def labelled_text(uid: int, texts: Sequence[str], label: str) -> Sample:
+    """Make a sample of texts and their label.
+
+    >>> labelled_text(0, ["It rains.", "It is wet."], "entailment").said("gpt")
+    ('entailment',)
+    """
+    return Sample(uid, label, (), (*(Turn("human", text) for text in texts), Turn("gpt", label)))
+
+
+def label_of(sample: Sample) -> str:
+    """Return the label of a labelled text."""
+    return sample.turns[-1].text
+
+
+def relabelled(sample: Sample, label: str) -> Sample:
+    """Give a labelled text another label."""
+    return replace(sample, source=label, turns=(*sample.turns[:-1], Turn("gpt", label)))
 
 
 def read_labelled(path: str | Path, columns: Columns) -> LabelledFile:
@@ -78,11 +84,7 @@ def read_labelled(path: str | Path, columns: Columns) -> LabelledFile:
         FileNotFoundError: there is no such file.
         ValueError: it is of another kind or not UTF-8, lacks a column (says which it has), or no sample can be used.
     """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: unknown kind of file; give one that ends in {', '.join(FORMATS)}")
-    names, rows = _json_rows(path) if path.suffix.lower().startswith(".json") else _table_rows(path)
-    return _labelled(str(path), names, rows, columns)
+    return _labelled(str(path), *read_rows(path), columns)
 
 
 def read_glue_folder(task: str, folder: str | Path, split: str) -> LabelledFile:
@@ -93,19 +95,16 @@ def read_glue_folder(task: str, folder: str | Path, split: str) -> LabelledFile:
         ValueError: it is not the task's official file, or has no labels.
     """
     path = Path(folder) / GLUE_FILES[split]
-    found = read_glue(task, path)
-    task_format = GLUE_TASKS[task]
-    skipped = {line - 2: Problem(line - 2, f"line {line}: {reason}") for line, reason in found.skipped}
-    uids = [i for i in range(len(found.examples) + len(skipped)) if i not in skipped]
-    samples, problems = [], list(skipped.values())
-    for uid, example in zip(uids, found.examples, strict=True):
-        if example.label is None or not any(text.strip() for text in example.texts):
-            problems.append(Problem(uid, f"row {uid}: no {'label' if example.label is None else 'text'}"))
-        else:
-            samples.append(LabelledText(uid, example.texts, task_format.classes[example.label]))
-    problems.sort(key=lambda problem: problem.uid)
-    file = LabelledFile(str(path), GLUE_COLUMNS[task], tuple(samples), tuple(problems), task_format.classes)
-    return _usable(file)
+    names, classes = GLUE_COLUMNS[task], GLUE_TASKS[task].classes
+
+    def row(example: GlueExample | Unread) -> Mapping[str, Any] | Unread:
+        if isinstance(example, Unread):
+            return example
+        label = None if example.label is None else classes[example.label]
+        return {**dict(zip(names, example.texts, strict=True)), "label": label}
+
+    rows = [(place, row(example)) for place, example in read_glue(task, path).rows]
+    return _labelled(str(path), (*names, "label"), rows, Columns(names), classes)
 
 
 def read_dataset(source: str, split: str, columns: Columns, config: str | None = None) -> LabelledFile:
@@ -128,10 +127,9 @@ def read_dataset(source: str, split: str, columns: Columns, config: str | None =
     part = found[split]
     labels = [name for name in (columns.label, columns.true_label) if name is not None]
     words = {name: getattr(part.features.get(name), "names", None) for name in labels}
-    rows: Rows = ((f"row {i}", _in_words(row, words)) for i, row in enumerate(part))
-    file = _labelled(f"{source} ({split})", part.column_names, rows, columns)
-    names = words[columns.label]
-    return LabelledFile(file.name, file.text_names, file.samples, file.problems, tuple(names) if names else None)
+    rows = ((f"row {i}", _in_words(row, words)) for i, row in enumerate(part))
+    classes = words[columns.label]
+    return _labelled(f"{source} ({split})", part.column_names, rows, columns, tuple(classes) if classes else None)
 
 
 def _load_dataset(source: str, config: str | None) -> Any:
@@ -166,92 +164,48 @@ def _in_words(row: Mapping[str, Any], words: Mapping[str, Sequence[str] | None])
     return changed
 
 
-def _table_rows(path: Path) -> tuple[Sequence[str], Rows]:
-    """Return the columns of a CSV or TSV file and its rows."""
-    lines = read_lines(path)
-    if path.suffix.lower() == ".tsv":
-        names = lines[0].split("\t")
-        return names, _rows(names, ((i, line.split("\t")) for i, line in enumerate(lines[1:], 2)))
-    reader = csv.reader((f"{line}\n" for line in lines), strict=True)
-    names = next(reader)
-    return names, _rows(names, _csv_rows(path, reader))
-
-
-def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    line = reader.line_num + 1
-    try:
-        for row in reader:
-            yield line, row
-            line = reader.line_num + 1
-    except csv.Error as problem:
-        raise ValueError(f"{path}: line {line}: {problem}; close the quotation mark that begins there") from None
-
-
-def _rows(names: Sequence[str], cells: Iterator[tuple[int, list[str]]]) -> Rows:
-    for line, row in cells:
-        fits = len(row) == len(names)
-        wrong = f"{len(row)} columns, {len(names)} expected"
-        yield f"line {line}", dict(zip(names, row, strict=True)) if fits else wrong
-
-
-def _json_rows(path: Path) -> tuple[Sequence[str], Rows]:
-    """Return the keys of the first object, and all objects with their places."""
-    lines = read_lines(path)
-    if lines[0].lstrip().startswith("["):
-        try:
-            records = json.loads("\n".join(lines))
-        except ValueError as problem:
-            raise ValueError(f"{path}: not JSON ({problem})") from None
-        found = [(f"record {i}", record) for i, record in enumerate(records)]
-    else:
-        found = [(f"line {i}", _parsed(line)) for i, line in enumerate(lines, 1)]
-    rows = [(place, row if isinstance(row, (dict, str)) else "no JSON object") for place, row in found]
-    names = dict.fromkeys(key for _, row in rows if isinstance(row, dict) for key in row)
-    return list(names), iter([(p, row if isinstance(row, dict) else "no JSON object") for p, row in rows])
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _labelled(name: str, columns: Sequence[str], rows: Rows, wanted: Columns) -> LabelledFile:
-    """Make samples of rows.
+def _labelled(
+    name: str, held: Sequence[str], rows: Rows, columns: Columns, classes: tuple[str, ...] | None = None
+) -> LabelledFile:
+    """Make samples of rows; `held` are the columns that they have.
 
     Raises:
         ValueError: a column is missing, or no row can be used.
     """
-    if not wanted.texts:
+    if not columns.texts:
         raise ValueError("text_columns must name at least one column")
-    asked = [*wanted.texts, wanted.label, *([wanted.true_label] if wanted.true_label else [])]
-    absent = [column for column in asked if column not in columns]
-    if absent:
-        held = ", ".join(repr(column)[:60] for column in columns)
-        raise ValueError(f"{name}: no column {absent[0]!r}; it has {held[:300]}")
-    samples, problems = [], []
+    asked = [*columns.texts, columns.label, *([columns.true_label] if columns.true_label else [])]
+    if absent := [column for column in asked if column not in held]:
+        shown = ", ".join(repr(column)[:60] for column in held)
+        raise ValueError(f"{name}: no column {absent[0]!r}; it has {shown[:300]}")
+    samples, problems, truths = [], [], {}
     for uid, (place, row) in enumerate(rows):
-        found = row if isinstance(row, str) else _sample(uid, row, wanted)
-        if isinstance(found, str):
-            problems.append(Problem(uid, f"{place}: {found}"))
-        else:
-            samples.append(found)
-    return _usable(LabelledFile(name, wanted.texts, tuple(samples), tuple(problems)))
+        try:
+            texts, label, truth = _fields(readable(row), columns)
+        except ValueError as reason:
+            problems.append(Problem(uid, f"{place}: {reason}"))
+            continue
+        samples.append(labelled_text(uid, texts, label))
+        if truth is not None:
+            truths[uid] = truth
+    if not samples:
+        first = f"; the first, {problems[0].reason}" if problems else ""
+        raise ValueError(f"{name}: none of {len(problems)} samples can be used{first}")
+    return LabelledFile(name, columns.texts, tuple(samples), tuple(problems), classes, truths)
 
 
-def _sample(uid: int, row: Mapping[str, Any], columns: Columns) -> LabelledText | str:
-    """Make a sample of a row, or say why there is none."""
-    texts = tuple("" if row.get(name) is None else str(row[name]) for name in columns.texts)
+def _fields(row: Mapping[str, Any], columns: Columns) -> tuple[list[str], str, str | None]:
+    """Take texts, label and true label out of a row, or say what is missing."""
+    texts = ["" if row.get(name) is None else str(row[name]) for name in columns.texts]
     label = label_word(row.get(columns.label))
     truth = None if columns.true_label is None else label_word(row.get(columns.true_label))
     if not any(text.strip() for text in texts):
-        return "no text"
+        raise ValueError("no text")
     if label is None:
-        return "no label"
+        raise ValueError("no label")
     if columns.true_label is not None and truth is None:
-        return "no true label"
-    return LabelledText(uid, texts, label, truth)
+        raise ValueError("no true label")
+    return texts, label, truth
 
 
 def label_word(value: Any) -> str | None:
@@ -267,13 +221,6 @@ def label_word(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip() or None
-
-
-def _usable(file: LabelledFile) -> LabelledFile:
-    if not file.samples:
-        first = f"; the first, {file.problems[0].reason}" if file.problems else ""
-        raise ValueError(f"{file.name}: none of {file.total} samples can be used{first}")
-    return file
 
 
 def class_names(labels: Sequence[str]) -> tuple[str, ...]:

@@ -17,14 +17,13 @@ Where labels are not public, a test file has none (or "" or -1) and every answer
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmsel.data.benchmark_files import check_whole, parse_all, read_lines
 from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option, logiqa_text
+from vlmsel.data.rows import check_whole, json_rows, parse_all, read_lines, read_text, readable
 
 LETTERS = "abcd"
 ITEM_LINES = 8  # of LogiQA's text files
@@ -69,34 +68,24 @@ def read_choices(task: str, questions: str | Path, labels: str | Path | None = N
     return found
 
 
+def is_text(task: str, path: Path) -> bool:
+    """Tell whether a file is LogiQA's text and no JSON, which the first character that is not blank shows."""
+    return task == "logiqa" and read_text(path).lstrip()[:1] not in ("[", "{")
+
+
+def logiqa_items(path: Path) -> list[tuple[str, list[str]]]:
+    """Cut LogiQA's text into the lines of its questions, each with its place."""
+    lines = read_lines(path)
+    return [(f"line {at + 1}", lines[at : at + ITEM_LINES]) for at in range(0, len(lines), ITEM_LINES)]
+
+
 def _read_file(task: str, path: Path) -> list[ChoiceQuestion]:
-    """Tell a file's form by its first character that is not blank, and parse its records."""
-    lines, read = read_lines(path), READERS[task]
-    opening = next((line.lstrip()[0] for line in lines if line.strip()), "")
-    if opening == "[":
-        return parse_all(path, _list_records(path, lines), read, "question")
-    if task == "logiqa" and opening != "{":
-        items = [(f"line {at + 1}", lines[at : at + ITEM_LINES]) for at in range(0, len(lines), ITEM_LINES)]
-        return parse_all(path, items, _logiqa_item, "question")
-    numbered = [(f"line {at}", line) for at, line in enumerate(lines, start=1)]
-    return parse_all(path, numbered, lambda number, line: read(number, _parse_json(line)), "question")
-
-
-def _list_records(path: Path, lines: Sequence[str]) -> list[tuple[str, Any]]:
-    try:
-        records = _parse_json("\n".join(lines))
-    except ValueError as problem:
-        raise ValueError(f"{path}: {problem}") from None
-    if not records:
+    if is_text(task, path):
+        return parse_all(path, logiqa_items(path), _logiqa_item, "question")
+    read = READERS[task]
+    if not (found := parse_all(path, json_rows(path), lambda number, row: read(number, readable(row)), "question")):
         raise ValueError(f"{path}: no question in it; take the benchmark's official file")
-    return [(f"record {at} of {len(records)}", record) for at, record in enumerate(records, start=1)]
-
-
-def _parse_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as problem:
-        raise ValueError(f"not JSON ({problem}); take the benchmark's official file") from None
+    return found
 
 
 def _with_labels(path: Path, found: Sequence[ChoiceQuestion], labels: Path) -> list[ChoiceQuestion]:

@@ -9,21 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Role = Literal["human", "gpt"]
+
 
 @dataclass(frozen=True)
 class Turn:
     """One message: `role` is "human" (never supervised) or "gpt" (supervised); `text` is as in the file."""
 
-    role: Literal["human", "gpt"]
+    role: Role
     text: str
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation with the images it speaks of.
+    """A conversation with the images it speaks of; a labelled text is one whose answer is the name of its class.
 
     `uid` is the position in the file, `source` names the data set it came from, `images` are paths relative to the
-    image folder in the order of their `<image>` markers, `id` is the file's own identifier, if any.
+    image folder in the order of their `<image>` markers, `id` is the file's own identifier and `weight` how much the
+    sample counts, if the file says so.
     """
 
     uid: int
@@ -31,8 +34,16 @@ class Sample:
     images: tuple[str, ...]
     turns: tuple[Turn, ...]
     id: str | int | None = None
+    weight: float | None = None
 
-    @property
-    def image(self) -> str | None:
-        """Give the first image's path, None for a text-only sample."""
-        return self.images[0] if self.images else None
+    def said(self, role: Role) -> tuple[str, ...]:
+        """Return the texts of one role's turns."""
+        return tuple(turn.text for turn in self.turns if turn.role == role)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the sample `uid` cannot be used."""
+
+    uid: int
+    reason: str

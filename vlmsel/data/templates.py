@@ -90,10 +90,6 @@ class Template:
             raise ValueError("a prompt must end in a human turn, got one that ends in an answer; leave that out")
         return _move_blanks([self._segment(position, turn, has_images) for position, turn in enumerate(turns)])
 
-    def generation_prompt(self, turns: Sequence[Turn], has_images: bool = True) -> str:
-        """Give the prompt as one string, BOS left out; it never ends in a blank."""
-        return join(self.prompt_segments(turns, has_images))
-
     def _check_roles(self, turns: Sequence[Turn]) -> None:
         roles = [turn.role for turn in turns]
         if not roles or any(role != ("human", "gpt")[i % 2] for i, role in enumerate(roles)):
@@ -126,30 +122,6 @@ def _move_blanks(segments: Sequence[Segment]) -> list[Segment]:
         moved.append(replace(segment, text=blanks + text))
         blanks = segment.text[len(text) :]
     return moved
-
-
-def join(segments: Sequence[Segment], bos: str = "<s>", eos: str = "</s>") -> str:
-    """Write segments as one string with `bos` and `eos` spelled out, but for the BOS that opens every conversation."""
-    parts = [
-        (bos if segment.begins and position else "") + segment.text + (eos if segment.ends else "")
-        for position, segment in enumerate(segments)
-    ]
-    return "".join(parts)
-
-
-def training_text(template: Template, turns: Sequence[Turn], eos: str = "</s>") -> str:
-    """Give the whole conversation as the model is trained on it, as one string, the first BOS left out.
-
-    >>> training_text(TEMPLATES["pure"], [Turn("human", "<image>\\nWhat color is it?"), Turn("gpt", "Red")])
-    'In: What color is it?\\nOut: Red</s>'
-    """
-    return join(template.training_segments(turns), eos=eos)
-
-
-def per_turn_text(template: Template, turns: Sequence[Turn], eos: str = "</s>") -> list[str]:
-    """Give the text of each turn on its own, answers without the blank that joins them to their prompts."""
-    segments = template.training_segments(turns)
-    return [s.text.removeprefix(template.lead if s.supervised else "") + (eos if s.ends else "") for s in segments]
 
 
 def find_template(name: str) -> Template:

@@ -17,12 +17,12 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.data.labelled import LabelledFile
+from vlmsel.data.labelled_sets import plain
 from vlmsel.reporting.figures import draw_rates
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scoring.table import read_table
 from vlmsel.studies.detection import LABELS, SCORES, TARGET, over_seeds, suspicion
 from vlmsel.studies.intervals import differences
-from vlmsel.studies.labelled_data import plain
 
 HEADS = {
     "recall_20": "found at 20 %",
@@ -50,7 +50,7 @@ def show_detection(folder: Path, title: str, train: LabelledFile, seeds: Seeds, 
         share = sum(one["wrong"] for one in seeds) / sum(one["train"] - one["not_scored"] for one in seeds)
         draw_rates(results["curves"], share, folder / "detection.png", title)
     suspects = rank_suspects(folder, len(seeds), rank_by)
-    texts = {sample.uid: sample.texts for sample in train.samples}
+    texts = {sample.uid: sample.said("human") for sample in train.samples}
     write_suspects(folder / "suspects.csv", suspects, train.text_names, texts)
     _print_suspects(suspects, rank_by, len(seeds), texts)
     made = {"table": "table.md", "picture": "detection.png", "numbers": "results.json", "suspects": "suspects.csv"}

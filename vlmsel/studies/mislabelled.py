@@ -18,6 +18,9 @@ import torch
 
 from vlmsel import runs
 from vlmsel.data.batches import length_batches
+from vlmsel.data.labelled import label_of
+from vlmsel.data.labelled_sets import LabelledData
+from vlmsel.data.sample import Sample
 from vlmsel.data.text_batches import TextCollator, TextDataset, encode_texts
 from vlmsel.evaluation.engines.huggingface import set_padding, text_limit
 from vlmsel.gradients import select_blocks
@@ -54,7 +57,7 @@ from vlmsel.studies.detection import (
     detection_metrics,
     detection_rate,
 )
-from vlmsel.studies.labelled_data import Drawn, LabelledData, write_labels
+from vlmsel.studies.labelled_data import Drawn, write_labels
 from vlmsel.training.classifier import FineTuning, fine_tune
 
 OBJECTIVE = Objective(sample_losses, no_rows)
@@ -104,7 +107,7 @@ def run_seed(recipe: Recipe, data: LabelledData, drawn: Drawn, seed: int, here: 
     start = time.perf_counter()
     classifier = load_classifier(recipe.model, data.classes, seed, recipe.fresh_head)
     require_same(here.parent, {"the model": fingerprint(classifier.model.base_model)})
-    texts = _encode(classifier, drawn, recipe)
+    texts = _encode(classifier, drawn, recipe, data.classes)
     model = adapt(classifier, recipe.tune, recipe.lora, seed).to(recipe.device)
     blocks = select_blocks(model, recipe.blocks or default_blocks(recipe.tune, classifier.head))
     about = load_trained(model, here / "model") or _train(model, texts, recipe, data, seed, here)
@@ -123,7 +126,7 @@ def run_seed(recipe: Recipe, data: LabelledData, drawn: Drawn, seed: int, here: 
     assert scored is not None  # one process
     if job.bad.reasons:
         _report(job.bad, here, data)
-    write_labels(here / LABELS, drawn, data.classes)
+    write_labels(here / LABELS, drawn)
     _write_scores(here, scored, texts, drawn, data, config)
     metrics = {
         "seed": seed,
@@ -158,16 +161,19 @@ def require_same(folder: Path, inputs: Mapping[str, str]) -> None:
     runs.write_json(path, {**earlier, **inputs})
 
 
-def _encode(classifier: Classifier, drawn: Drawn, recipe: Recipe) -> Texts:
+def _encode(classifier: Classifier, drawn: Drawn, recipe: Recipe, classes: Sequence[str]) -> Texts:
     """Tokenise a seed's samples and say how many were cut."""
     model, tokenizer = classifier.model, classifier.tokenizer
     set_padding(tokenizer)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # classifiers on causal models look for the last token
     limit = min(text_limit(model, tokenizer), recipe.max_length or 1 << 30)
-    train = encode_texts(tokenizer, [s.uid for s in drawn.train], [s.texts for s in drawn.train], drawn.given, limit)
-    held = [s.uid for s in drawn.validation], [s.texts for s in drawn.validation], drawn.validation_labels
-    validation = encode_texts(tokenizer, *held, limit)
+
+    def encoded(samples: Sequence[Sample]) -> TextDataset:
+        labels = [classes.index(label_of(sample)) for sample in samples]
+        return encode_texts(tokenizer, [s.uid for s in samples], [s.said("human") for s in samples], labels, limit)
+
+    train, validation = encoded(drawn.train), encoded(drawn.validation)
     for name, data in (("training", train), ("validation", validation)):
         if data.cut:
             print(f"{data.cut} of {len(data)} {name} samples were cut to {limit} tokens")
@@ -224,7 +230,7 @@ def _write_scores(here: Path, scored: Scored, texts: Texts, drawn: Drawn, data: 
     """Write the score table: a row per record of the training file, null where it was not drawn or scored."""
     row_of = {uid: row for row, uid in enumerate(scored.uids.tolist())}
     order = [row_of.get(uid, -1) for uid in range(data.train.total)]
-    given = {s.uid: data.classes[label] for s, label in zip(drawn.train, drawn.given, strict=True)}
+    given = {sample.uid: sample.source for sample in drawn.train}
     tokens = dict(zip((item.uid for item in texts.train.items), texts.train.lengths(), strict=True))
 
     def column(values: torch.Tensor) -> list[float]:

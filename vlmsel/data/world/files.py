@@ -16,7 +16,7 @@ Flaws, drawn independently of the source: 15 % of the image samples carry a wron
 image of another scene; 10 % of all samples nearly repeat an earlier one (same scene drawn anew, same question). What is
 wrong with each sample stands in `pool_truth.json`, which no scorer reads.
 
-Target sets and benchmark questions come from scenes of their own. All ask in `world_wording.BENCHMARK`.
+Target sets and benchmark questions come from scenes of their own. All ask in `questions.WORDINGS`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from vlmsel.data.world.questions import Asked, ask, ask_presence
 from vlmsel.data.world.render import render
-from vlmsel.data.world.scenes import COLORS, SHAPES, Scene, describe, draw_scene
+from vlmsel.data.world.scenes import NAMES, Scene, describe, draw_scene, weighted
 from vlmsel.data.world.text import text_task
 
 SOURCES = {"vqa": 18, "gqa": 18, "presence": 12, "ocr": 12, "region": 10, "caption": 10, "text": 20}
@@ -69,17 +69,22 @@ def _dump(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1))
 
 
-def _save_image(folder: Path, relative: str, scene: Scene) -> str:
+def _save_image(folder: Path, relative: str, scene: Scene) -> None:
     path = folder / "images" / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     render(scene).save(path)
-    return relative
 
 
-def _record(identity: str, image: str | None, question: str, answer: str, source: str) -> dict:
-    prompt = f"<image>\n{question}" if image else question
-    turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
-    return {"id": identity, **({"image": image} if image else {}), "source": source, "conversations": turns}
+def _sample(
+    folder: Path, image: str, scene: Scene | None, identity: str, question: str, answer: str, source: str
+) -> dict:
+    """Save a sample's image, if there is a scene, and return its record."""
+    pictured = {}
+    if scene is not None:
+        _save_image(folder, image, scene)
+        pictured, question = {"image": image}, f"<image>\n{question}"
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": identity, **pictured, "source": source, "conversations": turns}
 
 
 def _draw_asked(style: str, rng: random.Random) -> tuple[Scene, Asked]:
@@ -94,8 +99,8 @@ def write_captions(folder: Path, count: int, rng: random.Random) -> None:
     records = []
     for index in range(count):
         scene = draw_scene(rng)
-        image = _save_image(folder, f"captions/{index:06d}.png", scene)
-        records.append(_record(f"caption_{index:06d}", image, CAPTION_PROMPT, describe(scene), "captions"))
+        image, texts = f"captions/{index:06d}.png", (CAPTION_PROMPT, describe(scene))
+        records.append(_sample(folder, image, scene, f"caption_{index:06d}", *texts, "captions"))
     _dump(folder / "captions.json", records)
 
 
@@ -146,20 +151,16 @@ def _spoil(item: _Item, rng: random.Random) -> _Item:
     return replace(item, scene=draw_scene(rng), flaw="other image")
 
 
-def _redraw(scene: Scene | None, rng: random.Random) -> Scene | None:
-    return scene and replace(scene, background=rng.randint(30, 110))
-
-
 def draw_pool(count: int, rng: random.Random) -> list[tuple[_Item, bool]]:
     """Draw the pool's items; the flag says whether an item nearly repeats an earlier one."""
     items: list[tuple[_Item, bool]] = []
     for _ in range(count):
         if items and rng.random() < DUPLICATE_SHARE:
             earlier = rng.choice(items)[0]
-            items.append((replace(earlier, scene=_redraw(earlier.scene, rng)), True))
+            again = earlier.scene and replace(earlier.scene, background=rng.randint(30, 110))
+            items.append((replace(earlier, scene=again), True))
         else:
-            source = rng.choices(list(SOURCES), list(SOURCES.values()))[0]
-            items.append((_spoil(_draw_item(source, rng), rng), False))
+            items.append((_spoil(_draw_item(weighted(rng, SOURCES), rng), rng), False))
     return items
 
 
@@ -167,8 +168,8 @@ def write_pool(folder: Path, count: int, rng: random.Random) -> None:
     """Write `pool.json` and `pool_truth.json`."""
     records, truth = [], []
     for uid, (item, repeated) in enumerate(draw_pool(count, rng)):
-        image = _save_image(folder, f"pool/{uid:06d}.png", item.scene) if item.scene else None
-        records.append(_record(f"{item.source}_{uid:06d}", image, item.question, item.answer, item.source))
+        image, identity = f"pool/{uid:06d}.png", f"{item.source}_{uid:06d}"
+        records.append(_sample(folder, image, item.scene, identity, item.question, item.answer, item.source))
         truth.append({"uid": uid, "source": item.source, "flaw": item.flaw, "near_duplicate": repeated})
     _dump(folder / "pool.json", records)
     _dump(folder / "pool_truth.json", truth)
@@ -179,8 +180,8 @@ def write_target(folder: Path, task: str, count: int, rng: random.Random) -> Non
     records = []
     for index in range(count):
         scene, asked = _draw_asked(task, rng)
-        image = _save_image(folder, f"targets/{task}_{index:05d}.png", scene)
-        records.append(_record(f"{task}_{index:05d}", image, asked.question, asked.answer, task))
+        name = f"{task}_{index:05d}"
+        records.append(_sample(folder, f"targets/{name}.png", scene, name, asked.question, asked.answer, task))
     _dump(folder / "targets" / f"{task}.json", records)
 
 
@@ -237,14 +238,8 @@ def _write_gqa(folder: Path, count: int, rng: random.Random) -> None:
 
 def _absent_name(split: str, scene: Scene, rng: random.Random, frequent: list[str]) -> str:
     """Draw an absent object: any (random), one of the ten most frequent (popular), one sharing a word (adversarial)."""
-    present = {t.name for t in scene.things}
-    words = {w for t in scene.things for w in (t.color, t.shape)}
-    pool = {
-        "random": [f"{c} {s}" for c in COLORS for s in SHAPES],
-        "popular": frequent[:10],
-        "adversarial": [f"{c} {s}" for c in COLORS for s in SHAPES if c in words or s in words],
-    }[split]
-    return rng.choice([name for name in pool if name not in present])
+    pool = {"random": NAMES, "popular": frequent[:10], "adversarial": scene.near_names()}[split]
+    return rng.choice(scene.absent(pool))
 
 
 def frequent_names(rng: random.Random, scenes: int = 2000) -> list[str]:

@@ -7,83 +7,115 @@ ambiguity. Yes/no questions are asked so that both answers come about equally of
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 
 from vlmsel.data.world.scenes import COLORS, COLUMNS, ROWS, SHAPES, SIZES, WORDS, Scene, Thing
-from vlmsel.data.world.wording import BENCHMARK, PLAIN
+
+# How the pool, the targets and the benchmarks ask. The tiny language model was pretrained on other words, but for
+# POPE's question, whose wording is official: a model that had been pretrained on the benchmarks' own questions would
+# answer them before any tuning, there would be little left to select data for, and the largest gradients in the pool
+# would be those of its wrong answers.
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "color": ("Which color does the {shape} have?",),
+    "shape": ("Name the form of the {color} thing.",),
+    "size": ("How large is the {name}?",),
+    "count_all": ("What number of things can you see?",),
+    "count_color": ("What number of {color} things can you see?",),
+    "is_color": ("Does the {shape} have the color {color}?",),
+    "relation": ("Does the {first} lie {relation} the {second}?",),
+    "color_at": ("Which color can you see at the {place}?",),
+    "shape_at": ("Which form can you see at the {place}?",),
+    "choose": ("Which color has the {shape}, {one} or {two}?",),
+    "side": ("Can you find the {name} at the {side}?",),
+    "presence": ("Is there a {name} in the image?",),
+    "reading": ("Read the sign.", "Which word can you see?", "What text is shown here?"),
+    "where": ("Point to the {name}.",),
+}
+_KINDS: dict[str, Iterable[str]] = {"color": COLORS, "shape": SHAPES, "size": SIZES}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its true answer, a tempting wrong one of the same type, the family's name, and the question as the
-    language model's pretraining text words it."""
+    """A question, its true answer and a tempting wrong one of the same type; `wording` and `way` say which of
+    `WORDINGS` it is put in, with which `words`."""
 
     question: str
     answer: str
     wrong: str
-    family: str
-    plain: str
+    wording: str
+    way: int
+    words: Mapping[str, str]
+
+    @property
+    def family(self) -> str:
+        """The family's name."""
+        return "count" if self.wording.startswith("count") else self.wording
 
 
-Family = Callable[[Scene, random.Random], "Asked | None"]
+Family = Callable[[Scene, random.Random], Asked | None]
 
 
-def _other(rng: random.Random, options: object, right: str) -> str:
-    return rng.choice([option for option in options if option != right])  # type: ignore[attr-defined]
+def _other(rng: random.Random, options: Iterable[str], right: str) -> str:
+    return rng.choice([option for option in options if option != right])
 
 
-def _asked(rng: random.Random, answer: str, wrong: str, wording: str, family: str = "", **words: str) -> Asked:
-    index = rng.randrange(len(BENCHMARK[wording]))
-    question, plain = (way[wording][index].format(**words) for way in (BENCHMARK, PLAIN))
-    return Asked(question, answer, wrong, family or wording, plain)
+def _asked(rng: random.Random, answer: str, wrong: str, wording: str, **words: str) -> Asked:
+    way = rng.randrange(len(WORDINGS[wording]))
+    return Asked(WORDINGS[wording][way].format(**words), answer, wrong, wording, way, words)
 
 
-def _yes_no(rng: random.Random, truth: bool, family: str, **words: str) -> Asked:
-    return _asked(rng, *(("yes", "no") if truth else ("no", "yes")), family, **words)
+def _which(rng: random.Random, thing: Thing, kind: str, wording: str, **words: str) -> Asked:
+    """Ask for a thing's color, shape or size."""
+    right = getattr(thing, kind)
+    return _asked(rng, right, _other(rng, _KINDS[kind], right), wording, **words)
 
 
-def _unique(scene: Scene, rng: random.Random, *keys: str) -> Thing | None:
-    """Draw a thing that is the only one with its words for `keys`."""
-    alone = [t for t in scene.things if len(scene.having(**{key: getattr(t, key) for key in keys})) == 1]
-    return rng.choice(alone) if alone else None
+def _yes_no(rng: random.Random, truth: bool, wording: str, **words: str) -> Asked:
+    return _asked(rng, *(("yes", "no") if truth else ("no", "yes")), wording, **words)
+
+
+def about(*keys: str) -> Callable[[Callable[[Thing, random.Random], Asked]], Family]:
+    """Make a family of a question about a thing: one that is the only one with its words for `keys`, if there is."""
+
+    def family(question: Callable[[Thing, random.Random], Asked]) -> Family:
+        @wraps(question)
+        def draw(scene: Scene, rng: random.Random) -> Asked | None:
+            alone = [t for t in scene.things if len(scene.having(**{key: getattr(t, key) for key in keys})) == 1]
+            return question(rng.choice(alone), rng) if alone else None
+
+        return draw
+
+    return family
 
 
 # VQAv2: open, number and yes/no questions
 
 
-def color_of(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, rng, "shape")
-    if thing is None:
-        return None
-    return _asked(rng, thing.color, _other(rng, COLORS, thing.color), "color", shape=thing.shape)
+@about("shape")
+def color_of(thing: Thing, rng: random.Random) -> Asked:
+    return _which(rng, thing, "color", "color", shape=thing.shape)
 
 
-def shape_of(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, rng, "color")
-    if thing is None:
-        return None
-    return _asked(rng, thing.shape, _other(rng, SHAPES, thing.shape), "shape", color=thing.color)
+@about("color")
+def shape_of(thing: Thing, rng: random.Random) -> Asked:
+    return _which(rng, thing, "shape", "shape", color=thing.color)
 
 
-def size_of(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, rng, "color", "shape")
-    if thing is None:
-        return None
-    return _asked(rng, thing.size, _other(rng, SIZES, thing.size), "size", name=thing.name)
+@about("color", "shape")
+def size_of(thing: Thing, rng: random.Random) -> Asked:
+    return _which(rng, thing, "size", "size", name=thing.name)
 
 
 def count_things(scene: Scene, rng: random.Random) -> Asked:
     every, color = rng.random() < 0.5, rng.choice([t.color for t in scene.things] + list(COLORS)[:2])
     number = str(len(scene.things if every else scene.having(color=color)))
-    wording = "count_all" if every else "count_color"
-    return _asked(rng, number, _other(rng, "01234", number), wording, "count", color=color)
+    return _asked(rng, number, _other(rng, "01234", number), "count_all" if every else "count_color", color=color)
 
 
-def is_color(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, rng, "shape")
-    if thing is None:
-        return None
+@about("shape")
+def is_color(thing: Thing, rng: random.Random) -> Asked:
     truth = rng.random() < 0.5
     color = thing.color if truth else _other(rng, COLORS, thing.color)
     return _yes_no(rng, truth, "is_color", shape=thing.shape, color=color)
@@ -113,31 +145,27 @@ def relation(scene: Scene, rng: random.Random) -> Asked | None:
 
 def color_at(scene: Scene, rng: random.Random) -> Asked:
     thing = rng.choice(scene.things)
-    return _asked(rng, thing.color, _other(rng, COLORS, thing.color), "color_at", place=thing.place)
+    return _which(rng, thing, "color", "color_at", place=thing.place)
 
 
 def shape_at(scene: Scene, rng: random.Random) -> Asked:
     thing = rng.choice(scene.things)
-    return _asked(rng, thing.shape, _other(rng, SHAPES, thing.shape), "shape_at", place=thing.place)
+    return _which(rng, thing, "shape", "shape_at", place=thing.place)
 
 
-def choose_color(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, rng, "shape")
-    if thing is None:
-        return None
+@about("shape")
+def choose_color(thing: Thing, rng: random.Random) -> Asked:
     wrong = _other(rng, COLORS, thing.color)
-    pair = rng.sample([thing.color, wrong], 2)
-    return _asked(rng, thing.color, wrong, "choose", shape=thing.shape, one=pair[0], two=pair[1])
+    one, two = rng.sample([thing.color, wrong], 2)
+    return _asked(rng, thing.color, wrong, "choose", shape=thing.shape, one=one, two=two)
 
 
-def side_of(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, rng, "color", "shape")
-    if thing is None:
-        return None
+@about("color", "shape")
+def side_of(thing: Thing, rng: random.Random) -> Asked:
     truth = rng.random() < 0.5
     names, value = (COLUMNS, thing.column) if rng.random() < 0.5 else (ROWS, thing.row)
-    place = names[value] if truth else _other(rng, names, names[value])
-    return _yes_no(rng, truth, "side", name=thing.name, side=place)
+    side = names[value] if truth else _other(rng, names, names[value])
+    return _yes_no(rng, truth, "side", name=thing.name, side=side)
 
 
 # POPE: presence of an object; TextVQA: the word on the sign
@@ -146,10 +174,8 @@ def side_of(scene: Scene, rng: random.Random) -> Asked | None:
 def presence(scene: Scene, rng: random.Random) -> Asked:
     if rng.random() < 0.5:
         return ask_presence(rng, rng.choice(scene.things).name, True)
-    present = {t.name for t in scene.things}
-    near = [f"{c} {s}" for c in COLORS for s in SHAPES if any(t.color == c or t.shape == s for t in scene.things)]
-    anything = [f"{c} {s}" for c in COLORS for s in SHAPES]
-    return ask_presence(rng, rng.choice([n for n in rng.choice([near, anything]) if n not in present]), False)
+    kinds = [scene.absent(scene.near_names()), scene.absent()]
+    return ask_presence(rng, rng.choice(rng.choice(kinds)), False)
 
 
 def ask_presence(rng: random.Random, name: str, truth: bool) -> Asked:
@@ -165,10 +191,8 @@ def reading(scene: Scene, rng: random.Random) -> Asked | None:
 # Instruction data beside the four benchmarks
 
 
-def where(scene: Scene, rng: random.Random) -> Asked | None:
-    thing = _unique(scene, rng, "color", "shape")
-    if thing is None:
-        return None
+@about("color", "shape")
+def where(thing: Thing, rng: random.Random) -> Asked:
     wrong = f"{_other(rng, ROWS, ROWS[thing.row])} {COLUMNS[thing.column]}"
     return _asked(rng, thing.place, wrong, "where", name=thing.name)
 

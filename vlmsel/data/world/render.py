@@ -1,8 +1,7 @@
-"""Pictures of the embedded world: a scene as a 48 x 48 RGB image, and what each patch of it shows.
+"""Pictures of the embedded world: a scene as a 48 x 48 RGB image.
 
 Shapes are drawn at four times the size and reduced, so that edges are smooth; letters come from Pillow's built-in
-bitmap font, one per 8 pixels. `patch_words` states in words what lies in each patch: the text that corresponds to a
-patch token.
+bitmap font, one per 8 pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vlmsel.data.world.scenes import CANVAS, CELL, COLORS, SIZES, Scene, Thing
 
 _SCALE = 4
-_LETTER = 8  # pixels per letter of a sign
+LETTER = 8  # pixels per letter of a sign
 _BOARD = (225, 225, 215)
 _INK = (15, 15, 15)
 
@@ -48,8 +47,9 @@ def _draw_shape(draw: ImageDraw.ImageDraw, thing: Thing, background: tuple[int, 
         draw.ellipse((x - r / 2, y - r / 2, x + r / 2, y + r / 2), fill=background)
 
 
-def _letter_left(word: str, index: int) -> int:
-    return (CANVAS // _LETTER - len(word)) // 2 * _LETTER + index * _LETTER
+def letter_left(word: str, index: int) -> int:
+    """Return where a letter of a sign begins, in pixels from the left."""
+    return (CANVAS // LETTER - len(word)) // 2 * LETTER + index * LETTER
 
 
 def _draw_sign(draw: ImageDraw.ImageDraw, word: str, row: int) -> None:
@@ -57,38 +57,4 @@ def _draw_sign(draw: ImageDraw.ImageDraw, word: str, row: int) -> None:
     draw.rectangle((0, top, CANVAS - 1, top + CELL - 1), fill=_BOARD)
     font = ImageFont.load_default_imagefont()
     for index, letter in enumerate(word.upper()):
-        draw.text((_letter_left(word, index) + 1, top + 2), letter, fill=_INK, font=font)
-
-
-def patch_words(scene: Scene, patch: int = 8) -> list[tuple[str, ...]]:
-    """Return the words that each patch shows, in raster order.
-
-    Args:
-        scene: what is drawn.
-        patch: side of a patch in pixels; divides 48.
-
-    Returns:
-        One tuple per patch: `(size, color, shape)` where a thing covers at least an eighth of the patch,
-        `("sign", word)` or `("sign", word, letter)` on a sign, and `()` on bare background.
-    """
-    side = CANVAS // patch
-    words: list[tuple[str, ...]] = [()] * side**2
-    for index in range(side**2):
-        box = (index % side * patch, index // side * patch)
-        for thing in scene.things:
-            if _covered(thing, box, patch) >= patch**2 / 8:
-                words[index] = (thing.size, thing.color, thing.shape)
-        if scene.sign_row is not None and box[1] // CELL == scene.sign_row:
-            words[index] = _sign_words(scene.word or "", box[0])
-    return words
-
-
-def _covered(thing: Thing, box: tuple[int, int], patch: int) -> float:
-    half = SIZES[thing.size] / 2
-    overlap = [min(c + half, b + patch) - max(c - half, b) for c, b in zip(thing.center, box, strict=True)]
-    return max(overlap[0], 0) * max(overlap[1], 0)
-
-
-def _sign_words(word: str, left: int) -> tuple[str, ...]:
-    index = (left - _letter_left(word, 0)) // _LETTER
-    return ("sign", word, word[index]) if 0 <= index < len(word) else ("sign", word)
+        draw.text((letter_left(word, index) + 1, top + 2), letter, fill=_INK, font=font)

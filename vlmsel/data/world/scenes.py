@@ -11,7 +11,9 @@ Everything here is a pure function of the `random.Random` that is handed in.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 CELL = 16
 GRID = 3
@@ -26,6 +28,7 @@ COLORS = {
     "white": (245, 245, 245),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
+NAMES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 SIZES = {"small": 9, "big": 14}
 ROWS = ("top", "center", "bottom")
 COLUMNS = ("left", "middle", "right")
@@ -40,15 +43,9 @@ SIGN_SHARE = 0.6
 COUNT_WEIGHTS = {1: 2, 2: 3, 3: 3, 4: 2}
 COLOR_WEIGHTS = {"red": 6, "green": 4, "blue": 5, "yellow": 3, "purple": 2, "white": 3}
 SHAPE_WEIGHTS = {"circle": 5, "square": 5, "triangle": 4, "cross": 3, "ring": 3}
-PREFERRED = {
-    "red": "circle",
-    "green": "triangle",
-    "blue": "square",
-    "yellow": "ring",
-    "purple": "cross",
-    "white": "square",
-}
+PREFERRED = dict(zip(COLORS, ("circle", "triangle", "square", "ring", "cross", "square"), strict=True))
 PREFERENCE = 2.0  # how much likelier a colour's preferred shape is
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -90,33 +87,38 @@ class Scene:
         """Return the things whose attributes equal all the given words, e.g. `scene.having(color="red")`."""
         return [thing for thing in self.things if all(getattr(thing, key) == value for key, value in words.items())]
 
+    def absent(self, names: Sequence[str] = NAMES) -> list[str]:
+        """Return those of the names that no thing here has."""
+        present = {thing.name for thing in self.things}
+        return [name for name in names if name not in present]
 
-def _weighted(rng: random.Random, weights: dict) -> object:
+    def near_names(self) -> list[str]:
+        """Return the names that share a word with a thing here."""
+        words = {word for thing in self.things for word in (thing.color, thing.shape)}
+        return [name for name in NAMES if not words.isdisjoint(name.split())]
+
+
+def weighted(rng: random.Random, weights: Mapping[Choice, float]) -> Choice:
+    """Draw a key by its weight."""
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def _draw_thing(rng: random.Random, cell: tuple[int, int]) -> Thing:
-    color = str(_weighted(rng, COLOR_WEIGHTS))
+    color = weighted(rng, COLOR_WEIGHTS)
     preferred = PREFERRED[color]
-    shape = str(_weighted(rng, {s: w * (PREFERENCE if s == preferred else 1.0) for s, w in SHAPE_WEIGHTS.items()}))
+    shape = weighted(rng, {s: w * (PREFERENCE if s == preferred else 1.0) for s, w in SHAPE_WEIGHTS.items()})
     size = rng.choice(list(SIZES))
     slack = (CELL - SIZES[size]) // 2
     offset = rng.randint(-slack, slack), rng.randint(-slack, slack)
     return Thing(size, color, shape, *cell, offset)
 
 
-def draw_scene(rng: random.Random, count: int | None = None, sign: bool | None = None) -> Scene:
-    """Draw one scene.
-
-    Args:
-        rng: the source of all chance.
-        count: number of things, 1 to 4; drawn when None.
-        sign: whether there is a sign; drawn when None.
-    """
-    sign = rng.random() < SIGN_SHARE if sign is None else sign
+def draw_scene(rng: random.Random, count: int | None = None) -> Scene:
+    """Draw one scene of `count` things, 1 to 4; that is drawn, too, when None."""
+    sign = rng.random() < SIGN_SHARE
     sign_row = rng.choice((0, GRID - 1)) if sign else None
     cells = [(row, column) for row in range(GRID) for column in range(GRID) if row != sign_row]
-    count = int(str(_weighted(rng, COUNT_WEIGHTS))) if count is None else count
+    count = weighted(rng, COUNT_WEIGHTS) if count is None else count
     chosen = sorted(rng.sample(cells, count))
     things = tuple(_draw_thing(rng, cell) for cell in chosen)
     return Scene(things, rng.choice(WORDS) if sign else None, sign_row, rng.randint(30, 110))

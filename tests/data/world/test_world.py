@@ -16,7 +16,7 @@ from vlmsel.data.world.files import (
     write_world,
 )
 from vlmsel.data.world.questions import FAMILIES, ask, presence
-from vlmsel.data.world.render import patch_words, render
+from vlmsel.data.world.render import render
 from vlmsel.data.world.scenes import CANVAS, COLORS, SHAPES, Scene, Thing, describe, draw_scene
 
 SMALL = WorldSizes(captions=6, pool=40, target=5, questions=12)
@@ -51,13 +51,6 @@ def test_every_shape_and_word_gives_another_picture():
     pictures = {render(Scene((Thing("big", "red", s, 0, 0),), None, None, 60)).tobytes() for s in SHAPES}
     pictures |= {render(Scene((), w, 2, 60)).tobytes() for w in ("stop", "shop")}
     assert len(pictures) == len(SHAPES) + 2
-
-
-def test_patch_words_lie_where_the_thing_is():
-    words = patch_words(Scene((Thing("big", "red", "circle", 0, 0),), "tea", 2, 60))
-    assert words[0] == words[1] == words[6] == words[7] == ("big", "red", "circle")
-    assert words[2] == ()
-    assert [w[2] for w in words[24:30] if len(w) == 3] == list("tea")
 
 
 def _truth(scene, asked):

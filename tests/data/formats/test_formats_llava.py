@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from vlmsel.data.formats.llava import parse_record, path_problem, read_records, read_samples, source_of, write_records
+from vlmsel.data.formats import read_records, read_samples, write_records
+from vlmsel.data.formats.base import path_problem, source_of
+from vlmsel.data.formats.llava import Llava
 from vlmsel.data.sample import Turn
 from vlmsel.data.world.files import WorldSizes, write_world
 
@@ -61,6 +63,12 @@ BAD = {
     "'/etc/a.png' leaves": {"image": "/etc/a.png", "conversations": [ASK, SAY]},
     "under 'image', got a number": {"image": 3, "conversations": [ASK, SAY]},
     "'image' and 'images' differ": {"image": "a.png", "images": ["b.png"], "conversations": [ASK, SAY]},
+    "the weight must be a positive number, got 0": {**GOOD, "weight": 0},
+    "the weight must be a positive number, got nan": {**GOOD, "weight": float("nan")},
+    "the weight must be a positive number, got inf": {**GOOD, "weight": float("inf")},
+    "the weight must be a positive number, got 1000": {**GOOD, "weight": 10**400},
+    "the weight must be a number, got true or false": {**GOOD, "weight": True},
+    "the weight must be a number, got a string": {**GOOD, "weight": "2"},
     "surrogate": {"conversations": talk(("human", "a\ud800"), ("gpt", "b"))},
 }
 
@@ -72,29 +80,35 @@ def test_reasons_say_what_is_wrong(reason, write):
 
 
 def test_an_opening_turn_of_the_assistant_is_dropped():
-    sample = parse_record(0, {"conversations": talk(("gpt", "Hello!"), ("human", "a"), ("gpt", "b"))})
+    sample = Llava().parse(0, {"conversations": talk(("gpt", "Hello!"), ("human", "a"), ("gpt", "b"))})
     assert sample.turns == (Turn("human", "a"), Turn("gpt", "b"))
 
 
 def test_a_marker_without_an_image_is_ordinary_text():
-    sample = parse_record(0, {"conversations": talk(("human", "What does <image> mean in HTML?"), ("gpt", "b"))})
-    assert sample.images == () and sample.image is None and sample.source == "text"
+    sample = Llava().parse(0, {"conversations": talk(("human", "What does <image> mean in HTML?"), ("gpt", "b"))})
+    assert sample.images == () and sample.source == "text"
 
 
 @pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
 def test_ways_to_have_no_image(absent):
-    assert parse_record(0, {**absent, "conversations": talk(("human", "a"), ("gpt", "b"))}).images == ()
+    assert Llava().parse(0, {**absent, "conversations": talk(("human", "a"), ("gpt", "b"))}).images == ()
 
 
 @pytest.mark.parametrize("key", ["image", "images"])
 def test_several_images(key):
     turns = talk(("human", "<image>\n<image>\nWhich?"), ("gpt", "b"))
-    assert parse_record(0, {key: ["x/1.png", "x/2.png"], "conversations": turns}).images == ("x/1.png", "x/2.png")
+    assert Llava().parse(0, {key: ["x/1.png", "x/2.png"], "conversations": turns}).images == ("x/1.png", "x/2.png")
 
 
 @pytest.mark.parametrize(("given", "kept"), [("a", "a"), (7, 7), (1.5, None), ([1], None), (None, None)])
 def test_ids_of_any_type_are_no_obstacle(given, kept):
-    assert parse_record(0, {**GOOD, "id": given}).id == kept
+    assert Llava().parse(0, {**GOOD, "id": given}).id == kept
+
+
+@pytest.mark.parametrize(("given", "kept"), [(2, 2.0), (0.5, 0.5), (None, None)])
+def test_a_weight_is_read(given, kept):
+    assert Llava().parse(0, {**GOOD, "weight": given}).weight == kept
+    assert Llava().parse(0, GOOD).weight is None
 
 
 def test_sources():
@@ -112,7 +126,10 @@ def test_sources():
 
 @pytest.mark.parametrize("path", ["..", "a/../b", "/a", "\\a", "C:\\a", "c:/a", "a\\..\\..\\b", "", " ", "a\0b"])
 def test_paths_that_leave_the_folder(path):
-    assert path_problem(path)
+    assert path_problem(path) in (
+        f"image path {path!r} is not a path",
+        f"image path {path!r} leaves the image folder; give paths relative to it and without '..'",
+    )
 
 
 @pytest.mark.parametrize("path", ["a.png", "a/b.png", "a..b/..c.png", "a b.png", "ü.png"])
@@ -128,6 +145,10 @@ def test_records_are_written_back_with_all_their_keys(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_byte_order_mark_changes_nothing(write):
+    assert read_records(write("\ufeff" + json.dumps([GOOD]))) == [GOOD]
+
+
 def test_line_separators_inside_texts_do_not_end_a_line(write):
     path = write(json.dumps({"a": "x\u2028y"}, ensure_ascii=False) + "\n\n" + json.dumps({"b": 1}), "pool.jsonl")
     assert read_records(path) == [{"a": "x\u2028y"}, {"b": 1}]
@@ -135,9 +156,15 @@ def test_line_separators_inside_texts_do_not_end_a_line(write):
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
-    [("a.json", '{"a": 1}', "got an object"), ("a.json", "[1,", "not a JSON file"), ("a.jsonl", "{}\n[1,", "line 2"),
-     ("a.json", "[" * 100_000, "nested too deeply")],
-)  # fmt: skip
+    [
+        ("a.json", '{"a": 1}', "got an object"),
+        ("a.json", "[1,", "not a JSON file"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", f"[{'9' * 5000}]", "not a JSON file"),
+        ("a.jsonl", "{}\n[1,", "line 2: not JSON"),
+        ("a.jsonl", "", "the file is empty"),
+    ],
+)
 def test_files_that_are_no_conversation_files(name, content, words, write):
     with pytest.raises(ValueError, match=words) as error:
         read_samples(write(content, name))

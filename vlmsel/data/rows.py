@@ -1,0 +1,197 @@
+"""Rows of files that others made, each with its place in the file: JSON lists, JSON lines, CSV, TSV.
+
+A row that cannot be read is an `Unread` in its place, so that it shifts no other. Who leaves such rows out says so;
+benchmarks refuse the file instead (`parse_all`, `check_whole`), so that no metric is taken over fewer examples than it
+was asked for: the error names the first row that is wrong and, when there are more, how many of how many are.
+
+Lines end at line feeds alone (and a carriage return before one): sentences may hold U+2028 and its kin. CSV follows the
+usual quoting rules. In TSV a quotation mark is a character like any other, as in csv.QUOTE_NONE: with the usual rules a
+sentence that opens one swallows the rows after it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+Row = TypeVar("Row")
+Parsed = TypeVar("Parsed")
+Rows = Iterable[tuple[str, Any]]  # place in the file -> the row, or an `Unread`
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands for a row that cannot be read, and says why."""
+
+    reason: str
+
+
+def readable(row: Any) -> Any:
+    """Return a row.
+
+    Raises:
+        ValueError: it could not be read.
+    """
+    if isinstance(row, Unread):
+        raise ValueError(row.reason)
+    return row
+
+
+def kind_of(content: Any) -> str:
+    """Name the kind of a JSON value, as in "expected a list, got an object"."""
+    return _KINDS.get(type(content), "a number")
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 file, with or without a byte order mark, that is not empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty or not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({problem})") from None
+    if not text.strip("\r\n"):
+        raise ValueError(f"{path}: the file is empty")
+    return text
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Read the lines of a file without the empty ones at its end; raises what `read_text` raises."""
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    while not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def json_rows(path: str | Path, lined: bool | None = None) -> Rows:
+    """Read the records of a JSON list or of JSON lines, blank ones left out.
+
+    `lined` says which; where it is None, the first character tells.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, not UTF-8, or no JSON list where it is not JSON lines.
+    """
+    text = read_text(path)
+    if lined or (lined is None and not text.lstrip().startswith("[")):
+        return ((f"line {at}", _parsed(line)) for at, line in enumerate(text.split("\n"), 1) if line.strip())
+    content = _parsed(text, "a JSON file")
+    if isinstance(content, Unread):
+        raise ValueError(f"{path}: {content.reason}")
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a list of records, got {kind_of(content)}")
+    return ((f"record {at} of {len(content)}", record) for at, record in enumerate(content, 1))
+
+
+def _parsed(text: str, what: str = "JSON") -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        return Unread(f"not {what} ({problem})")
+    except RecursionError:
+        return Unread(f"not {what} (nested too deeply)")
+
+
+def table_rows(path: str | Path, names: Sequence[str] | None = None) -> tuple[Sequence[str], Rows]:
+    """Read CSV, where the file's name ends so, or else TSV: the columns' names and the rows as dictionaries.
+
+    `names` are the columns' of a file whose first line does not name them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty or not UTF-8; or, with the rows, a quotation mark is not closed.
+    """
+    cells = _csv_cells(path) if Path(path).suffix.lower() == ".csv" else _tsv_cells(path)
+    names = next(cells)[1] if names is None else names
+    return names, ((f"line {at}", _cells(names, row)) for at, row in cells)
+
+
+def _cells(names: Sequence[str], row: Sequence[str]) -> dict[str, str] | Unread:
+    if len(row) != len(names):
+        return Unread(f"{len(row)} columns, {len(names)} expected")
+    return dict(zip(names, row, strict=True))
+
+
+def _tsv_cells(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    return ((at, line.split("\t")) for at, line in enumerate(read_lines(path), 1))
+
+
+def _csv_cells(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+    line = 1
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as problem:
+        raise ValueError(f"{path}: line {line}: {problem}; close the quotation mark that begins there") from None
+
+
+def read_rows(path: str | Path) -> tuple[Sequence[str], Rows]:
+    """Read a file by the end of its name: the names of its columns and its rows as dictionaries.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another kind, or raised by `json_rows` or `table_rows`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown kind of file; give one that ends in {', '.join(SUFFIXES)}")
+    if not suffix.startswith(".json"):
+        return table_rows(path)
+    rows = [
+        (place, row if isinstance(row, (dict, Unread)) else Unread("no JSON object")) for place, row in json_rows(path)
+    ]
+    return list(dict.fromkeys(key for _, row in rows if isinstance(row, dict) for key in row)), rows
+
+
+def parse_all(
+    path: str | Path, rows: Iterable[tuple[str, Row]], parse: Callable[[int, Row], Parsed], noun: str
+) -> list[Parsed]:
+    """Parse each row of a file; `parse` gets the running number, from 0, and the row.
+
+    Raises:
+        ValueError: `parse` raised it for a row; the message is one for all of them.
+    """
+    parsed, wrong = [], []
+    for number, (place, row) in enumerate(rows):
+        try:
+            parsed.append(parse(number, row))
+        except ValueError as reason:
+            wrong.append(f"{place}: {reason}")
+    if wrong:
+        total = len(parsed) + len(wrong)
+        more = f" ({len(wrong)} of {total} {noun}s cannot be used, this is the first)" if len(wrong) > 1 else ""
+        raise ValueError(f"{path}: {wrong[0]}{more}")
+    return parsed
+
+
+def check_whole(path: str | Path, ids: Sequence[str], labels: Sequence[int | None], noun: str) -> None:
+    """Check that a file's ids differ and that all of its records have a label or none has.
+
+    Raises:
+        ValueError: names the first id that comes again, or the first record without a label, with counts.
+    """
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
+        raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
+    bare = [name for name, label in zip(ids, labels, strict=True) if label is None]
+    if bare and len(bare) < len(ids):
+        raise ValueError(
+            f"{path}: {len(bare)} of {len(ids)} {noun}s have no label, the first: {noun} {bare[0]}; "
+            "label all of them or none"
+        )
