@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vlmsel.commands.demo import SCORERS
 from vlmsel.data.world.files import SOURCES
 from vlmsel.reporting.tables import as_markdown
 from vlmsel.runs import read_json
+from vlmsel.studies.demo import SCORERS
 
 
 def shares(truth: Sequence[dict], pool: Sequence[dict], uids: Iterable[int]) -> list[float]:

@@ -11,13 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.convert_choices import convert
 from vlmsel import cli, runs
 from vlmsel.data.multiple_choice import read_choices
-from vlmsel.reporting.tables import MAJORITY, as_markdown, as_text, collect, rows, shown
+from vlmsel.reporting.results import result_rows
+from vlmsel.reporting.tables import as_markdown, as_text, shown
+from vlmsel.studies.study import MAJORITY, Seed, Study, read_evaluations, seeds_of
 
 HERE = Path(__file__).parent
 TASK = "hellaswag"
@@ -26,59 +30,58 @@ BEFORE, FULL = "untuned", "full_pool"
 Table = dict[str, dict[str, list[float]]]
 
 
-def run(command: str, yaml: str, out: Path, *words: Any) -> None:
+def run(command: str, yaml: str, out: Path, options: Mapping[str, Any], more: Sequence[str] = ()) -> None:
     """Run one command with its YAML file; leave when it fails."""
     print(f"\n== vlmsel {command} -> {out}", flush=True)
-    code = cli.main([command, "--config", str(HERE / f"{yaml}.yaml"), "--out", str(out), *map(str, words)])
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    code = cli.main([command, "--config", str(HERE / f"{yaml}.yaml"), "--out", str(out), *words, *more])
     if code:
         sys.exit(code)
-
-
-def one_seed(args: argparse.Namespace, more: list[str]) -> None:
-    """Run one seed; `more` are further options of the two trainings."""
-    here, model, seed = args.out / f"seed{args.seed}", args.model, args.seed
-    data = here / "data"
-    if not (data / "pool.json").is_file():
-        convert(TASK, args.questions, data, pool=args.pool, target=args.target, test=args.test, seed=seed)
-    pool, table = data / "pool.json", here / "score/scores.parquet"
-    seeded = ("--settings.seed", seed, *more)
-    run("tune", f"warmup_{args.method}", here / "warmup", "--model", model, "--data", pool, *seeded)
-    files = ("--pool", pool, f"--targets.{TASK}", data / "target.json")
-    run("score", "score", here / "score", "--model", here / "warmup", *files, "--seed", seed)
-    for fraction in args.fractions:
-        for scorer in SCORERS:
-            chosen = here / "selected" / f"{label(scorer, fraction)}.json"
-            run(
-                "select",
-                "select",
-                chosen,
-                "--scores",
-                table,
-                "--pool",
-                pool,
-                "--scorer",
-                scorer,
-                "--fraction",
-                fraction,
-            )
-            train_and_ask(here, args, label(scorer, fraction), chosen, seeded)
-    train_and_ask(here, args, FULL, pool, seeded)
-    ask(here, model, BEFORE)
 
 
 def label(scorer: str, fraction: float) -> str:
     return f"{scorer}-{100 * fraction:g}"
 
 
-def train_and_ask(here: Path, args: argparse.Namespace, name: str, data: Path, seeded: tuple[Any, ...]) -> None:
-    """Tune the base model on data and ask it the test questions."""
-    run("tune", f"tune_{args.method}", here / "tune" / name, "--model", args.model, "--data", data, *seeded)
-    ask(here, str(here / "tune" / name), name)
+@dataclass(frozen=True)
+class LanguageStudy(Study[Path | None, Path, None]):
+    """Warm up on a seed's pool and score it; tune the model from before the warm-up on every choice and ask it."""
 
+    args: argparse.Namespace
+    choices: dict[str, tuple[str, float]]  # arm -> scorer and fraction
+    more: list[str]  # further options of the trainings
 
-def ask(here: Path, model: str, name: str) -> None:
-    questions = here / "data/test.jsonl"
-    run("evaluate", "evaluate", here / "evaluate" / name / TASK, "--model", model, "--questions", questions)
+    def prepare(self, seed: Seed) -> None:
+        args, data = self.args, seed.folder / "data"
+        if not (data / "pool.json").is_file():
+            convert(TASK, args.questions, data, pool=args.pool, target=args.target, test=args.test, seed=seed.number)
+        pool, warm = data / "pool.json", seed.folder / "warmup"
+        self._train(seed, f"warmup_{args.method}", warm, pool)
+        options = {"model": warm, "pool": pool, f"targets.{TASK}": data / "target.json", "seed": seed.number}
+        run("score", "score", seed.folder / "score", options)
+
+    def subset(self, seed: Seed, arm: str) -> Path | None:
+        pool, out = seed.folder / "data/pool.json", seed.folder / "selected" / f"{arm}.json"
+        if arm not in self.choices:
+            return pool if arm == FULL else None
+        scorer, fraction = self.choices[arm]
+        table = seed.folder / "score/scores.parquet"
+        run("select", "select", out, {"scores": table, "pool": pool, "scorer": scorer, "fraction": fraction})
+        return out
+
+    def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:
+        if data is None:
+            return self.args.model
+        return self._train(seed, f"tune_{self.args.method}", seed.folder / "tune" / arm, data)
+
+    def ask(self, seed: Seed, arm: str, model: Path) -> None:
+        options = {"model": model, "questions": seed.folder / "data/test.jsonl"}
+        run("evaluate", "evaluate", seed.folder / "evaluate" / arm / TASK, options)
+
+    def _train(self, seed: Seed, yaml: str, out: Path, data: Path) -> Path:
+        options = {"model": self.args.model, "data": data, "settings.seed": seed.number}
+        run("tune", yaml, out, options, self.more)
+        return out
 
 
 def log_likelihoods(folder: Path, names: list[str]) -> Table:
@@ -101,7 +104,7 @@ def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
     table = [[name] for name in ("", *names)]
     for fraction in fractions:
         own = {name: values[label(name, fraction) if name in SCORERS else name] for name in names}
-        cells = rows(own, [TASK])
+        cells = result_rows(own, [TASK])
         cells[0][1:] = [f"{100 * fraction:g} %", "minus Random"]
         for line, more in zip(table, cells, strict=True):
             line += more[1:]
@@ -110,7 +113,7 @@ def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
 
 def show(folder: Path, fractions: list[float]) -> None:
     """Write and print accuracy and log-likelihood over the seeds that are there."""
-    accuracy, _ = collect(folder)
+    accuracy, _ = read_evaluations(folder)
     logs = log_likelihoods(folder, [name for name in accuracy if name != MAJORITY])
     seeds = len(accuracy[FULL][TASK])
     titles = (
@@ -141,7 +144,8 @@ def main() -> None:
     if args.table:
         show(args.out, args.fractions)
     else:
-        one_seed(args, more)
+        choices = {label(scorer, fraction): (scorer, fraction) for fraction in args.fractions for scorer in SCORERS}
+        LanguageStudy(args, choices, more).run(seeds_of(args.out, [args.seed]), [*choices, FULL, BEFORE])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from vlmsel.commands.inputs import check_counts, pick_device, without
 from vlmsel.commands.score import load_scorers
 from vlmsel.data.labelled_sets import Source
 from vlmsel.models.classifier import EncoderLora, Tune
-from vlmsel.reporting.detection import show
+from vlmsel.reporting.detection import heading, show_detection
 from vlmsel.scorers import Scorer
 from vlmsel.studies.labelled_data import draw, open_labelled
 from vlmsel.studies.mislabelled import Recipe, require_same, run_seed
@@ -124,7 +124,7 @@ def detect(
     metrics = []
     for seed, one in enumerate(drawn):
         metrics.append(run_seed(recipe, found, one, seed, folder / f"seed{seed}", config))
-    show(folder, found, drawn, metrics, [scorer.name for scorer in loaded], ranked, share)
+    show_detection(folder, heading(found.title, metrics, share), found.train, metrics, ranked)
 
 
 def _rank_by(name: str | None, scorers: list[Scorer]) -> str:

@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from vlmsel import runs
 from vlmsel.data.formats import read_records, write_records
 from vlmsel.scoring.table import read_table, score_columns
-from vlmsel.selection.choose import choose, wanted
-from vlmsel.selection.choose import combine as combine_scores
+from vlmsel.selection import combine_targets, how_many, top
 
 
 def select(
@@ -43,12 +44,12 @@ def select(
     table, about = read_table(scores, pool)
     records = read_records(pool)
     columns = score_columns(table, scorer, [target] if isinstance(target, str) else target)
-    combined = combine_scores([table[name] for name in columns], combine)
-    k = wanted(len(records), fraction, count)
-    uids = choose(table["uid"], combined, k, table["source"], quota)
+    values = combine_targets(np.stack([np.asarray(table[name], dtype=np.float64) for name in columns]), combine)
+    source_of = np.asarray(table["source"])
+    chosen = top(np.asarray(table["uid"]), values, how_many(len(records), fraction, count), source_of, quota)
+    uids = chosen.tolist()
     write_records(out, [records[uid] for uid in sorted(uids)], pool)
-    chosen = set(uids)
-    sources = Counter(source for uid, source in zip(table["uid"], table["source"], strict=True) if uid in chosen)
+    sources = Counter(source_of[sorted(uids)].tolist())  # row = uid
     manifest = {
         "config": config,
         "pool": about["pool"],

@@ -1,5 +1,7 @@
-"""Scores -> chosen samples, as pure functions. Lowest influence is most helpful, so the lowest scores are chosen."""
+"""Scores -> chosen samples, as functions of arrays. Lowest influence is most helpful, so the lowest are chosen."""
 
-from vlmsel.selection.choose import choose, combine
+from vlmsel.selection.budget import how_many
+from vlmsel.selection.combine import combine_targets
+from vlmsel.selection.rules import top
 
-__all__ = ["choose", "combine"]
+__all__ = ["combine_targets", "how_many", "top"]

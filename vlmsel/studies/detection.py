@@ -9,13 +9,19 @@ by their mean over all orders. The best possible curve is min(p·n / W, 1); rand
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from vlmsel.studies.intervals import summary
+from vlmsel.studies.study import gather
+
+TARGET = "validation"
+METRICS, SCORES, LABELS = "metrics.json", "scores.parquet", "labels.csv"  # of a seed
 POINTS = 101  # of a curve, from 0 to 100 % inspected
 
 
@@ -110,6 +116,27 @@ def accuracy(predictions: Sequence[int], labels: Sequence[int]) -> dict[str, flo
         "accuracy": right / len(labels),
         "majority": max(labels.count(label) for label in set(labels)) / len(labels),
     }
+
+
+def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Turn the seeds' metrics into lists over seeds, with mean and half-width of the interval; fractions throughout.
+
+    `detection` and `agreement` are there where all seeds have them.
+    """
+    found: dict[str, Any] = {
+        "seeds": len(seeds),
+        "validation": {name: [one[name] for one in seeds] for name in ("accuracy", "majority")},
+        "seconds": [one["seconds"] for one in seeds],
+    }
+    for kind in ("detection", "agreement"):
+        if all(one[kind] for one in seeds):
+            found[kind] = gather([one[kind] for one in seeds])
+            found[f"{kind}_mean_and_interval"] = {
+                scorer: {name: summary(values) for name, values in row.items()} for scorer, row in found[kind].items()
+            }
+    if "detection" in found:
+        found["curves"] = {scorer: [one["curves"][scorer] for one in seeds] for scorer in found["detection"]}
+    return found
 
 
 def _checked(scores: ArrayLike, wrong: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -47,13 +47,21 @@ from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.pool_pass import Scored, score_pool
 from vlmsel.scoring.score_pass import Bad, Objective
 from vlmsel.scoring.table import write_table
-from vlmsel.studies.detection import POINTS, accuracy, agreement, detection_metrics, detection_rate
+from vlmsel.studies.detection import (
+    LABELS,
+    METRICS,
+    POINTS,
+    SCORES,
+    TARGET,
+    accuracy,
+    agreement,
+    detection_metrics,
+    detection_rate,
+)
 from vlmsel.studies.labelled_data import Drawn, write_labels
 from vlmsel.training.classifier import FineTuning, fine_tune
 
 OBJECTIVE = Objective(sample_losses, no_rows)
-TARGET = "validation"
-METRICS, SCORES = "metrics.json", "scores.parquet"
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def run_seed(recipe: Recipe, data: LabelledData, drawn: Drawn, seed: int, here: 
     assert scored is not None  # one process
     if job.bad.reasons:
         _report(job.bad, here, data)
-    write_labels(here / "labels.csv", drawn)
+    write_labels(here / LABELS, drawn)
     _write_scores(here, scored, texts, drawn, data, config)
     metrics = {
         "seed": seed,

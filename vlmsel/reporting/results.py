@@ -1,0 +1,40 @@
+"""A study's result: the table model x task with intervals over seeds, as text, Markdown, numbers and a picture.
+
+The last column is the gain over Random, paired by seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmsel import runs
+from vlmsel.reporting.figures import draw_results
+from vlmsel.reporting.tables import as_markdown, as_text, shown
+from vlmsel.studies.intervals import differences
+from vlmsel.studies.study import Values, read_evaluations, with_mean
+
+
+def show_results(folder: Path, title: str, first: Sequence[str], about: Mapping[str, Any]) -> None:
+    """Write and print what a study's folder holds; models `first` come first, and `about` opens `results.json`."""
+    values, tasks = read_evaluations(folder, first)
+    table, seeds = result_rows(values, tasks), len(next(iter(values.values()))[tasks[0]])
+    title = f"{title}, {seeds} seed{'s' if seeds > 1 else ''}"
+    runs.write_json(folder / "results.json", {**about, "seeds": seeds, "percent": values})
+    runs.write_text(folder / "table.md", as_markdown(table))
+    draw_results(values, tasks, folder / "table.png", title)
+    note = "mean ± half-width of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals (--seeds 3)"
+    print(f"\n{title}; accuracy in % (POPE: F1); {note}\n\n{as_text(table)}\n")
+    print(f"table: {folder / 'table.md'}   picture: {folder / 'table.png'}   numbers: {folder / 'results.json'}")
+
+
+def result_rows(values: Values, tasks: Sequence[str], against: str = "Random") -> list[list[str]]:
+    """Return the table's cells, head first: model, each task, their mean if they are several, and its gain."""
+    full, columns = with_mean(values, tasks)
+    table = [["model", *columns, f"{columns[-1]} - {against}"]]
+    for model, row in full.items():
+        paired = against in full and model != against
+        gain = shown(differences(row[columns[-1]], full[against][columns[-1]]), "+.1f") if paired else ""
+        table.append([model, *(shown(row[column]) for column in columns), gain])
+    return table

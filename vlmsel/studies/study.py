@@ -1,0 +1,127 @@
+"""A study: per seed and arm, subset -> tune -> ask, and what the answers are over seeds.
+
+An arm is one way to come to a model, such as a scorer whose choice it is tuned on, the full pool, or no tuning at all.
+Each step leaves its result in the seed's folder and finds it again there, so that a study which was stopped goes on
+when it is run again.
+
+Answers are numbers by row and measure, such as model and task: `gather` puts those of several seeds side by side.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar, final
+
+from vlmsel import runs
+
+Data = TypeVar("Data")
+Model = TypeVar("Model")
+Answer = TypeVar("Answer")
+Value = TypeVar("Value")
+Values = Mapping[str, Mapping[str, Sequence[float]]]  # row -> measure -> one value per seed
+MAJORITY = "majority answer"
+
+
+class Seed(NamedTuple):
+    """One repetition of a study, and the folder that its steps work in."""
+
+    number: int
+    folder: Path
+
+
+def seeds_of(folder: Path, numbers: Iterable[int]) -> list[Seed]:
+    """Return seeds with their folders in a study's."""
+    return [Seed(number, folder / f"seed{number}") for number in numbers]
+
+
+class Study(ABC, Generic[Data, Model, Answer]):
+    """What is done for every arm of every seed."""
+
+    def prepare(self, seed: Seed) -> None:
+        """Do what all arms of a seed stand on, such as drawing and scoring a pool."""
+        return
+
+    def kept(self, seed: Seed, arm: str) -> Answer | None:
+        """Return an answer that is there already, for which none of the steps is needed."""
+        return None
+
+    @abstractmethod
+    def subset(self, seed: Seed, arm: str) -> Data:
+        """Return what the arm's model is tuned on."""
+
+    @abstractmethod
+    def tune(self, seed: Seed, arm: str, data: Data) -> Model:
+        """Return the model tuned on it."""
+
+    @abstractmethod
+    def ask(self, seed: Seed, arm: str, model: Model) -> Answer:
+        """Return the model's answer."""
+
+    @final
+    def run(self, seeds: Iterable[Seed], arms: Sequence[str]) -> list[dict[str, Answer]]:
+        """Run every arm of every seed, or what is left of it; return each seed's answers by arm."""
+        answers: list[dict[str, Answer]] = []
+        for seed in seeds:
+            self.prepare(seed)
+            answers.append({})
+            for arm in arms:
+                found = self.kept(seed, arm)
+                if found is None:
+                    found = self.ask(seed, arm, self.tune(seed, arm, self.subset(seed, arm)))
+                answers[-1][arm] = found
+        return answers
+
+
+def gather(seeds: Sequence[Mapping[str, Mapping[str, Value]]]) -> dict[str, dict[str, list[Value]]]:
+    """Turn each seed's row -> measure -> value into row -> measure -> values of the seeds.
+
+    >>> gather([{"A": {"auc": 0.5}}, {"A": {"auc": 0.7}}])
+    {'A': {'auc': [0.5, 0.7]}}
+    """
+    return {row: {name: [seed[row][name] for seed in seeds] for name in measures} for row, measures in seeds[0].items()}
+
+
+def read_evaluations(folder: Path, first: Sequence[str] = ()) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Read what the models of a study answered: headline metrics in percent per model and task, and the tasks.
+
+    `seed<k>/evaluate/<model>/<task>/metrics.json` are those of `vlmsel evaluate`. The first row is the best constant
+    answer of each benchmark; the models `first` come next, in order.
+
+    Raises:
+        ValueError: there is no evaluation, or a model was not evaluated on every task and seed.
+    """
+    seeds: dict[str, dict[str, dict[str, float]]] = {}
+    for path in sorted(folder.glob("seed*/evaluate/*/*/metrics.json")):
+        task, model, seed = path.parts[-2], path.parts[-3], path.parts[-5]
+        metrics = runs.read_json(path)
+        for name, kind in ((model, "metrics"), (MAJORITY, "majority")):
+            row = seeds.setdefault(seed, {}).setdefault(name, {})
+            row[task] = 100 * metrics[kind][metrics["headline"]]
+    if not seeds:
+        raise ValueError(f"{folder}: no seed*/evaluate/<model>/<task>/metrics.json in it; run the study first")
+    models = dict.fromkeys(name for found in seeds.values() for name in found)
+    tasks = list(dict.fromkeys(task for found in seeds.values() for task in found[MAJORITY]))
+    order = [MAJORITY, *(name for name in first if name in models)]
+    order += [name for name in models if name not in order]
+    for name in order:
+        lacking = [f"{seed}/{task}" for task in tasks for seed in seeds if task not in seeds[seed].get(name, {})]
+        if lacking:
+            raise ValueError(f"{folder}: {name} was not evaluated on {lacking[0]}; run the study to its end")
+    rows = [{name: {task: found[name][task] for task in tasks} for name in order} for found in seeds.values()]
+    return gather(rows), tasks
+
+
+def with_mean(values: Values, tasks: Sequence[str]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+    """Add the measure `mean`, the average over several tasks per seed; return what there is now and its measures.
+
+    >>> with_mean({"A": {"gqa": [1.0], "pope": [2.0]}}, ["gqa", "pope"])
+    ({'A': {'gqa': [1.0], 'pope': [2.0], 'mean': [1.5]}}, ['gqa', 'pope', 'mean'])
+    """
+    full = {model: {task: list(row[task]) for task in tasks} for model, row in values.items()}
+    if len(tasks) == 1:
+        return full, list(tasks)
+    for row in full.values():
+        row["mean"] = [sum(one) / len(one) for one in zip(*row.values(), strict=True)]
+    return full, [*tasks, "mean"]
