@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlmsel import runs
 from vlmsel.data.dataset import Reading, SampleDataset
-from vlmsel.data.formats.llava import read_samples
+from vlmsel.data.formats import read_samples
 from vlmsel.models.subject import Subject
 
 
@@ -27,7 +28,12 @@ class Pool:
 
     def report(self, out: Path, more: Mapping[int, str] | None = None) -> None:
         """Write `out` (uid and reason of each sample left out) and print one line; no file when all are well."""
-        runs.report_left_out(out, {**self.problems, **(more or {})}, self.total, str(self.path))
+        runs.report_left_out(out, {**self.problems, **(more or {})}, self.total, self.path)
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """Name what depends on the file by its content: `name` is what it is called."""
+        usable = hashlib.sha256(repr(self.samples.usable()).encode()).hexdigest()
+        return {f"{name} ({self.path})": self.sha256, f"which samples of {name} can be used": usable}
 
 
 def open_pool(
