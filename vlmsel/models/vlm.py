@@ -85,11 +85,6 @@ class VLM(nn.Module, Subject):
         return unwrap(self.language_model)
 
     @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return next(self.language_model.parameters()).device
-
-    @property
     def tower(self) -> VisionTower:
         """The vision tower.
 
