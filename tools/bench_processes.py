@@ -24,9 +24,9 @@ WORKER = "--worker"
 def worker(world: Path) -> None:
     """Score the world's pool once and print the seconds, in the first of the processes."""
     import torch
+    from vlmsel.commands.inputs import open_data, open_model, pad_id
 
     from vlmsel import processes
-    from vlmsel.commands.inputs import open_data, open_model, pad_id
     from vlmsel.data.batches import Collator, length_batches
     from vlmsel.data.dataset import SampleDataset
     from vlmsel.gradients import select_blocks

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-
 from vlmsel.commands.inputs import open_data, open_model, pad_id
+
 from vlmsel.data.batches import Collator, length_batches
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.data.world.files import WorldSizes, write_world

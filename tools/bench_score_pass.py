@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
-
 from vlmsel.commands.inputs import open_data, open_model, pad_id
+
 from vlmsel.data.batches import Batch, Collator, Item, length_batches
 from vlmsel.data.world.files import WorldSizes, write_world
 from vlmsel.gradients import Block, select_blocks
