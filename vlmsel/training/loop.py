@@ -93,7 +93,7 @@ class PhaseTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            self.model.save(Path(output_dir or self.args.output_dir) / MODEL)  # type: ignore[union-attr, operator]
+            self.model.save(Path(output_dir or str(self.args.output_dir)) / MODEL)  # type: ignore[union-attr, operator]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         self.model.load_trained(Path(resume_from_checkpoint) / MODEL)  # type: ignore[union-attr, operator]
