@@ -217,12 +217,16 @@ class VLM(nn.Module, Subject):
             return "projector+lora"
         return "lora" if lora_parameters(self) else "last-block"
 
-    def attach_lora(self, spec: LoraSpec, seed: int = 0) -> None:
+    def attach_lora(self, spec: LoraSpec, seed: int = 0, name: str = "the model") -> None:
         """Add fresh adapters to a language model that has none.
 
         Raises:
             ValueError: it has adapters already, or a target names no linear module.
         """
+        if self.vlm_config.lora is not None:
+            raise ValueError(
+                f"{name} has LoRA adapters already; leave --lora out to tune these, or give a model without"
+            )
         self.language_model = attach_lora(self.language_model, spec, seed).train(self.training).to(self.device)
         self.vlm_config = replace(self.vlm_config, lora=spec)
 
@@ -253,6 +257,8 @@ class VLM(nn.Module, Subject):
         if "lm" in parts:
             weights = self.language_model.named_parameters()
             groups["language model"] = {f"language_model.{name}": p for name, p in weights}
+        if not groups:
+            raise ValueError(f"train is {parts!r}, which is for classifiers; set settings.train to lora or lm")
         return only_these_learn(self, groups)
 
     def mark_trained(self, groups: Collection[str]) -> None:
