@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlmsel import runs
-from vlmsel.checks import check_at_least_one
+from vlmsel.checks import check_at_least_one, given
 from vlmsel.data.label_noise import flip_labels
 from vlmsel.data.labelled import LabelledFile, label_of, labelled_text
 from vlmsel.data.labelled_sets import LabelledData, Source, fit_together, require_two
@@ -67,8 +67,7 @@ class Amounts:
         """
         check_at_least_one(train_samples=train, validation_samples=validation)
         usual = PAPERS if source.task is not None else cls(0.0, None, None)
-        given, default = (flip, train, validation), (usual.flip, usual.train, usual.validation)
-        found = cls(*(own if value is None else value for value, own in zip(given, default, strict=True)))
+        found = replace(usual, **given(flip=flip, train=train, validation=validation))
         if not 0 <= found.flip < 1:
             raise ValueError(f"flip must be a share from 0 to below 1, got {found.flip}")
         if found.flip and source.true_label_column is not None:
