@@ -32,14 +32,14 @@ class StoredPool:
     Attributes:
         store: the store.
         records: the pool's records.
-        lacking: samples that the store lacks: why, and the loss of each.
-        excluded: uids of samples that are neither fitted on nor scored, and why.
+        lacking: samples without scores: why, and the loss of each: those that the store lacks, and those left out.
+        excluded: uids of samples that are neither fitted on nor scored.
     """
 
     store: GradientStore
     records: Records
     lacking: Mapping[int, tuple[str, float]]
-    excluded: Mapping[int, str]
+    excluded: set[int]
 
     @classmethod
     def open(cls, folder: str, device: str = "cpu", leave_out: str | None = None) -> StoredPool:
@@ -51,19 +51,21 @@ class StoredPool:
         store = GradientStore.open(folder, device)
         records = Records.read(store.folder, store.settings)
         uids = read_uids(leave_out, len(records)) if leave_out else set()
-        found = cls(store, records, read_left_out(store.folder), {uid: f"left out by {leave_out}" for uid in uids})
+        losses = dict(zip(store.uids.tolist(), store.losses.tolist(), strict=True))
+        why = f"left out by {leave_out}"
+        lacking = read_left_out(store.folder) | {uid: (why, losses[uid]) for uid in uids if uid in losses}
+        found = cls(store, records, lacking, uids)
         if not found.keep():
             raise ValueError(f"{leave_out}: leaves none of the {len(store.uids)} samples of {folder}; list fewer uids")
         return found
 
     def keep(self) -> set[int]:
         """Return the samples that are scored."""
-        return set(self.store.uids.tolist()) - set(self.excluded)
+        return set(self.store.uids.tolist()) - self.excluded
 
     def reasons(self) -> dict[int, str]:
         """Say why records of the pool have no score."""
-        lacking = {uid: why for uid, (why, _) in self.lacking.items()}
-        return {**lacking, **self.records.reasons, **self.excluded}
+        return {**{uid: why for uid, (why, _) in self.lacking.items()}, **self.records.reasons}
 
     def inputs(self) -> dict[str, str]:
         """Name what scores depend on beside the configuration, by its content."""
