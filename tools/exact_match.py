@@ -14,18 +14,20 @@ from pathlib import Path
 
 import torch
 
-from vlmsel.commands.inputs import open_data, open_model, pad_id
 from vlmsel.data.batches import Collator, Item
+from vlmsel.data.dataset import Reading
 from vlmsel.data.encoding import generation_ids
 from vlmsel.data.sample import Sample
 from vlmsel.models.generation import generate
-from vlmsel.models.losses import sample_losses
+from vlmsel.models.language import pad_id
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
 from vlmsel.models.vlm import VLM
 
 
 def answers(model: VLM, samples: Sequence[Sample], batch_size: int, longest: int) -> list[str]:
     """Answer the last question of each sample."""
-    collate, found = Collator(pad_id(model), "left"), []
+    collate, found = Collator(pad_id(model.tokenizer), "left"), []
     for start in range(0, len(samples), batch_size):
         items = []
         for sample in samples[start : start + batch_size]:
@@ -38,9 +40,10 @@ def answers(model: VLM, samples: Sequence[Sample], batch_size: int, longest: int
 @torch.no_grad()
 def mean_loss(model: VLM, items: Sequence[Item], batch_size: int) -> float:
     """Return the mean over samples of the answers' cross entropy."""
-    collate, total = Collator(pad_id(model)), 0.0
+    total = 0.0
     for start in range(0, len(items), batch_size):
-        total += float(sample_losses(model, collate(items[start : start + batch_size]).to(model.device)).sum())
+        batch = model.collate(items[start : start + batch_size])
+        total += float(model.losses(batch.to(model.device)).sum())
     return total / len(items)
 
 
@@ -54,8 +57,10 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=0, help="wrong answers to show")
     args = parser.parse_args()
     try:
-        model = open_model(args.model)
-        found = open_data(model, args.data, None, 2048).samples
+        model = open_subject(args.model)
+        if not isinstance(model, VLM):
+            raise ValueError(f"{args.model}: a {type(model).__name__} answers no questions; give a language model")
+        found = open_pool(model, args.data, Reading()).samples
     except (ValueError, OSError) as problem:
         parser.error(str(problem))
     usable = found.usable()

@@ -16,11 +16,12 @@ from tiny_models import save_backbones, tiny_vlm, wake_lora
 from vlmsel import cli
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation import harness
-from vlmsel.evaluation.engines.likelihood import LanguageEngine
+from vlmsel.evaluation.engines.open import engine_of
 from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
-from vlmsel.models import checkpoint, huggingface
+from vlmsel.models import checkpoint
 from vlmsel.models.assembly import build
+from vlmsel.models.open import open_subject
 from vlmsel.models.presets import preset
 
 SOLUTIONS = [("stir it", "boil the café"), ("a", "an answer of some length"), ("naïve", "plain"), ("up", "down")]
@@ -93,7 +94,7 @@ def refused(call, capsys):
 
 def test_piqa_is_what_each_choice_is_worth_alone(home, tmp_path):
     assert evaluate(home, tmp_path / "run", "piqa", model=home / "llama") == 0
-    engine = LanguageEngine(*huggingface.load_causal(f"{home}/llama"))
+    engine = engine_of(open_subject(f"{home}/llama", "cpu"))
     right = {"acc": [], "acc_norm": [], "acc_bytes": []}
     for i, (choices, label) in enumerate(zip(SOLUTIONS, (0, 1, 1, 0), strict=True)):
         logs = [engine.loglikelihoods([(f"Question: to do {i}\nAnswer:", f" {one}")])[0] for one in choices]
@@ -107,7 +108,8 @@ def test_piqa_is_what_each_choice_is_worth_alone(home, tmp_path):
 
 def test_sst2_is_the_classifiers_choice_for_each_text_alone(home, tmp_path):
     assert evaluate(home, tmp_path / "run", "sst2", model=home / "bert") == 0
-    model, tokenizer = huggingface.load_classifier(f"{home}/bert")
+    subject = open_subject(f"{home}/bert", "cpu")
+    model, tokenizer = subject.module, subject.tokenizer
     texts = [f"a film{' so' * i} fine " for i in range(5)]
     chosen = [int(model.eval()(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in texts]
     found = result(tmp_path / "run")

@@ -16,11 +16,6 @@ from vlmsel.data.encoding import LossOn
 from vlmsel.data.formats import read_samples
 from vlmsel.data.sample import Problem
 from vlmsel.data.templates import find_template
-from vlmsel.evaluation.engines.base import Engine
-from vlmsel.evaluation.engines.classifier import ClassifierEngine
-from vlmsel.evaluation.engines.image_text import ImageTextEngine
-from vlmsel.evaluation.engines.likelihood import LanguageEngine
-from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.models import checkpoint, huggingface
 from vlmsel.models.assembly import build
 from vlmsel.models.features import open_features
@@ -101,40 +96,6 @@ def _own_model(source: str, dtype: torch.dtype, device: torch.device) -> VLM | N
         if (candidate / checkpoint.CONFIG).is_file():
             return checkpoint.load(candidate, dtype, device)
     return build(preset(source), dtype, device) if source in PRESETS else None
-
-
-def open_engine(source: str, device: str = "auto", dtype: str = "float32", template: str | None = None) -> Engine:
-    """Load a model for evaluation: one of ours as `open_model` does, or a Hugging Face model from a folder.
-
-    Args:
-        source: a run folder, a model folder (ours, Hugging Face's, or PEFT's with adapters) or a preset.
-        device: as for `pick_device`.
-        dtype: float32 or bfloat16.
-        template: the template that a Hugging Face model is asked with, when it is not its processor's own.
-
-    Raises:
-        FileNotFoundError: there is no model.
-        ValueError: the model cannot be evaluated, its projector was never trained, or it has a template of its own.
-    """
-    if huggingface.is_hugging_face(source):
-        return _hugging_face(source, pick_device(device), _dtype(dtype), template)
-    model = open_model(source, device, dtype, template)
-    model.require_ready(source)
-    return LanguageEngine(model.language_model, model.tokenizer) if model.vision is None else VLMEngine(model)
-
-
-def _hugging_face(folder: str, device: torch.device, dtype: torch.dtype, template: str | None) -> Engine:
-    kind = huggingface.kind_of(folder)
-    if kind == "image-text":
-        model, processor = huggingface.load_image_text(folder, dtype)
-        return ImageTextEngine(model.to(device), processor, template)
-    if template is not None:
-        raise ValueError(f"{folder}: a {kind} model is asked without a template; leave --template out")
-    if kind == "classifier":
-        model, tokenizer = huggingface.load_classifier(folder, dtype)
-        return ClassifierEngine(model.to(device), tokenizer)
-    model, tokenizer = (huggingface.load_adapter if kind == "adapter" else huggingface.load_causal)(folder, dtype)
-    return LanguageEngine(model.to(device), tokenizer)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -22,8 +22,7 @@ from vlmsel.data.labelled import label_of
 from vlmsel.data.labelled_sets import LabelledData
 from vlmsel.data.sample import Sample
 from vlmsel.data.text_batches import TextCollator, TextDataset, encode_texts
-from vlmsel.evaluation.engines.classifier import text_limit
-from vlmsel.evaluation.engines.likelihood import set_padding
+from vlmsel.evaluation.engines.huggingface import set_padding, text_limit
 from vlmsel.gradients import select_blocks
 from vlmsel.models.classifier import (
     Classifier,
