@@ -1,6 +1,7 @@
 """Engines of every kind on random checkpoints: batches against questions alone, and against loops without a cache."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from vlmsel.evaluation.engines.base import Ask, first_ids
 from vlmsel.evaluation.engines.classifier import ClassifierEngine
 from vlmsel.evaluation.engines.image_text import ImageTextEngine, put_images
 from vlmsel.evaluation.engines.likelihood import LanguageEngine
-from vlmsel.evaluation.engines.open import engine_of
+from vlmsel.evaluation.engines.open import ENGINES, engine_of
 from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.evaluation.harness import read_lines
 from vlmsel.evaluation.task import TaskFiles
@@ -35,6 +36,7 @@ from vlmsel.models.assembly import assemble
 from vlmsel.models.classifier import Classifier
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.open import open_subject
+from vlmsel.models.subject import OnlyEvaluated
 from vlmsel.models.vision import VisionTower
 
 BOS, EOS, PAD, IMAGE = 256, 257, 258, 259
@@ -399,6 +401,34 @@ def test_classes_with_glues_names_are_put_in_glues_order(tmp_path):
 def test_a_classifier_of_three_classes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has 3 classes, GLUE's tasks have 2"):
         open_engine(save_classifier(tmp_path / "three", classes=3))
+
+
+# Of another make
+
+
+class Stone(OnlyEvaluated):
+    """A subject of a make that the package does not know."""
+
+    module = backbone = torch.nn.Linear(1, 1)
+
+
+def test_another_make_is_one_entry_of_the_table(monkeypatch):
+    with pytest.raises(ValueError, match="^pebble: no engine asks a Stone; add one to ENGINES"):
+        engine_of(Stone(), name="pebble")
+    monkeypatch.setitem(ENGINES, Stone, lambda subject, template, name: (subject, template, name))
+
+    class Pebble(Stone):
+        pass
+
+    subject = Pebble()
+    assert engine_of(subject, "pure", "pebble") == (subject, "pure", "pebble")
+
+
+def test_a_subject_that_is_not_ready_is_not_asked():
+    model = own_model("pure")
+    model.vlm_config = replace(model.vlm_config, projector_trained=False)
+    with pytest.raises(ValueError, match="the projector of mine was never trained"):
+        engine_of(model, name="mine")
 
 
 # Through the command line
