@@ -17,11 +17,10 @@ from collections.abc import Callable
 import open_clip
 import torch
 import transformers
-from bench_score_pass import Setting, directions, forward, measure, plain, score
+from bench_score_pass import Setting, forward, measure, plain, preconditioned, score
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmsel.data.batches import Batch, Collator, Item
-from vlmsel.gradients import select_blocks
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.presets import ARCHITECTURES, preset
@@ -104,7 +103,7 @@ def peak(call: Callable[[Setting], None], setting: Setting) -> float:
 
 def operations(setting: Setting, call: Callable[[Setting], None]) -> float:
     """Count the operations of a call on the first batch, per sample."""
-    first = Setting(setting.model, setting.blocks, setting.batches[:1], setting.directions, [])
+    first = Setting(setting.model, setting.blocks, setting.batches[:1], setting.stacks, [])
     with FlopCounterMode(display=False) as counter:
         call(first)
     return counter.get_total_flops() / len(first.batches[0].uids)
@@ -124,10 +123,10 @@ def main() -> None:
     given = parser.parse_args()
     dtype = getattr(torch, given.dtype)
     model = random_model(preset(given.preset), dtype, given.device)
-    blocks = select_blocks(model, "projector+lora")
+    blocks = model.blocks()
     made = batches(model, given.samples, given.batch_size, given.text_tokens, given.device)
     tenth = batches(model, given.samples // 10, given.batch_size, given.text_tokens, given.device)
-    setting = Setting(model, blocks, made, directions(blocks, torch.device(given.device)), tenth)
+    setting = Setting(model, blocks, made, preconditioned(blocks, torch.device(given.device)), tenth)
     card = torch.cuda.get_device_name() if given.device != "cpu" else "CPU"
     print(
         f"{given.preset} in {given.dtype} on {card}, torch {torch.__version__}, transformers {transformers.__version__}"

@@ -16,23 +16,22 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlmsel.data.batches import Collator, Item, length_batches
-from vlmsel.gradients import select_blocks
-from vlmsel.models.config import ALL_LINEAR, LoraSpec
-from vlmsel.models.lora import attach_lora
-from vlmsel.models.losses import row_samples, sample_losses
+from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
+from vlmsel.models.vlm import VLM
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
 from vlmsel.scoring.batches import BatchPlan, seeded_part
-from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.curvature import FitSources, Targets
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.pool_pass import score_pool
-from vlmsel.scoring.score_pass import Bad, Objective
+from vlmsel.scoring.source import ModelSource
+from vlmsel.scoring.targets import TargetPlan, target_means
 
 FIT = 256
 
@@ -56,13 +55,16 @@ class Texts(Dataset[Item]):
         return Item(position, ids, [-100] * 4 + ids[4:])
 
 
-def model() -> Any:
+def model() -> VLM:
     """A random 2-layer Llama of width 32 with LoRA on all linear layers."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     )
-    return attach_lora(LlamaForCausalLM(config).requires_grad_(False), LoraSpec(r=4, alpha=8, targets=ALL_LINEAR))
+    language = LlamaForCausalLM(config).requires_grad_(False)
+    made = VLM(VLMConfig(None, "random", template="text"), None, nn.Sequential(), language)
+    made.attach_lora(LoraSpec(r=4, alpha=8, targets=ALL_LINEAR))
+    return made
 
 
 def score(count: int) -> None:
@@ -74,13 +76,15 @@ def score(count: int) -> None:
         groups = length_batches([texts.length(i) for i in positions], max_tokens=2048)
         return BatchPlan(texts, Collator(0), [[positions[i] for i in group] for group in groups])
 
-    everything = plan(list(range(count)))
-    fit = plan(seeded_part(range(count), FIT, 0))
-    streams = Streams(fit, fit, {"a": plan(list(range(0, 64))), "b": plan(list(range(64, 128)))})
-    job = Pass(own, Objective(sample_losses, row_samples), select_blocks(own, "lora"), Bad(), Budget())
+    blocks, budget = own.blocks(), Budget()
+    fit = ModelSource(own, blocks, plan(seeded_part(range(count), FIT, 0)), budget)
+    aims = TargetPlan(("a", "b"), (), plan(list(range(128))), {position: position // 64 for position in range(128)})
+    goal = ModelSource(own, blocks, aims.plan, budget)
     scorers = [TracIn(), DataInf(), LiSSA(batch="stream"), HyperINF()]
     with tempfile.TemporaryDirectory() as folder:
-        found = score_pool(job, everything, streams, scorers, Path(folder))
+        pool = ModelSource(own, blocks, plan(list(range(count))), budget)
+        targets = Targets(aims.names, lambda: target_means(aims, goal))
+        found = score_pool(pool, FitSources(fit, fit), targets, scorers, Path(folder))
     assert found is not None and found.scores.shape == (8, count)
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f}")
 

@@ -59,20 +59,22 @@ from typing import Any, NamedTuple
 
 import peer_adapters
 import torch
-from peer_adapters import Job, Scores
+from bench_score_pass import Made
+from peer_adapters import Job, Scores, sample_losses
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlmsel.data.batches import Collator, Item, length_batches
-from vlmsel.gradients import Block, select_blocks
-from vlmsel.models.config import ALL_LINEAR, LoraSpec
+from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
 from vlmsel.models.lora import attach_lora, lora_parameters
-from vlmsel.models.losses import row_samples, sample_losses
-from vlmsel.scorers import DataInf, Scorer, TracIn
+from vlmsel.models.vlm import VLM
+from vlmsel.scorers import BlockTargets, DataInf, GradientScorer, TracIn
+from vlmsel.scoring.curvature import take_in
 from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.score_pass import Bad, Objective, backward, curvature_pass, scoring, square_sums
+from vlmsel.scoring.score_pass import ScoreReducer
+from vlmsel.scoring.solve import solve_all, start_statistics
+from vlmsel.scoring.source import Gradients, ModelSource
 
-OBJECTIVE = Objective(sample_losses, row_samples)
 LORA = {"attention": ("q_proj", "v_proj"), "all": ALL_LINEAR}
 TOLERANCE = 1e-5
 
@@ -114,12 +116,21 @@ def batches(items: Sequence[Item], size: int) -> list[Any]:
     return [Collator(0)([items[i] for i in group]) for group in groups]
 
 
-def lora_blocks(job: Job) -> list[Block]:
-    """Select the LoRA matrices."""
-    return select_blocks(job.model, "lora")
+def source(job: Job, items: Sequence[Item], size: int) -> ModelSource:
+    """Return what runs samples in batches, and looks at the LoRA matrices."""
+    subject = VLM(VLMConfig(None, "random", template="text"), None, nn.Sequential(), job.model)
+    return ModelSource(subject, subject.blocks("lora"), Made(batches(items, size)), Budget())
 
 
-def ours(scorer: Scorer) -> Callable[[Job], Scores]:
+def each_batch(source: ModelSource) -> Iterator[Gradients]:
+    """Give the gradients of every batch."""
+    with source.gradients() as read:
+        for pieces in read(range(len(source.sizes))):
+            for found in pieces:
+                yield found.clean()[0]
+
+
+def ours(scorer: GradientScorer) -> Callable[[Job], Scores]:
     """Target gradients, the curvature pass where the scorer needs one, and the score pass, as a run does them."""
 
     def prepare(job: Job) -> Scores:
@@ -128,27 +139,26 @@ def ours(scorer: Scorer) -> Callable[[Job], Scores]:
     return prepare
 
 
-def ours_scores(job: Job, scorer: Scorer) -> Tensor:
+def ours_scores(job: Job, scorer: GradientScorer) -> Tensor:
     """Score the pool. DataInf has damping 1 here, so that what is given as the mean squared entry is λ. [targets, n]"""
-    blocks, pool, (targets,) = lora_blocks(job), batches(job.pool, job.batch_size), batches(job.targets, 2**30)
-    with backward(job.model, OBJECTIVE, blocks, Budget()) as run:
-        (aims,) = run(targets)
-        heads = {("", name): scorer.accumulator(aim.dense(), job.damping) for name, aim in aims.factors.items()}
-        if scorer.needs_mean_square:
-            for _ in curvature_pass(pool, run, heads, Bad()):
-                pass
-    directions = {block: head.solve() for (_, block), head in heads.items()}
-    with scoring(job.model, OBJECTIVE, blocks, directions, Budget()) as score:
-        found = [one for batch in pool for one in score(batch)]
+    pool, (aims,) = source(job, job.pool, job.batch_size), each_batch(source(job, job.targets, 2**30))
+    v = {name: factor.dense() for name, factor in aims.factors.items()}
+    gathered = start_statistics([scorer], {name: BlockTargets(own, job.damping) for name, own in v.items()})
+    if gathered.statistics:
+        for found in each_batch(pool):
+            for (block, _), statistic in gathered.statistics.items():
+                take_in(statistic, found, found.factors[block])
+    stacks = {block: solved.h for _, block, solved in solve_all([scorer], gathered, v)}
+    with pool.passing(ScoreReducer(stacks)) as read:
+        found = [one for pieces in read(range(len(pool.sizes))) for one in pieces]
     return -torch.cat([one.scores for one in found], dim=1)[:, torch.cat([one.uids for one in found]).argsort()]
 
 
 def mean_square(job: Job) -> float:
     """Return the mean squared gradient entry, over samples and all blocks."""
-    blocks = lora_blocks(job)
-    with backward(job.model, OBJECTIVE, blocks, Budget()) as run:
-        squares, count = square_sums(batches(job.pool, job.batch_size), run, blocks, Bad())
-    return sum(squares.values()) / (count * sum(block.rows * block.cols for block in blocks))
+    pool = source(job, job.pool, job.batch_size)
+    total = sum(float(f.sq_norm().double().sum()) for found in each_batch(pool) for f in found.factors.values())
+    return total / (len(job.pool) * sum(block.rows * block.cols for block in pool.blocks))
 
 
 def autograd_tracin(job: Job) -> Scores:
@@ -312,7 +322,7 @@ def main() -> int:
         job = make_job(given, folder)
         rows = [row for method in methods for row in compare(method, job, peers, given.repeats, clock)]
     print(
-        f"{len(job.pool)} samples, {len(job.targets)} targets, {len(lora_blocks(job))} LoRA matrices of "
+        f"{len(job.pool)} samples, {len(job.targets)} targets, {len(source(job, job.pool, 1).blocks)} LoRA matrices of "
         f"{given.layers} layers {given.width} wide, batches of {job.batch_size}, {torch.get_num_threads()} threads, "
         f"pool {given.order}, "
         f"{given.clock} clock, torch {torch.__version__}"

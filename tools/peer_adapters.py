@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmsel.data.batches import Collator, Item
 from vlmsel.models.lora import lora_parameters
-from vlmsel.models.losses import sample_losses
+from vlmsel.models.losses import sample_means, token_losses
 
 Scores = Callable[[], Tensor]  # what is timed; [targets, n], higher = more helpful
 
@@ -39,6 +39,11 @@ class Job:
     batch_size: int
     damping: float  # λ of DataInf, the same for every block
     folder: str  # for libraries that write files
+
+
+def sample_losses(model: nn.Module, batch: Any) -> Tensor:
+    """Return each sample's loss. [n]"""
+    return sample_means(token_losses(model, batch.labels, batch.attention_mask, input_ids=batch.input_ids))
 
 
 def lora_layers(model: nn.Module) -> list[str]:
