@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 
-from vlmsel.commands.inputs import open_model
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Ask
@@ -34,6 +33,7 @@ from vlmsel.evaluation.harness import Responder, answer_all
 from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.evaluation.visual.tasks import VisualTask
+from vlmsel.models.open import open_subject
 from vlmsel.models.vlm import VLM
 
 
@@ -101,7 +101,8 @@ def main() -> None:
     single = min(given.questions, 2 * given.batch_size)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        model = open_model(given.model, given.device)
+        model = open_subject(given.model, given.device)
+        assert isinstance(model, VLM)
         bench = Bench(model, Path(folder), given.questions, given.per_image, given.max_new_tokens)
         bench.harness(given.batch_size, given.questions), bench.harness(1, single)  # warm up
         for repeat in range(given.repeats):

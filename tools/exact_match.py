@@ -14,21 +14,19 @@ from pathlib import Path
 
 import torch
 
-from vlmsel.data.batches import Collator, Item
+from vlmsel.data.batches import Item
 from vlmsel.data.dataset import Reading
 from vlmsel.data.encoding import generation_ids
 from vlmsel.data.sample import Sample
 from vlmsel.models.generation import generate
-from vlmsel.models.language import pad_id
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
-from vlmsel.models.subject import Subject
 from vlmsel.models.vlm import VLM
 
 
 def answers(model: VLM, samples: Sequence[Sample], batch_size: int, longest: int) -> list[str]:
     """Answer the last question of each sample."""
-    collate, found = Collator(pad_id(model.tokenizer), "left"), []
+    collate, found = model.collate, []
     for start in range(0, len(samples), batch_size):
         items = []
         for sample in samples[start : start + batch_size]:
@@ -39,11 +37,13 @@ def answers(model: VLM, samples: Sequence[Sample], batch_size: int, longest: int
 
 
 @torch.no_grad()
-def mean_loss(model: Subject, items: Sequence[Item], batch_size: int) -> float:
+def mean_loss(model: VLM, items: Sequence[Item], batch_size: int) -> float:
     """Return the mean over samples of the answers' cross entropy."""
-    starts = range(0, len(items), batch_size)
-    batches = (model.collate(items[start : start + batch_size]).to(model.device) for start in starts)
-    return sum(float(model.losses(batch).sum()) for batch in batches) / len(items)
+    total = 0.0
+    for start in range(0, len(items), batch_size):
+        batch = model.collate(items[start : start + batch_size])
+        total += float(model.losses(batch.to(model.device)).sum())
+    return total / len(items)
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     try:
         model = open_subject(args.model)
         if not isinstance(model, VLM):
-            raise ValueError(f"{args.model} writes no answers; give a language model")
+            raise ValueError(f"{args.model}: a {type(model).__name__} answers no questions; give a language model")
         found = open_pool(model, args.data, Reading()).samples
     except (ValueError, OSError) as problem:
         parser.error(str(problem))

@@ -8,22 +8,19 @@ import naive_scorers as naive
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from naive_gradients import loop_gradients
+from pictures import has, pixels
 from tiny_text import save_encoder, sentences, word_tokenizer, write_csv
 
 from vlmsel import cli, runs
-from vlmsel.data.text_batches import TextCollator, encode_texts
-from vlmsel.gradients import select_blocks
-from vlmsel.models.classifier import (
-    EncoderLora,
-    adapt,
-    default_blocks,
-    load_classifier,
-    load_trained,
-    sample_losses,
-)
+from vlmsel.data.dataset import Reading
+from vlmsel.data.labelled import labelled_text
+from vlmsel.models.classifier import EncoderLora
+from vlmsel.models.classifier_files import open_classifier
+from vlmsel.scoring.passes import Passes
 from vlmsel.scoring.table import read_table
-from vlmsel.studies import mislabelled as detect_seed
+from vlmsel.training import trainer
 
 CLASSES = ("bad", "good")
 TRAIN, HELD = sentences(120), sentences(40, seed=1)
@@ -94,29 +91,37 @@ def labels_of(folder):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scores_are_those_of_a_plain_twin_in_float64(place, finished, seed):
     folder = finished / f"seed{seed}"
-    found = load_classifier(str(place / "encoder"), CLASSES, seed)
-    model = adapt(found, "lora", EncoderLora(r=2, alpha=4), seed)
-    assert load_trained(model, folder / "model")["seed"] == seed
-    model = model.double()
-    blocks = select_blocks(model, default_blocks("lora", found.head))
-    given = [CLASSES.index(row["given_label"]) for row in labels_of(folder)]
-    pool = singles([text for text, _ in TRAIN], given)
-    held = singles([text for text, _ in HELD], [CLASSES.index(name) for _, name in HELD])
-    gradients = loop_gradients(model, pool, sample_losses, blocks)
-    targets = {name: g.mean(0) for name, g in loop_gradients(model, held, sample_losses, blocks).items()}
+    model = open_classifier(str(place / "encoder"), CLASSES, seed)
+    model.adapt("lora", EncoderLora(r=2, alpha=4), seed)
+    model.load_trained(folder / "model")
+    model, blocks = model.double(), model.blocks()
+    given = [row["given_label"] for row in labels_of(folder)]
+    pool, held = singles(model, [text for text, _ in TRAIN], given), singles(model, *zip(*HELD, strict=True))
+
+    def loss(module, batch):
+        return F.cross_entropy(logits(module, batch), batch.labels, reduction="none")
+
+    gradients = loop_gradients(model.module, pool, loss, blocks)
+    targets = {name: g.mean(0) for name, g in loop_gradients(model.module, held, loss, blocks).items()}
     columns, about = read_table(folder / "scores.parquet")
-    assert columns["uid"] == list(range(120)) and len(blocks) == 8
-    losses = torch.cat([sample_losses(model, one) for one in pool]).tolist()
+    assert columns["uid"].tolist() == list(range(120)) and len(blocks) == 8
+    assert columns["source"].tolist() == given
+    losses = torch.cat([loss(model.module, one) for one in pool]).tolist()
     assert columns["loss"] == pytest.approx(losses, rel=1e-4, abs=1e-6)
     for scorer, formula in FORMULAS.items():
         expected = sum(np.array(naive.scores(g, formula(g, targets[name]))) for name, g in gradients.items())
-        error = np.linalg.norm(np.array(columns[f"{scorer}/validation"]) - expected)
+        error = np.linalg.norm(columns[f"{scorer}/validation"] - expected)
         assert error < 2e-3 * np.linalg.norm(expected), scorer
 
 
-def singles(texts, labels):
-    data = encode_texts(word_tokenizer(), range(len(texts)), [(text,) for text in texts], labels, 20)
-    return [TextCollator(0)([item]) for item in data.items]
+def singles(model, texts, labels):
+    """Return batches of one text."""
+    samples = [labelled_text(uid, [text], label) for uid, (text, label) in enumerate(zip(texts, labels, strict=True))]
+    return [model.collate([model.encode(sample, Reading(max_length=20))]) for sample in samples]
+
+
+def logits(module, batch):
+    return module(batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids).logits
 
 
 def test_flips_are_found_and_an_exact_share_is_flipped(finished):
@@ -152,7 +157,8 @@ def test_results_tell_rates_differences_and_agreement_with_exact(finished):
     assert cells["HyperINF"][3].startswith(f"{100 * np.mean(aucs[0]):.1f} ± ")
     assert cells["HyperINF"][6].startswith(f"{100 * (np.mean(aucs[0]) - np.mean(aucs[1])):+.1f} ± ")
     assert cells["TracIn"][6] == "" and cells["Exact"][7].startswith("1.000 ± ")
-    assert (finished / "detection.png").stat().st_size > 10_000
+    picture = pixels(finished / "detection.png")
+    assert 1000 < picture.shape[1] < 1400 and all(has(picture, color) for color in ("C0", "C1", "C2", "C3", "C4"))
 
 
 def test_the_list_has_every_sample_as_labelled_the_most_suspicious_first(finished):
@@ -192,12 +198,12 @@ def test_a_killed_run_goes_on_and_repeats_nothing_that_is_done(place, finished, 
 
     def noting(*arguments, **more):
         trained.append(arguments)
-        return fine_tune(*arguments, **more)
+        return run(*arguments, **more)
 
-    fine_tune = detect_seed.fine_tune
-    monkeypatch.setattr(detect_seed, "fine_tune", noting)
+    run = trainer.run
+    monkeypatch.setattr(trainer, "run", noting)
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(detect_seed, "score_pool", stop)
+        patch.setattr(Passes, "score", stop)
         done(place, out, scorers=SCORERS, seeds=2)
     assert (out / "seed0/model/classifier.json").is_file() and not (out / "seed0/metrics.json").is_file()
     done(place, out, scorers=SCORERS, seeds=2)

@@ -16,11 +16,12 @@ from tiny_models import save_backbones, tiny_vlm, wake_lora
 from vlmsel import cli
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation import harness
-from vlmsel.evaluation.engines.likelihood import LanguageEngine
+from vlmsel.evaluation.engines.open import engine_of
 from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
-from vlmsel.models import checkpoint, huggingface
+from vlmsel.models import checkpoint
 from vlmsel.models.assembly import build
+from vlmsel.models.open import open_subject
 from vlmsel.models.presets import preset
 
 SOLUTIONS = [("stir it", "boil the café"), ("a", "an answer of some length"), ("naïve", "plain"), ("up", "down")]
@@ -93,7 +94,7 @@ def refused(call, capsys):
 
 def test_piqa_is_what_each_choice_is_worth_alone(home, tmp_path):
     assert evaluate(home, tmp_path / "run", "piqa", model=home / "llama") == 0
-    engine = LanguageEngine(*huggingface.load_causal(f"{home}/llama"))
+    engine = engine_of(open_subject(f"{home}/llama", "cpu"))
     right = {"acc": [], "acc_norm": [], "acc_bytes": []}
     for i, (choices, label) in enumerate(zip(SOLUTIONS, (0, 1, 1, 0), strict=True)):
         logs = [engine.loglikelihoods([(f"Question: to do {i}\nAnswer:", f" {one}")])[0] for one in choices]
@@ -107,7 +108,8 @@ def test_piqa_is_what_each_choice_is_worth_alone(home, tmp_path):
 
 def test_sst2_is_the_classifiers_choice_for_each_text_alone(home, tmp_path):
     assert evaluate(home, tmp_path / "run", "sst2", model=home / "bert") == 0
-    model, tokenizer = huggingface.load_classifier(f"{home}/bert")
+    subject = open_subject(f"{home}/bert", "cpu")
+    model, tokenizer = subject.module, subject.tokenizer
     texts = [f"a film{' so' * i} fine " for i in range(5)]
     chosen = [int(model.eval()(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in texts]
     found = result(tmp_path / "run")
@@ -309,10 +311,10 @@ def test_two_processes_find_what_one_finds(home, tmp_path):
     assert ended.stdout.count("± standard error over questions") == 1
 
 
-def test_a_fault_of_all_processes_is_told_once_and_soon(home, tmp_path):
-    start = time.monotonic()
+def test_a_fault_of_all_processes_is_told_once(home, tmp_path):
+    """Nobody waits for a process that has ended, which torch would do for longer than `launch` lets it."""
     ended = launch(arguments(home, tmp_path / "run", "mine", model=home / "vlm", protocol="long"), 2)
-    assert ended.returncode != 0 and time.monotonic() - start < 60
+    assert ended.returncode != 0
     assert ended.stderr.count("error: protocol must be one of llava15, prismatic, bare; got 'long'") == 1
     assert "vlmsel/commands" not in ended.stderr  # no traceback of ours
 

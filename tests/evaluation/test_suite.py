@@ -11,8 +11,8 @@ from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Engine
 from vlmsel.evaluation.engines.classifier import ClassifierEngine
 from vlmsel.evaluation.harness import read_lines
-from vlmsel.evaluation.results import how_given, result, summary
-from vlmsel.evaluation.suite import answer_task
+from vlmsel.evaluation.results import how_given, result, summary, table
+from vlmsel.evaluation.suite import Benchmark, answer_task, evaluate_all
 from vlmsel.evaluation.task import Task
 from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
 from vlmsel.evaluation.visual.questions import Question
@@ -192,6 +192,31 @@ def test_given_answers_say_that_nobody_knows_how_they_came_about():
     how = how_given(["a.json"])
     assert how["predictions"] == ["a.json"]
     assert {"prompt", "template", "image_mode", "decoding"} <= {name for name in how if "unknown" in how[name]}
+
+
+# Several benchmarks
+
+
+def test_every_benchmark_has_its_folder_and_its_cell(tmp_path, capsys):
+    engine = Scripted({"0": "red", "1": "blue", " a": -1.0, " b": -2.0})
+    choices = ChoiceTask("piqa", [ChoiceQuestion("0", "q", ("a", "b"), 0)])
+    benchmarks = [Benchmark("mine", "vqav2", vqa(2), tmp_path), Benchmark("piqa", "piqa", choices, tmp_path)]
+    found = evaluate_all(engine, benchmarks, Asking("bare"), tmp_path / "run")
+    for name, kind in (("mine", "vqav2"), ("piqa", "piqa")):
+        assert json.loads((tmp_path / f"run/{name}/metrics.json").read_text()) == found[name]
+        assert found[name]["protocol"]["benchmark"] == kind and found[name]["protocol"]["model"] == "a script"
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["mine", "piqa"]
+    assert (tmp_path / "run/mine/vqav2_results.json").is_file() and len(list((tmp_path / "run/piqa").iterdir())) == 2
+    assert table({"a": found, "b": found}) == [
+        ["model", "mine (accuracy)", "piqa (acc)"],
+        *([name, "50.0 ± 50.0", "100.0"] for name in "ab"),
+    ]
+
+
+def test_a_fault_names_its_benchmark(tmp_path):
+    with pytest.raises(ValueError, match="^mine: all 2 answers in .* are empty"):
+        benchmark = Benchmark("mine", "vqav2", vqa(2), tmp_path)
+        evaluate_all(Scripted({"0": "", "1": ""}), [benchmark], Asking("bare"), tmp_path / "run")
 
 
 # Answering

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
 from tiny_pool import OBJECTIVE, broken, job, loop, loop_means, tiny_items, tiny_plan, tiny_streams
+from vlmsel.scoring.store_scores import score_store
 
 from vlmsel.gradients import select_blocks
 from vlmsel.gradients.projection import Projection
@@ -15,7 +16,6 @@ from vlmsel.scoring import pool_pass as run
 from vlmsel.scoring import store_pass
 from vlmsel.scoring.pool_pass import Share, score_pool
 from vlmsel.scoring.store_pass import shard_spans, store_pool
-from vlmsel.scoring.store_scores import score_store
 
 SCORERS = [HyperINF(damping=10.0), DataInf(), LiSSA(), LiSSA(batch="stream", name="stream"), Exact(damping=10.0)]
 SCORERS += [TracIn()]

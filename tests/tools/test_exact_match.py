@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tools import exact_match, new_llama
 from vlmsel.cli import main
-from vlmsel.commands.inputs import open_model
+from vlmsel.models.open import open_subject
 
 
 def write(path, answers):
@@ -48,7 +48,7 @@ def test_exact_match_counts_by_source_and_shows_what_is_wrong(learnt, tmp_path, 
 
 
 def test_the_loss_is_the_mean_over_samples(learnt):
-    model = open_model(str(learnt))
+    model = open_subject(str(learnt))
     item = exact_match.Item(0, [3, 5, 7, 9], [-100, -100, 7, 9])
     other = exact_match.Item(1, [3, 5, 7], [-100, 5, 7])
     logs = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_vlm
 
-from vlmsel.training.phases import PRESETS, PhaseSettings, optimizer_groups, phase_preset, set_trainable
+from vlmsel.training.phases import PRESETS, PhaseSettings, optimizer_groups, phase_preset
 
 # train, batch, rate, projector's rate, decay, warm-up rounding
 PUBLISHED = {
@@ -77,7 +77,7 @@ def test_settings_are_frozen_and_unknown_presets_listed():
 )
 def test_exactly_the_named_parts_train(train, lora, parts):
     model = tiny_vlm(lora=lora)
-    set_trainable(model, train)
+    model.trained(train)
 
     def part(name):
         return "lora" if ".lora_" in name else name.split(".")[0].removesuffix("_model")
@@ -89,28 +89,30 @@ def test_exactly_the_named_parts_train(train, lora, parts):
 
 def test_groups_name_every_trained_parameter_once():
     model = tiny_vlm(lora=False)
-    groups = set_trainable(model, "projector+lm")
+    groups = model.trained("projector+lm")
     named = {name: p for group in groups.values() for name, p in group.items()}
     assert named == {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_trained_weights_become_float32_and_frozen_ones_stay():
     model = tiny_vlm(lora=False).bfloat16()
-    set_trainable(model, "projector+lm")
+    model.trained("projector+lm")
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.vision.parameters()} == {torch.bfloat16}
 
 
-def test_missing_adapters_and_adapters_in_the_way_are_refused():
+def test_missing_adapters_are_refused_and_those_in_the_way_become_weights():
     with pytest.raises(ValueError, match="'projector\\+lora' and the model has no LoRA adapters; attach"):
-        set_trainable(tiny_vlm(lora=False), "projector+lora")
-    with pytest.raises(ValueError, match="'projector\\+lm' and the model has LoRA adapters; merge"):
-        set_trainable(tiny_vlm(), "projector+lm")
+        tiny_vlm(lora=False).trained("projector+lora")
+    with pytest.raises(ValueError, match="'last-layer', which is for classifiers"):
+        tiny_vlm().trained("last-layer")
+    model = tiny_vlm()
+    assert list(model.trained("projector+lm")) == ["projector", "language model"] and model.vlm_config.lora is None
 
 
 def test_vectors_are_not_decayed_and_the_projector_has_its_own_rate():
     settings = PhaseSettings(train="projector+lm", learning_rate=1e-2, projector_learning_rate=1e-3, weight_decay=0.1)
-    groups = set_trainable(tiny_vlm(lora=False), settings.train)
+    groups = tiny_vlm(lora=False).trained(settings.train)
     made = optimizer_groups(groups, settings)
     assert [(g["lr"], g["weight_decay"]) for g in made] == [(1e-3, 0.1), (1e-3, 0.0), (1e-2, 0.1), (1e-2, 0.0)]
     assert all((p.dim() > 1) == (g["weight_decay"] > 0) for g in made for p in g["params"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from vlmsel.commands.inputs import open_model
-from vlmsel.commands.phase import run_phase, start_phase
+from pathlib import Path
+
+from vlmsel import processes, runs
+from vlmsel.data.dataset import Reading
+from vlmsel.models.open import open_subject
 from vlmsel.training.phases import PRESETS, PhaseSettings
+from vlmsel.training.run import train_on
 
 __all__ = ["PRESETS", "align"]
 
@@ -36,8 +40,9 @@ def align(
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
-    start_phase(out, config)
-    vlm = open_model(model, device)
-    if vlm.vision is None:
+    if processes.is_main():
+        runs.open_run(out, config)
+    subject, reading = open_subject(model, device), Reading(Path(images), max_length)
+    if subject.pictures(reading) is None:
         raise ValueError(f"{model} reads text only and has no projector to align; go on with vlmsel tune or score")
-    run_phase(vlm, data, images, out, settings, group_by_modality_length, max_length)
+    train_on(subject, data, reading, settings, out, group_by_modality_length)

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from vlmsel import runs
+from vlmsel.checks import check_at_least_one
 from vlmsel.commands.align import align
 from vlmsel.commands.evaluate import evaluate
-from vlmsel.commands.inputs import check_counts, without
+from vlmsel.commands.folders import without
 from vlmsel.commands.score import score
 from vlmsel.commands.select import select
 from vlmsel.commands.tune import tune
@@ -45,7 +46,7 @@ def demo(out: str = "runs/demo", seeds: int = 1, settings: DemoSettings = SETTIN
         settings: how large the demo is.
         config: the resolved configuration as text.
     """
-    check_counts(seeds=seeds)
+    check_at_least_one(seeds=seeds)
     if not settings.targets or set(settings.targets) - set(TASKS):
         raise ValueError(f"targets must be some of {', '.join(TASKS)}, got {list(settings.targets)}")
     folder = runs.open_run(out, without(config, "seeds"))

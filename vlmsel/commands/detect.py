@@ -9,15 +9,19 @@ purpose, or true labels at hand, detection rates are reported as in HyperINF (ar
 from __future__ import annotations
 
 from vlmsel import processes, runs
-from vlmsel.commands.inputs import check_counts, pick_device, without
-from vlmsel.commands.score import load_scorers
+from vlmsel.checks import check_at_least_one
+from vlmsel.commands.folders import without
 from vlmsel.data.labelled_sets import Source
 from vlmsel.models.classifier import EncoderLora, Tune
+from vlmsel.models.devices import pick_device
 from vlmsel.reporting.detection import heading, show_detection
 from vlmsel.scorers import Scorer
-from vlmsel.studies.labelled_data import draw, open_labelled
-from vlmsel.studies.mislabelled import Recipe, require_same, run_seed
-from vlmsel.training.classifier import FineTuning
+from vlmsel.scorers.base import gradient_scorers
+from vlmsel.scorers.load import load_scorers
+from vlmsel.studies.labelled_data import Amounts, draw, open_labelled
+from vlmsel.studies.mislabelled import ARM, Mislabelled, Recipe, require_same
+from vlmsel.studies.study import seeds_of
+from vlmsel.training.fine_tuning import FineTuning
 
 BEST = "HyperINF.100"  # found most wrong labels over SST-2, CoLA and MRPC (recipes/glue_mislabel), before LiSSA
 SCORERS = (
@@ -30,7 +34,6 @@ SCORERS = (
     f"HyperINF(damping=100, name='{BEST}')",
 )
 ADAPTERS, TRAINING = EncoderLora(), FineTuning()
-FLIP, TRAIN_SAMPLES, VALIDATION_SAMPLES = 0.2, 4500, 500  # with GLUE's tasks, as in the papers
 FREE = ("seeds", "rank_by", "device")  # settings that no seed's result depends on
 
 
@@ -101,30 +104,19 @@ def detect(
     source = Source(task, data, train, validation, text_columns, label_column, true_label_column)
     loaded = load_scorers(scorers)
     ranked = _rank_by(rank_by, loaded)
-    share, train_count, validation_count = _amounts(source, flip, train_samples, validation_samples)
-    check_counts(
-        seeds=seeds,
-        train_samples=train_samples,
-        validation_samples=validation_samples,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        scale_samples=scale_samples,
-    )
+    amounts = Amounts.of(source, flip, train_samples, validation_samples)
+    check_at_least_one(seeds=seeds, max_length=max_length, batch_tokens=batch_tokens, scale_samples=scale_samples)
     place = pick_device(device)
-    fixed = config
-    for name in FREE:
-        fixed = without(fixed, name)
-    folder = runs.open_run(out, fixed)
+    folder = runs.open_run(out, without(config, *FREE))
     found = open_labelled(source, folder)
     require_same(folder, found.digests())
+    drawn = [draw(found, amounts, seed) for seed in range(seeds)]
     recipe = Recipe(
         model, tune, lora, training, tuple(loaded), blocks, fresh_head, max_length, batch_tokens, scale_samples, place
     )
-    drawn = [draw(found, share, train_count, validation_count, seed) for seed in range(seeds)]
-    metrics = []
-    for seed, one in enumerate(drawn):
-        metrics.append(run_seed(recipe, found, one, seed, folder / f"seed{seed}", config))
-    show_detection(folder, heading(found.title, metrics, share), found.train, metrics, ranked)
+    study = Mislabelled(recipe, found, drawn, config)
+    metrics = [answers[ARM] for answers in study.run(seeds_of(folder, range(seeds)), [ARM])]
+    show_detection(folder, heading(found.title, metrics, amounts.flip), found.train, metrics, ranked)
 
 
 def _rank_by(name: str | None, scorers: list[Scorer]) -> str:
@@ -136,25 +128,5 @@ def _rank_by(name: str | None, scorers: list[Scorer]) -> str:
     names = [scorer.name for scorer in scorers]
     if name is not None and name not in names:
         raise ValueError(f"rank_by names the scorer {name!r}; there are {', '.join(names)}")
-    informed = [scorer.name for scorer in scorers if scorer.uses_gradients]
+    informed = [scorer.name for scorer in gradient_scorers(scorers)]
     return name or next(one for one in (BEST, "HyperINF", *informed, *names) if one in names)
-
-
-def _amounts(
-    source: Source, flip: float | None, train: int | None, validation: int | None
-) -> tuple[float, int | None, int | None]:
-    """Return the share of flips and the sizes of the subsets: a study's for GLUE's tasks, all as it is for own data.
-
-    Raises:
-        ValueError: the share is no share, or labels would be flipped whose true ones are known.
-    """
-    if source.task is not None:
-        flip = FLIP if flip is None else flip
-        train = TRAIN_SAMPLES if train is None else train
-        validation = VALIDATION_SAMPLES if validation is None else validation
-    flip = flip or 0.0
-    if not 0 <= flip < 1:
-        raise ValueError(f"flip must be a share from 0 to below 1, got {flip}")
-    if flip and source.true_label_column is not None:
-        raise ValueError("flip and true_label_column exclude each other: leave one out")
-    return flip, train, validation

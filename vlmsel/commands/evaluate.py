@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel import processes, runs
-from vlmsel.commands.inputs import open_engine, open_together
+from vlmsel.commands.folders import open_together
 from vlmsel.evaluation import suite
 from vlmsel.evaluation.asking import Asking, PopeMode
 from vlmsel.evaluation.engines.base import within
+from vlmsel.evaluation.engines.open import engine_of
 from vlmsel.evaluation.results import table
 from vlmsel.evaluation.tasks import task_entries
+from vlmsel.models.open import open_subject
 from vlmsel.reporting.tables import as_markdown, as_text
 
 
@@ -78,7 +80,7 @@ def evaluate(
         found = {}
         for label, source in sources.items():
             with within(label if models else None):
-                engine = open_engine(source, device, dtype, template)
+                engine = engine_of(open_subject(source, device, dtype, template), template, source)
                 if models or tasks:
                     found[label] = suite.evaluate_all(engine, benchmarks, asking, folder / label)
                 else:

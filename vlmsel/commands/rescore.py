@@ -7,8 +7,8 @@ from vlmsel.commands.folders import open_together
 from vlmsel.commands.options import FitOptions, PlaceOptions
 from vlmsel.models.devices import pick_device
 from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.pool_table import write_scores
 from vlmsel.scoring.rescore import StoredPool, rescore_pool
-from vlmsel.scoring.table import write_scores
 
 
 def rescore(

@@ -24,8 +24,9 @@ from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.checkpoints import Checkpoints
 from vlmsel.scoring.passes import Passes
 from vlmsel.scoring.pool_pass import Share
+from vlmsel.scoring.pool_table import records_of, write_scores
 from vlmsel.scoring.store_pass import write_store
-from vlmsel.scoring.table import check_target_names, records_of, write_scores
+from vlmsel.scoring.table import check_target_names
 
 MOVED = {
     "from_store": "`vlmsel rescore --store DIR` scores from a gradient store",

@@ -44,12 +44,10 @@ def select(
     table, about = read_table(scores, pool)
     records = read_records(pool)
     columns = score_columns(table, scorer, [target] if isinstance(target, str) else target)
-    values = combine_targets(np.stack([np.asarray(table[name], dtype=np.float64) for name in columns]), combine)
-    source_of = np.asarray(table["source"])
-    chosen = top(np.asarray(table["uid"]), values, how_many(len(records), fraction, count), source_of, quota)
-    uids = chosen.tolist()
+    values = combine_targets(np.stack([table[name] for name in columns]), combine)
+    uids = top(table["uid"], values, how_many(len(records), fraction, count), table["source"], quota).tolist()
     write_records(out, [records[uid] for uid in sorted(uids)], pool)
-    sources = Counter(source_of[sorted(uids)].tolist())  # row = uid
+    sources = Counter(table["source"][sorted(uids)].tolist())  # row = uid
     manifest = {
         "config": config,
         "pool": about["pool"],

@@ -5,12 +5,15 @@ A text model has this phase alone: adapters, fresh ones where `lora` says so, or
 
 from __future__ import annotations
 
-from vlmsel.commands.inputs import open_model
-from vlmsel.commands.phase import run_phase, start_phase
+from pathlib import Path
+
+from vlmsel import processes, runs
+from vlmsel.data.dataset import Reading
 from vlmsel.data.encoding import LossOn
 from vlmsel.models.config import LoraSpec
-from vlmsel.models.vlm import VLM
+from vlmsel.models.open import open_subject
 from vlmsel.training.phases import PRESETS, PhaseSettings
+from vlmsel.training.run import train_on
 
 __all__ = ["PRESETS", "tune"]
 
@@ -50,19 +53,14 @@ def tune(
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
-    start_phase(out, config)
+    if processes.is_main():
+        runs.open_run(out, config)
     if lora is not None and "lora" not in settings.train:
         raise ValueError(
             f"settings.train is {settings.train}, so that fresh adapters would not learn; leave --lora out"
         )
-    vlm = open_model(model, device, template=template)
+    subject = open_subject(model, device, template=template)
     if lora is not None:
-        _attach(vlm, lora, settings.seed, model)
-    run_phase(vlm, data, images, out, settings, group_by_modality_length, max_length, loss_on)
-
-
-def _attach(vlm: VLM, lora: LoraSpec, seed: int, name: str) -> None:
-    if vlm.vlm_config.lora is not None:
-        raise ValueError(f"{name} has LoRA adapters already; leave --lora out to tune these, or give a model without")
-    vlm.attach_lora(lora, seed)
-    vlm.to(vlm.device)
+        subject.attach_lora(lora, settings.seed, model)
+    reading = Reading(Path(images) if images else None, max_length, loss_on)
+    train_on(subject, data, reading, settings, out, group_by_modality_length)

@@ -26,14 +26,6 @@ class Protocol:
     suffix: str = ""
     pope: PopeMode = "text"
 
-    def prompt(self, question: str) -> str:
-        """Return what the model is asked.
-
-        >>> PROTOCOLS["llava15"].prompt("Is it red?")
-        'Is it red?\\nAnswer the question using a single word or phrase.'
-        """
-        return self.prefix + question + self.suffix
-
 
 PROTOCOLS = {
     one.name: one
@@ -74,8 +66,13 @@ class Asking:
             raise ValueError("batch_size and max_new_tokens must be at least 1, got {} and {}".format(*numbers))
 
     def prompt(self, question: str) -> str:
-        """Return what a model is asked for a question about an image."""
-        return PROTOCOLS[self.protocol].prompt(question)
+        """Return what a model is asked for a question about an image.
+
+        >>> Asking("llava15").prompt("Is it red?")
+        'Is it red?\\nAnswer the question using a single word or phrase.'
+        """
+        way = PROTOCOLS[self.protocol]
+        return way.prefix + question + way.suffix
 
     @property
     def pope(self) -> PopeMode:

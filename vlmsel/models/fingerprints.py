@@ -35,7 +35,7 @@ def _tensor_digest(tensor: Tensor, dtype: torch.dtype | None) -> tuple[str, list
     """Return a tensor's dtype, its shape and the hash of its bytes."""
     chosen = tensor.detach() if dtype is None else tensor.detach().to(dtype)
     content = chosen.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return str(chosen.dtype), list(chosen.shape), hashlib.sha256(memoryview(content)).hexdigest()
+    return str(chosen.dtype), list(chosen.shape), hashlib.sha256(content.data).hexdigest()
 
 
 def tokenizer_settings(tokenizer: Any) -> Any:

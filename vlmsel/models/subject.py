@@ -112,13 +112,13 @@ class Subject(ABC):
         """Return the blocks that a specification names, or the default ones; see `select_blocks`."""
         return select_blocks(self.module, spec or self.default_blocks())
 
-    def attach_lora(self, spec: LoraSpec, seed: int = 0) -> None:
-        """Add fresh adapters to a model that has none.
+    def attach_lora(self, spec: LoraSpec, seed: int = 0, name: str = "the model") -> None:
+        """Add fresh adapters, drawn from a seed, to a model that has none; `name` is what the user calls it.
 
         Raises:
             ValueError: it has adapters already or takes none, or a target names no linear module.
         """
-        raise ValueError("this model takes no fresh adapters; leave --lora out")
+        raise ValueError(f"{name} takes no fresh adapters; leave --lora out")
 
     @abstractmethod
     def trained(self, parts: str) -> Groups:

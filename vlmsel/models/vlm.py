@@ -85,11 +85,6 @@ class VLM(nn.Module, Subject):
         return unwrap(self.language_model)
 
     @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return next(self.language_model.parameters()).device
-
-    @property
     def tower(self) -> VisionTower:
         """The vision tower.
 
@@ -101,12 +96,7 @@ class VLM(nn.Module, Subject):
         return self.vision
 
     def encode(self, sample: Sample, reading: Reading) -> Item:
-        """Encode a sample's turns, and read its pictures or their features.
-
-        Raises:
-            FileNotFoundError, ValueError: nothing supervised is left, markers and images differ in number, the model
-                reads text only and there is an image, or a picture cannot be used.
-        """
+        """Encode a sample's turns, and read its pictures or their features."""
         encoded, pictures = self._ids(sample, reading), self.pictures(reading)
         pixels = tuple(pictures(image) for image in sample.images) if pictures else ()
         return Item(sample.uid, encoded.input_ids, encoded.labels, sample.images, pixels)
@@ -133,11 +123,7 @@ class VLM(nn.Module, Subject):
         return 1 if self.vision is None else self.vision.patches
 
     def pictures(self, reading: Reading) -> Pictures | None:
-        """Return what reads pictures as the tower wants them.
-
-        Raises:
-            ValueError: there is no image mode of the configuration's name.
-        """
+        """Return what reads pictures as the tower wants them."""
         if self.vision is None:
             return None
         tower, mode = self.vision, self.vlm_config.image_mode
@@ -217,12 +203,12 @@ class VLM(nn.Module, Subject):
             return "projector+lora"
         return "lora" if lora_parameters(self) else "last-block"
 
-    def attach_lora(self, spec: LoraSpec, seed: int = 0) -> None:
-        """Add fresh adapters to a language model that has none.
-
-        Raises:
-            ValueError: it has adapters already, or a target names no linear module.
-        """
+    def attach_lora(self, spec: LoraSpec, seed: int = 0, name: str = "the model") -> None:
+        """Add fresh adapters to a language model that has none."""
+        if self.vlm_config.lora is not None:
+            raise ValueError(
+                f"{name} has LoRA adapters already; leave --lora out to tune these, or give a model without"
+            )
         self.language_model = attach_lora(self.language_model, spec, seed).train(self.training).to(self.device)
         self.vlm_config = replace(self.vlm_config, lora=spec)
 
@@ -232,11 +218,7 @@ class VLM(nn.Module, Subject):
         self.vlm_config = replace(self.vlm_config, lora=None, language_trained=True)
 
     def trained(self, parts: str) -> Groups:
-        """Let projector, adapters (lora) or the whole language model (lm) learn, whose adapters become part of it.
-
-        Raises:
-            ValueError: there is no projector, or there are no adapters, to train.
-        """
+        """Let projector, adapters (lora) or the whole language model (lm) learn, whose adapters become part of it."""
         if "projector" in parts and self.vision is None:
             raise ValueError(f"train is {parts!r} and the model reads text only: set settings.train to lora or lm")
         if "lm" in parts and self.vlm_config.lora is not None:
@@ -253,6 +235,8 @@ class VLM(nn.Module, Subject):
         if "lm" in parts:
             weights = self.language_model.named_parameters()
             groups["language model"] = {f"language_model.{name}": p for name, p in weights}
+        if not groups:
+            raise ValueError(f"train is {parts!r}, which is for classifiers; set settings.train to lora or lm")
         return only_these_learn(self, groups)
 
     def mark_trained(self, groups: Collection[str]) -> None:
@@ -271,19 +255,11 @@ class VLM(nn.Module, Subject):
         return config.template, config.image_mode, config.vision_layer, adapters
 
     def save(self, folder: str | Path) -> None:
-        """Write projector, adapters and whatever else was trained, and the names of the backbones.
-
-        Raises:
-            FileExistsError: `folder` holds something else than a saved model.
-        """
+        """Write projector, adapters and whatever else was trained, and the names of the backbones."""
         checkpoint.save(self, folder)
 
     def load_trained(self, folder: str | Path) -> None:
-        """Put the trained parts of a saved model into this one.
-
-        Raises:
-            FileNotFoundError, ValueError: files are missing or do not fit.
-        """
+        """Put the trained parts of a saved model into this one."""
         checkpoint.load_trained(self, folder)
 
     def require_ready(self, name: str = "this model", mend: str = "") -> None:

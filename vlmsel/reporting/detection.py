@@ -127,7 +127,7 @@ def rank_suspects(folder: Path, seeds: int, scorer: str) -> list[Suspect]:
     """
     found: dict[tuple[int, str, str | None], list[tuple[float, float]]] = {}
     for here in (folder / f"seed{seed}" for seed in range(seeds)):
-        influences = np.asarray(read_table(here / SCORES)[0][f"{scorer}/{TARGET}"], dtype=np.float64)
+        influences = read_table(here / SCORES)[0][f"{scorer}/{TARGET}"]
         with open(here / LABELS, newline="", encoding="utf-8") as file:
             keys = [(int(row["uid"]), row["given_label"], row.get("true_label")) for row in csv.DictReader(file)]
         keys = [key for key in keys if np.isfinite(influences[key[0]])]

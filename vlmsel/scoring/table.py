@@ -18,49 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmsel import runs
-from vlmsel.data.dataset import SampleDataset
-from vlmsel.gradients.store.records import Records
-from vlmsel.scoring.pool_pass import Scored
 
 _KEY = b"vlmsel"
 FIXED = ("uid", "source", "tokens", "loss")
 _TYPES = {"uid": pa.int64(), "source": pa.string(), "tokens": pa.int64()}  # all others are float64
-
-
-def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapping[str, Any]) -> None:
-    """Write the scores of a pool: one row per record of its file, with nulls for a sample without a score.
-
-    Args:
-        path: the parquet file.
-        records: all records of the pool.
-        scored: the scores of those that could be read.
-        about: what the table was made from: `pool` and `pool_sha256` at least, JSON-able.
-    """
-    uids = scored.uids.numpy()
-
-    def column(values: Any) -> np.ndarray:
-        whole = np.full(len(records), np.nan)
-        whole[uids] = values.numpy()
-        return whole
-
-    columns: dict[str, Any] = {"uid": np.arange(len(records)), "source": records.sources, "tokens": records.tokens}
-    columns["loss"] = column(scored.losses)
-    columns |= {f"{s}/{t}": column(one) for (s, t), one in zip(scored.names, scored.scores, strict=True)}
-    write_table(path, columns, {**about, "environment": runs.environment(), "details": scored.details})
-
-
-def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:
-    """Return what the table says of a file's records beside their scores.
-
-    Args:
-        data: the samples that could be read.
-        problems: why records cannot be used, by uid.
-        total: how many records there are.
-    """
-    sources, tokens = [""] * total, [0] * total
-    for sample, length in zip(data.samples, data.lengths(), strict=True):
-        sources[sample.uid], tokens[sample.uid] = sample.source, length
-    return Records(sources, tokens, problems)
 
 
 def check_target_names(files: Mapping[str, str]) -> Mapping[str, str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlmsel import runs
+from vlmsel.checks import check_at_least_one, given
 from vlmsel.data.label_noise import flip_labels
 from vlmsel.data.labelled import LabelledFile, label_of, labelled_text
 from vlmsel.data.labelled_sets import LabelledData, Source, fit_together, require_two
@@ -49,21 +50,47 @@ class Drawn:
         return None if self.true is None else [a != b for a, b in zip(self.given, self.true, strict=True)]
 
 
-def draw(
-    data: LabelledData, flip: float, train_samples: int | None, validation_samples: int | None, seed: int
-) -> Drawn:
+@dataclass(frozen=True)
+class Amounts:
+    """How many samples a seed draws, all when None, and the share of training labels that it flips."""
+
+    flip: float
+    train: int | None
+    validation: int | None
+
+    @classmethod
+    def of(cls, source: Source, flip: float | None, train: int | None, validation: int | None) -> Amounts:
+        """Fill in what was left out: the papers' amounts for GLUE's tasks, all as it is for own data.
+
+        Raises:
+            ValueError: the share is no share, a count is below 1, or labels would be flipped whose true ones are known.
+        """
+        check_at_least_one(train_samples=train, validation_samples=validation)
+        usual = PAPERS if source.task is not None else cls(0.0, None, None)
+        found = replace(usual, **given(flip=flip, train=train, validation=validation))
+        if not 0 <= found.flip < 1:
+            raise ValueError(f"flip must be a share from 0 to below 1, got {found.flip}")
+        if found.flip and source.true_label_column is not None:
+            raise ValueError("flip and true_label_column exclude each other: leave one out")
+        return found
+
+
+PAPERS = Amounts(flip=0.2, train=4500, validation=500)
+
+
+def draw(data: LabelledData, amounts: Amounts, seed: int) -> Drawn:
     """Draw a seed's subsets and flips.
 
     Raises:
         ValueError: only one class is left in one of the subsets.
     """
-    train = _part(data.train, train_samples, seed)
-    validation = _part(data.validation, validation_samples, seed)
+    train = _part(data.train, amounts.train, seed)
+    validation = _part(data.validation, amounts.validation, seed)
     truths = data.train.true_labels
     true = tuple(truths[sample.uid] for sample in train) if truths else None
-    if flip:
+    if amounts.flip:
         true, number = tuple(map(label_of, train)), {name: i for i, name in enumerate(data.classes)}
-        flipped = flip_labels([number[label] for label in true], len(data.classes), flip, seed)
+        flipped = flip_labels([number[label] for label in true], len(data.classes), amounts.flip, seed)
         pairs = zip(train, flipped, strict=True)
         train = tuple(labelled_text(one.uid, one.said("human"), data.classes[label]) for one, label in pairs)
     if len(set(map(label_of, train))) < 2:

@@ -1,7 +1,8 @@
-"""One seed of `vlmsel detect`: fine-tune the classifier, score its training samples, measure what the scores find.
+"""The study of `vlmsel detect`: fine-tune a classifier on labels as given, score its training samples by their
+influence on clean validation samples, and measure what the scores find.
 
-`seed<k>/` gets `model/` (trained weights), what `score_pool` leaves, `scores.parquet`, `labels.csv` and, last,
-`metrics.json`; what is there is not done again.
+`seed<k>/` gets `model/` and `phase.json` (the training), what the passes over a pool leave, `scores.parquet`,
+`labels.csv` and, last, `metrics.json`; what is there is not done again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,18 @@ import numpy as np
 import torch
 
 from vlmsel import runs
-from vlmsel.data.batches import length_batches
-from vlmsel.data.labelled import label_of
+from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.labelled_sets import LabelledData
-from vlmsel.data.sample import Sample
-from vlmsel.data.text_batches import TextCollator, TextDataset, encode_texts
-from vlmsel.evaluation.engines.classifier import text_limit
-from vlmsel.evaluation.engines.likelihood import set_padding
-from vlmsel.gradients import select_blocks
-from vlmsel.models.classifier import (
-    Classifier,
-    Tune,
-    adapt,
-    default_blocks,
-    describe,
-    load_classifier,
-    load_trained,
-    no_rows,
-    predict,
-    sample_losses,
-    save_trained,
-)
+from vlmsel.models.classifier import Classifier, Tune
+from vlmsel.models.classifier_files import open_classifier
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.fingerprints import fingerprint
 from vlmsel.scorers import Exact, Scorer
-from vlmsel.scoring.batches import BatchPlan, seeded_part
-from vlmsel.scoring.curvature import Pass, Streams
-from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.pool_pass import Scored, score_pool
-from vlmsel.scoring.score_pass import Bad, Objective
-from vlmsel.scoring.table import write_table
+from vlmsel.scorers.base import SampleScorer
+from vlmsel.scoring.batches import Batching, BatchPlan
+from vlmsel.scoring.passes import FitPart, Passes
+from vlmsel.scoring.pool_pass import Scored
+from vlmsel.scoring.pool_table import records_of, write_scores
 from vlmsel.studies.detection import (
     LABELS,
     METRICS,
@@ -59,9 +42,11 @@ from vlmsel.studies.detection import (
     detection_rate,
 )
 from vlmsel.studies.labelled_data import Drawn, write_labels
-from vlmsel.training.classifier import FineTuning, fine_tune
+from vlmsel.studies.study import Seed, Study
+from vlmsel.training.fine_tuning import FineTuning
+from vlmsel.training.trainer import train_phase
 
-OBJECTIVE = Objective(sample_losses, no_rows)
+ARM = "labels as given"  # the one way that a seed's model is made
 
 
 @dataclass(frozen=True)
@@ -82,188 +67,142 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """A seed's samples as the model reads them, and how batches of them are made."""
+class Tuned:
+    """A seed's classifier and its samples as it reads them; when that was begun, and what the training took."""
 
-    train: TextDataset
-    validation: TextDataset
-    collate: TextCollator
-
-    def plan(self, data: TextDataset, recipe: Recipe, positions: Sequence[int] | None = None) -> BatchPlan:
-        """Put samples of like length into one batch; all of them when `positions` is left out."""
-        chosen = list(range(len(data))) if positions is None else list(positions)
-        lengths = data.lengths()
-        groups = length_batches([lengths[i] for i in chosen], max_tokens=recipe.batch_tokens)
-        return BatchPlan(data, self.collate, [[chosen[i] for i in group] for group in groups], recipe.device)
+    classifier: Classifier
+    train: SampleDataset
+    validation: SampleDataset
+    begun: float
+    seconds: float
 
 
-def run_seed(recipe: Recipe, data: LabelledData, drawn: Drawn, seed: int, here: Path, config: str) -> dict[str, Any]:
-    """Do a seed, or what of it is left, and return its metrics.
+@dataclass(frozen=True)
+class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
+    """Every seed draws subsets and flips, and its answer is `metrics.json`."""
 
-    Raises:
-        ValueError: the model or a sample cannot be used, or `here` holds parts of another run.
-    """
-    if (here / METRICS).is_file():
-        return runs.read_json(here / METRICS)
-    start = time.perf_counter()
-    classifier = load_classifier(recipe.model, data.classes, seed, recipe.fresh_head)
-    require_same(here.parent, {"the model": fingerprint(classifier.model.base_model)})
-    texts = _encode(classifier, drawn, recipe, data.classes)
-    model = adapt(classifier, recipe.tune, recipe.lora, seed).to(recipe.device)
-    blocks = select_blocks(model, recipe.blocks or default_blocks(recipe.tune, classifier.head))
-    about = load_trained(model, here / "model") or _train(model, texts, recipe, data, seed, here)
-    tuned = time.perf_counter()
-    fit = list(range(len(texts.train)))
-    train, validation = texts.plan(texts.train, recipe), texts.plan(texts.validation, recipe)
-    scale = texts.plan(texts.train, recipe, seeded_part(fit, recipe.scale_samples, seed + 1))
-    learnt = accuracy(*_answers(model, validation))
-    print(
-        f"seed {seed}: validation accuracy {_percent(learnt['accuracy'])} (the largest class has "
-        f"{_percent(learnt['majority'])}){_warning(learnt)}",
-        flush=True,
-    )
-    job = Pass(model, OBJECTIVE, blocks, Bad(), Budget())
-    scored = score_pool(job, train, Streams(train, scale, {TARGET: validation}), _seeded(recipe.scorers, seed), here)
-    assert scored is not None  # one process
-    if job.bad.reasons:
-        _report(job.bad, here, data)
-    write_labels(here / LABELS, drawn)
-    _write_scores(here, scored, texts, drawn, data, config)
-    metrics = {
-        "seed": seed,
-        "train": len(drawn.train),
-        "validation": len(drawn.validation),
-        "wrong": None if drawn.wrong is None else sum(drawn.wrong),
-        "cut": {"train": texts.train.cut, "validation": texts.validation.cut},
-        "not_scored": len(job.bad.reasons),
-        **learnt,
-        **_measure(scored, drawn, recipe.scorers),
-        "seconds": {
-            "fine-tuning": about["seconds"],
-            "scoring": time.perf_counter() - tuned,
-            "all": time.perf_counter() - start,
-        },
-    }
-    runs.write_json(here / METRICS, metrics)
-    return metrics
+    recipe: Recipe
+    data: LabelledData
+    drawn: Sequence[Drawn]
+    config: str
+
+    def kept(self, seed: Seed, arm: str) -> dict[str, Any] | None:
+        path = seed.folder / METRICS
+        return runs.read_json(path) if path.is_file() else None
+
+    def subset(self, seed: Seed, arm: str) -> Drawn:
+        return self.drawn[seed.number]
+
+    def tune(self, seed: Seed, arm: str, data: Drawn) -> Tuned:
+        """Fine-tune the classifier.
+
+        Raises:
+            ValueError: the model or a sample cannot be used, or the folder holds parts of another run.
+        """
+        recipe, begun = self.recipe, time.perf_counter()
+        classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
+        require_same(seed.folder.parent, {"the model": fingerprint(classifier.backbone.base_model)})
+        reading = Reading(max_length=recipe.max_length or classifier.limit)
+        train, validation = (SampleDataset(own, classifier, reading) for own in (data.train, data.validation))
+        for name, part in (("training", train), ("validation", validation)):
+            if count := _cut(part):
+                longest = min(classifier.limit, reading.max_length)
+                print(f"{count} of {len(part)} {name} samples were cut to {longest} tokens")
+        classifier.adapt(recipe.tune, recipe.lora, seed.number)
+        classifier.to(recipe.device)
+        classifier.blocks(recipe.blocks)  # a mistake in their names costs no training
+        phase = recipe.training.phase(recipe.tune, seed.number)
+        return Tuned(classifier, train, validation, begun, train_phase(classifier, train, phase, seed.folder).seconds)
+
+    def ask(self, seed: Seed, arm: str, model: Tuned) -> dict[str, Any]:
+        """Score the training samples and measure what the scores find."""
+        recipe, drawn, start = self.recipe, self.drawn[seed.number], time.perf_counter()
+        blocks, part = model.classifier.blocks(recipe.blocks), FitPart(scale=recipe.scale_samples, seed=seed.number)
+        targets, batching = {TARGET: model.validation}, Batching(recipe.batch_tokens)
+        passes = Passes.of(model.classifier, blocks, model.train, targets, batching, part)
+        learnt = _accuracy(model.classifier, passes.goal.plan)
+        print(f"seed {seed.number}: {_told(learnt)}", flush=True)
+        scored = passes.score(_seeded(recipe.scorers, seed.number), seed.folder)
+        assert scored is not None  # one process
+        train = self.data.train
+        runs.report_left_out(seed.folder / "skipped.json", scored.left_out, train.total, train.name)
+        write_labels(seed.folder / LABELS, drawn)
+        about = {"pool": train.name, "pool_sha256": self.data.digests()["the training data"], "config": self.config}
+        write_scores(seed.folder / SCORES, records_of(model.train, {}, train.total), scored, about)
+        metrics = {
+            "seed": seed.number,
+            "train": len(drawn.train),
+            "validation": len(drawn.validation),
+            "wrong": None if drawn.wrong is None else sum(drawn.wrong),
+            "cut": {"train": _cut(model.train), "validation": _cut(model.validation)},
+            "not_scored": len(scored.left_out),
+            **learnt,
+            **_measure(scored, drawn, recipe.scorers),
+            "seconds": {
+                "fine-tuning": model.seconds,
+                "scoring": time.perf_counter() - start,
+                "all": time.perf_counter() - model.begun,
+            },
+        }
+        runs.write_json(seed.folder / METRICS, metrics)
+        return metrics
 
 
 def require_same(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Refuse to go on from other data or another model under the same names.
+    """Refuse to go on from other data or another model under the same names; inputs may come in several calls.
 
     Raises:
         ValueError: something changed since the run's first seed began.
     """
     path = folder / "inputs.json"
-    earlier = runs.read_json(path) if path.is_file() else {}
-    changed = [name for name, value in inputs.items() if earlier.get(name, value) != value]
-    if changed and any(folder.glob("seed*/model")):
-        raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
-    runs.write_json(path, {**earlier, **inputs})
+    known = runs.read_json(path) if path.is_file() else {}
+    runs.same_inputs(folder, {**known, **inputs})
 
 
-def _encode(classifier: Classifier, drawn: Drawn, recipe: Recipe, classes: Sequence[str]) -> Texts:
-    """Tokenise a seed's samples and say how many were cut."""
-    model, tokenizer = classifier.model, classifier.tokenizer
-    set_padding(tokenizer)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # classifiers on causal models look for the last token
-    limit = min(text_limit(model, tokenizer), recipe.max_length or 1 << 30)
-
-    def encoded(samples: Sequence[Sample]) -> TextDataset:
-        labels = [classes.index(label_of(sample)) for sample in samples]
-        return encode_texts(tokenizer, [s.uid for s in samples], [s.said("human") for s in samples], labels, limit)
-
-    train, validation = encoded(drawn.train), encoded(drawn.validation)
-    for name, data in (("training", train), ("validation", validation)):
-        if data.cut:
-            print(f"{data.cut} of {len(data)} {name} samples were cut to {limit} tokens")
-    return Texts(train, validation, TextCollator(tokenizer.pad_token_id))
+def _cut(data: SampleDataset) -> int:
+    """Count the samples that are longer than the model takes."""
+    return sum(data[position].cut for position in range(len(data)))
 
 
-def _train(model: Any, texts: Texts, recipe: Recipe, data: LabelledData, seed: int, here: Path) -> dict[str, Any]:
-    start = time.perf_counter()
-    rate = recipe.training.rate(recipe.tune)
-    losses = fine_tune(model, texts.train, texts.collate, recipe.training, rate, seed)
-    about = describe(recipe.model, recipe.tune, recipe.lora, data.classes)
-    about |= {"seed": seed, "losses": losses, "seconds": time.perf_counter() - start}
-    save_trained(model, here / "model", about)
-    return about
+def _accuracy(classifier: Classifier, plan: BatchPlan) -> dict[str, float]:
+    """Return the classifier's accuracy on the samples of a plan."""
+    pairs = [(classifier.predict(batch).tolist(), batch.labels.tolist()) for batch in plan.batches()]
+    return accuracy([p for own, _ in pairs for p in own], [label for _, own in pairs for label in own])
 
 
-def _answers(model: Any, plan: BatchPlan) -> tuple[list[int], list[int]]:
-    """Return predictions and labels."""
-    pairs = [(predict(model, batch).tolist(), batch.labels.tolist()) for batch in plan.shown("validation")]
-    return [p for own, _ in pairs for p in own], [label for _, own in pairs for label in own]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _warning(learnt: Mapping[str, float]) -> str:
+def _told(learnt: Mapping[str, float]) -> str:
+    shares = {name: f"{100 * share:.1f} %" for name, share in learnt.items()}
+    text = f"validation accuracy {shares['accuracy']} (the largest class has {shares['majority']})"
     if learnt["accuracy"] > learnt["majority"]:
-        return ""
-    return (
-        "; the model tells the classes no better apart than a constant answer: tune it longer or take a better encoder"
-    )
+        return text
+    mend = "tune it longer or take a better encoder"
+    return f"{text}; the model tells the classes no better apart than a constant answer: {mend}"
 
 
 def _seeded(scorers: Sequence[Scorer], seed: int) -> list[Scorer]:
     """Let random scores differ from seed to seed."""
     return [
-        replace(scorer, seed=scorer.seed + seed)  # type: ignore[type-var, attr-defined]
-        if not scorer.uses_gradients and is_dataclass(scorer) and hasattr(scorer, "seed")
-        else scorer
-        for scorer in scorers
+        replace(one, seed=one.seed + seed) if isinstance(one, SampleScorer) and hasattr(one, "seed") else one  # type: ignore[type-var]
+        for one in scorers
     ]
-
-
-def _report(bad: Bad, here: Path, data: LabelledData) -> None:
-    path = here / "skipped.json"
-    listed = [{"uid": uid, "reason": reason} for uid, reason in sorted(bad.reasons.items())]
-    runs.write_json(path, listed)
-    first = f"sample {listed[0]['uid']}: {listed[0]['reason']}"
-    print(f"{data.train.name}: {len(listed)} samples could not be scored, listed in {path} (the first: {first})")
-
-
-def _write_scores(here: Path, scored: Scored, texts: Texts, drawn: Drawn, data: LabelledData, config: str) -> None:
-    """Write the score table: a row per record of the training file, null where it was not drawn or scored."""
-    row_of = {uid: row for row, uid in enumerate(scored.uids.tolist())}
-    order = [row_of.get(uid, -1) for uid in range(data.train.total)]
-    given = {sample.uid: sample.source for sample in drawn.train}
-    tokens = dict(zip((item.uid for item in texts.train.items), texts.train.lengths(), strict=True))
-
-    def column(values: torch.Tensor) -> list[float]:
-        listed = [*values.tolist(), math.nan]  # row -1
-        return [listed[row] for row in order]
-
-    columns: dict[str, Sequence[Any]] = {
-        "uid": range(data.train.total),
-        "source": [given.get(uid, "") for uid in range(data.train.total)],
-        "tokens": [tokens.get(uid, 0) for uid in range(data.train.total)],
-        "loss": column(scored.losses),
-    }
-    columns |= {f"{s}/{t}": column(one) for (s, t), one in zip(scored.names, scored.scores, strict=True)}
-    about = {"pool": data.train.name, "pool_sha256": data.digests()["the training data"], "config": config}
-    write_table(here / SCORES, columns, {**about, "environment": runs.environment(), "details": scored.details})
 
 
 def _measure(scored: Scored, drawn: Drawn, scorers: Sequence[Scorer]) -> dict[str, Any]:
     """Measure each scorer: what it finds where wrong labels are known, and how it agrees with an exact one."""
-    values = {scorer: one.double().numpy() for (scorer, _), one in zip(scored.names, scored.scores, strict=True)}
-    keep = np.isfinite(next(iter(values.values())))
-    wrong = None if drawn.wrong is None else dict(zip((s.uid for s in drawn.train), drawn.wrong, strict=True))
-    bad = None if wrong is None else np.array([wrong[uid] for uid in scored.uids.tolist()])[keep]
+    scores = scored.scores.double().numpy()
+    keep = np.isfinite(scores[0])
+    values = {scorer: one[keep] for (scorer, _), one in zip(scored.names, scores, strict=True)}
     found: dict[str, Any] = {"detection": {}, "curves": {}, "agreement": {}}
     exact = next((scorer.name for scorer in scorers if isinstance(scorer, Exact)), None)
-    points = np.linspace(0, 1, POINTS)
-    for scorer in (one.name for one in scorers):
-        own = values[scorer][keep]
+    bad = None
+    if drawn.wrong is not None:
+        wrong = dict(zip((sample.uid for sample in drawn.train), drawn.wrong, strict=True))
+        bad = np.array([wrong[uid] for uid in scored.uids.tolist()])[keep]
+    for own in (scorer.name for scorer in scorers):
         if bad is not None and 0 < bad.sum() < len(bad):
-            found["detection"][scorer] = detection_metrics(own, bad)
-            found["curves"][scorer] = detection_rate(own, bad, points).round(6).tolist()
+            found["detection"][own] = detection_metrics(values[own], bad)
+            found["curves"][own] = detection_rate(values[own], bad, np.linspace(0, 1, POINTS)).round(6).tolist()
         if exact is not None:
-            both = agreement(own, values[exact][keep])
-            found["agreement"][scorer] = {name: None if math.isnan(value) else value for name, value in both.items()}
+            both = agreement(values[own], values[exact])
+            found["agreement"][own] = {name: None if math.isnan(value) else value for name, value in both.items()}
     return found

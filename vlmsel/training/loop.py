@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
-from vlmsel.models import checkpoint
-from vlmsel.models.losses import TokenLosses, supervised_counts
+from vlmsel.models.losses import TokenLosses
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.watch import GradientWatch
 
+MODEL = "model"  # the folder of a model within that of a run or a state
 Order = Callable[[int], Sequence[int]]  # epoch -> every position of the data set once
 
 
@@ -64,7 +64,7 @@ class PhaseTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         total = torch.zeros((), dtype=torch.long)
         for batch in batch_samples:
-            counts = supervised_counts(batch.labels, batch.attention_mask).cpu()
+            counts = self.model.supervised(batch).cpu()  # type: ignore[union-attr, operator]
             if bool((counts == 0).any()):
                 names = sample_names(batch, counts == 0)
                 raise ValueError(f"{names}: no supervised token; leave it out of the data")
@@ -80,8 +80,10 @@ class PhaseTrainer(Trainer):
         total = tokens.losses.sum()
         if not bool(torch.isfinite(total)):
             step = self.state.global_step + 1
-            raise ValueError(f"{bad_samples(inputs, tokens)}: the loss is not finite at step {step}")
-        self.watch.images |= len(inputs.image_samples) > 0
+            raise ValueError(
+                f"{bad_samples(inputs, tokens)}: the loss is not finite at step {step}; lower learning_rate"
+            )
+        self.watch.see(inputs)
         if not total.requires_grad:  # text only while just the projector trains: there is nothing to learn from it
             total = total.detach().requires_grad_()
         return total * self.args.world_size / num_items_in_batch  # processes average their gradients
@@ -90,11 +92,11 @@ class PhaseTrainer(Trainer):
         return 0  # not counted; the Trainer would look for keys in the batch
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save:  # into a folder that other processes may write to already
-            checkpoint.write_parts(self.model, Path(output_dir or self.args.output_dir))  # type: ignore[arg-type]
+        if self.args.should_save:
+            self.model.save(Path(output_dir or str(self.args.output_dir)) / MODEL)  # type: ignore[union-attr, operator]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load_trained(self.model, resume_from_checkpoint)  # type: ignore[arg-type]
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
+        self.model.load_trained(Path(resume_from_checkpoint) / MODEL)  # type: ignore[union-attr, operator]
 
 
 def autocast(precision: str, device: torch.device) -> Any:
@@ -132,8 +134,8 @@ def arguments(settings: PhaseSettings, device: torch.device, states: Path) -> Tr
         seed=settings.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=settings.save_every,
+        save_strategy="no" if settings.save_every is None else "steps",
+        save_steps=settings.save_every or 0,
         save_total_limit=1,
         report_to=[],
         disable_tqdm=True,

@@ -1,7 +1,8 @@
-"""How many steps a phase has and the learning rate at each: linear warm-up, then cosine to zero.
+"""How many steps a phase has and the learning rate at each: linear warm-up, then cosine, or a line, to zero.
 
     rate(step) = peak · step / warmup                                          while step < warmup
-               = peak · (1 + cos(pi · (step - warmup) / (steps - warmup))) / 2  afterwards
+               = peak · (1 + cos(pi · (step - warmup) / (steps - warmup))) / 2  afterwards (cosine)
+               = peak · (steps - step) / (steps - warmup)                       afterwards (linear)
 
 Hugging Face rounds the warm-up up, Prismatic down; both are here. Pure functions, standard library only.
 """
@@ -34,18 +35,15 @@ def warmup_steps(steps: int, ratio: float, rounding: str = "ceil") -> int:
     return math.ceil(steps * ratio) if rounding == "ceil" else math.floor(steps * ratio)
 
 
-def rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Return the learning rate after `step` optimiser steps as a part of its peak, between 0 and 1."""
+def rate_factor(step: int, steps: int, warmup: int, schedule: str = "cosine") -> float:
+    """Return the learning rate after `step` optimiser steps as a part of its peak, between 0 and 1.
+
+    >>> [rate_factor(step, 6, 2, "linear") for step in range(7)]
+    [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
     if step < warmup:
         return step / max(1, warmup)
+    if schedule == "linear":
+        return max(0.0, (steps - step) / max(1, steps - warmup))
     progress = (step - warmup) / max(1, steps - warmup)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def learning_rate(peak: float, step: int, steps: int, warmup: int) -> float:
-    """Return the learning rate after `step` optimiser steps.
-
-    >>> learning_rate(2e-5, 22, 5198, 156)
-    2.8205128205128207e-06
-    """
-    return peak * rate_factor(step, steps, warmup)

@@ -3,7 +3,7 @@
 A run folder holds
 
     phase.json      settings, what it began with, steps and losses; `finished` when the phase is done
-    model/          the result (`vlmsel.models.checkpoint.load` reads it)
+    model/          the result (`vlmsel.models.open.open_subject` reads it)
     checkpoints/    states to go on from, the newest only; removed at the end
 
 An interrupted run that goes on ends with the same weights as an uninterrupted one on the same machine. Until the first
@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,15 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback
 
 from vlmsel import processes
-from vlmsel.models import checkpoint
-from vlmsel.models.language import quiet_transformers, unwrap
-from vlmsel.models.vlm import VLM
+from vlmsel.models.language import quiet_transformers
+from vlmsel.models.subject import Groups, Subject
 from vlmsel.runs import read_json, write_json
-from vlmsel.training.loop import Order, PhaseTrainer, arguments
-from vlmsel.training.phases import PhaseSettings, optimizer_groups, set_trainable
+from vlmsel.training.loop import MODEL, Order, PhaseTrainer, arguments
+from vlmsel.training.phases import PhaseSettings, optimizer_groups
 from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
 from vlmsel.training.watch import Claim, GradientWatch, Progress
 
-RECORD, MODEL, STATES = "phase.json", "model", "checkpoints"
+RECORD, STATES = "phase.json", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,12 @@ class PhaseResult:
     model: Path
     steps: int
     losses: tuple[float, ...]
-    seconds: float  # of the last call; 0 when there was nothing left to do
+    seconds: float  # of the call that finished it
 
 
 def train_phase(
-    model: VLM,
+    subject: Subject,
     dataset: Dataset[Any],
-    collator: Callable[[list[Any]], Any],
     settings: PhaseSettings,
     out: str | Path,
     resume: bool = True,
@@ -61,10 +59,9 @@ def train_phase(
 ) -> PhaseResult:
     """Train a model in place and write it to `out/model`; goes on where an earlier call with the same `out` stopped.
 
-    Adapters become part of the language model's weights before the whole of it trains. `collator` makes a batch (with
-    `to(device)`) of a list of the data set's items. `order(epoch)` gives the order in which samples are taken, such as
-    one that groups like lengths; without it a permutation is drawn from the seed. `inputs` are hashes of what the run
-    begins with, by name; it goes on only from the same. `resume=False` starts anew.
+    The data set holds what the model's `collate` makes batches of. `order(epoch)` gives the order in which samples are
+    taken, such as one that groups like lengths; without it a permutation is drawn from the seed. `inputs` are hashes of
+    what the run begins with, by name; it goes on only from the same. `resume=False` starts anew.
 
     Raises:
         ValueError: settings, model and data do not fit; `out` holds a run with other settings or inputs; a part gets no
@@ -75,25 +72,25 @@ def train_phase(
     record = {"settings": settings.identity(), "samples": count, "inputs": dict(inputs or {})}
     if main and not resume:
         forget(out)
-    if "lm" in settings.train and model.vlm_config.lora is not None:
-        model.merge_lora()
+    groups = subject.trained(settings.train)
     finished = earlier_result(out, record)
     if finished is not None:
-        checkpoint.load_trained(model, finished.model)
+        subject.load_trained(finished.model)
         return finished
     if "projector" not in settings.train:
-        model.require_ready()
+        subject.require_ready()
     start = time.perf_counter()
     claim = Claim(out / RECORD, {**record, "finished": False})
     try:
-        losses = run(model, dataset, collator, settings, order, claim)
+        losses = run(subject, groups, dataset, settings, order, claim)
     finally:
         if main and newest_state(out / STATES) is None:
             forget(out)
     result = PhaseResult(out / MODEL, len(losses), tuple(losses), time.perf_counter() - start)
     if main:
-        checkpoint.save(model, result.model)
-        write_json(out / RECORD, {**record, "finished": True, "steps": result.steps, "losses": losses})
+        subject.save(result.model)
+        ended = {"finished": True, "steps": result.steps, "seconds": result.seconds, "losses": losses}
+        write_json(out / RECORD, {**record, **ended})
         shutil.rmtree(out / STATES, ignore_errors=True)
     return result
 
@@ -128,31 +125,33 @@ def earlier_result(out: Path, record: dict[str, Any]) -> PhaseResult | None:
         )
     if not earlier["finished"]:
         return None
-    return PhaseResult(out / MODEL, earlier["steps"], tuple(earlier["losses"]), 0.0)
+    return PhaseResult(out / MODEL, earlier["steps"], tuple(earlier["losses"]), earlier.get("seconds", 0.0))
 
 
 def run(
-    model: VLM, dataset: Any, collator: Any, settings: PhaseSettings, order: Order | None, claim: Claim
+    subject: Any, groups: Groups, dataset: Any, settings: PhaseSettings, order: Order | None, claim: Claim
 ) -> list[float]:
     """Train from the newest complete state beside the claim, or from the start, and return the loss of every step."""
     states = claim.path.parent / STATES
     newest = clean(states)
-    groups = set_trainable(model, settings.train)
     steps = total_steps(len(dataset), settings.batch_size, settings.epochs, settings.max_steps)
     warmup = warmup_steps(steps, settings.warmup_ratio, settings.warmup_rounding)
-    watch = GradientWatch(model, {name: list(group.values()) for name, group in groups.items()})
+    watch = GradientWatch(subject, groups)
     progress = Progress(settings.train)
-    with kept_random_state(model.device), quiet_transformers(), checkpointed(model, settings.gradient_checkpointing):
+    checkpointing = checkpointed(subject.backbone, settings.gradient_checkpointing)
+    with kept_random_state(subject.device), quiet_transformers(), checkpointing:
         optimizer = torch.optim.AdamW(optimizer_groups(groups, settings), betas=(0.9, 0.999), eps=1e-8)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_factor(step, steps, warmup, settings.schedule)
+        )
         trainer = PhaseTrainer(
             settings,
             order,
             watch,
-            model=model,
-            args=arguments(settings, model.device, states),
+            model=subject,
+            args=arguments(settings, subject.device, states),
             train_dataset=dataset,
-            data_collator=collator,
+            data_collator=subject.collate,
             optimizers=(optimizer, schedule),
             callbacks=[watch, progress, claim],
         )
@@ -163,7 +162,8 @@ def run(
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         finally:
             progress.close()
-            model.eval()
+            subject.zero_grad(set_to_none=True)
+            subject.eval()
     assert trainer.state.global_step == steps, (trainer.state.global_step, steps)
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -212,9 +212,8 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def checkpointed(model: VLM, on: bool) -> Iterator[None]:
-    """Recompute activations of the language model within the block, not reentrantly: frozen inputs stop nothing."""
-    base = unwrap(model.language_model)
+def checkpointed(base: Any, on: bool) -> Iterator[None]:
+    """Recompute a transformers model's activations within the block, not reentrantly: frozen inputs stop nothing."""
     if not on:
         yield
         return

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from vlmsel.models.vlm import VLM
+from vlmsel.models.subject import Groups, Subject
 from vlmsel.runs import write_json
 
 
@@ -54,20 +53,27 @@ class Claim(TrainerCallback):
 class GradientWatch(TrainerCallback):
     """Refuses a run in which a part never gets a gradient; otherwise it would end normally with that part unchanged.
 
-    Each group is checked at its first optimiser step; the projector at the first step that has an image.
+    Each group is checked at its first optimiser step; a module whose rows are not samples (the projector) at the first
+    step that has a row for it.
     """
 
-    def __init__(self, model: VLM, groups: dict[str, list[nn.Parameter]]) -> None:
-        self.model = model
+    def __init__(self, subject: Subject, groups: Groups) -> None:
+        self.subject = subject
         self.trained = tuple(groups)
-        self.pending = dict(groups)
-        self.images = False
+        self.pending = {name: list(group.values()) for name, group in groups.items()}
+        self.reached: dict[str, bool] = {}
+
+    def see(self, batch: Any) -> None:
+        """Take note of which modules a batch has rows for."""
+        if self.pending:
+            for name, owners in self.subject.row_samples(batch).items():
+                self.reached[name] = self.reached.get(name, False) or len(owners) > 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for name, parameters in list(self.pending.items()):
-            if name == "projector" and not self.images:
+            if not self.reached.get(name, True):
                 continue
-            if not any(has_gradient(parameter.grad) for parameter in parameters):
+            if not any(p.grad is not None and bool(p.grad.any()) for p in parameters):
                 raise ValueError(
                     f"no gradient reaches the {name} in its first step, so that it would stay as it is; check that "
                     f"nothing between it and the loss is cut off, and that supervised tokens follow the images"
@@ -75,10 +81,4 @@ class GradientWatch(TrainerCallback):
             del self.pending[name]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        done = [name for name in self.trained if name not in self.pending]
-        self.model.mark_trained(projector="projector" in done, language="language model" in done)
-
-
-def has_gradient(gradient: Tensor | None) -> bool:
-    """Tell whether a gradient is there and not zero everywhere."""
-    return gradient is not None and bool(gradient.any())
+        self.subject.mark_trained([name for name in self.trained if name not in self.pending])

@@ -1,6 +1,7 @@
 """Engines of every kind on random checkpoints: batches against questions alone, and against loops without a cache."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,19 +21,22 @@ from tiny_huggingface import (
 from tiny_models import tiny_clip, tiny_language
 
 from vlmsel import cli
-from vlmsel.commands.inputs import open_engine
 from vlmsel.data.templates import CURIOUS
 from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 from vlmsel.evaluation.engines.base import Ask, first_ids
 from vlmsel.evaluation.engines.classifier import ClassifierEngine
 from vlmsel.evaluation.engines.image_text import ImageTextEngine, put_images
 from vlmsel.evaluation.engines.likelihood import LanguageEngine
+from vlmsel.evaluation.engines.open import ENGINES, engine_of
 from vlmsel.evaluation.engines.vlm import VLMEngine
 from vlmsel.evaluation.harness import read_lines
 from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models.assembly import assemble
+from vlmsel.models.classifier import Classifier
 from vlmsel.models.config import VLMConfig
+from vlmsel.models.open import open_subject
+from vlmsel.models.subject import OnlyEvaluated
 from vlmsel.models.vision import VisionTower
 
 BOS, EOS, PAD, IMAGE = 256, 257, 258, 259
@@ -56,6 +60,10 @@ def asks(tmp_path_factory):
         pixels = random.integers(0, 256, (20 + 3 * i, 40 - 5 * i, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     return [Ask(str(i), prompt, folder, f"{i}.png") for i, prompt in enumerate(PROMPTS)]
+
+
+def open_engine(folder, template=None):
+    return engine_of(open_subject(str(folder), "cpu", template=template), template, str(folder))
 
 
 def llava_engine(way, dtype=torch.float64, words=WORDS, **text):
@@ -105,7 +113,7 @@ def test_llava_answers_as_a_loop_without_cache_padding_and_batches(asks, way):
 
 @pytest.mark.parametrize("template", [None, "vicuna_v1", "pure"])
 def test_a_llava_folder_answers_alike_in_batches_of_any_size(asks, tmp_path, template):
-    engine = open_engine(str(save_llava(tmp_path / "llava", CHAT)), "cpu", template=template)
+    engine = open_engine(save_llava(tmp_path / "llava", CHAT), template)
     assert isinstance(engine, ImageTextEngine)
     found = [in_batches(engine, asks, size, lambda batch: engine.generate(batch, 8)) for size in (1, 2, 5)]
     assert found[0] == found[1] == found[2] and len(set(found[0])) > 1
@@ -320,7 +328,7 @@ def naive_likelihood(model, tokenizer, context, continuation):
 
 
 def test_a_language_model_folder_scores_text(tmp_path):
-    engine = open_engine(str(save_language(tmp_path / "llama")), "cpu")
+    engine = open_engine(save_language(tmp_path / "llama"))
     assert type(engine) is LanguageEngine
     wanted = [naive_likelihood(tiny_language(), engine.tokenizer, *pair) for pair in PAIRS]
     assert engine.loglikelihoods(PAIRS) == pytest.approx(wanted, rel=1e-5) and engine.cut == 0
@@ -353,19 +361,19 @@ TEXTS = {
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 @pytest.mark.parametrize("sentences", [1, 2])
 def test_a_classifier_folder_sorts_a_batch_as_each_text_alone(tmp_path, kind, sentences):
-    engine = open_engine(str(save_classifier(tmp_path / kind, kind)), "cpu")
+    engine = open_engine(save_classifier(tmp_path / kind, kind))
     assert isinstance(engine, ClassifierEngine)
     texts = TEXTS[sentences]
     for text, scores in zip(texts, engine.classify(texts), strict=True):
         with torch.no_grad():
-            logits = tiny_classifier(kind)(**engine.tokenizer(*text, return_tensors="pt")).logits[0]
+            logits = tiny_classifier(kind)(**engine.subject.tokenizer(*text, return_tensors="pt")).logits[0]
         assert scores == pytest.approx(logits.tolist(), abs=1e-5)
     assert engine.cut == 0 and engine.about == {"classes": ["LABEL_0", "LABEL_1"], "classes_by": "position"}
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_texts_longer_than_a_classifier_takes_are_cut_and_counted(tmp_path, kind):
-    engine = open_engine(str(save_classifier(tmp_path / kind, kind)), "cpu")
+    engine = open_engine(save_classifier(tmp_path / kind, kind))
     kept = {"bert": 38, "roberta": 38, "llama": 39}[kind]  # and BOS, and the mark behind it but for Llama
     found = engine.classify([["x" * kept + "yz"], ["x" * kept], ["xy"]])
     assert found[0] == pytest.approx(found[1], abs=1e-6) and engine.cut == 1
@@ -374,15 +382,16 @@ def test_texts_longer_than_a_classifier_takes_are_cut_and_counted(tmp_path, kind
 
 
 def test_a_tokenizers_own_limit_counts_too():
-    engine = ClassifierEngine(tiny_classifier("bert"), byte_tokenizer(pair=True, model_max_length=10))
+    tokenizer = byte_tokenizer(pair=True, model_max_length=10)
+    engine = ClassifierEngine(Classifier(tiny_classifier("bert"), tokenizer, ("a", "b")))
     engine.classify([["x" * 9], ["x" * 8]])
-    assert engine.limit == 10 and engine.cut == 1
+    assert engine.subject.limit == 10 and engine.cut == 1
 
 
 def test_classes_with_glues_names_are_put_in_glues_order(tmp_path):
     names = {0: "not_entailment", 1: "entailment"}
-    swapped = open_engine(str(save_classifier(tmp_path / "swapped", names=names)), "cpu")
-    plain = open_engine(str(save_classifier(tmp_path / "plain", names={0: "Entailment", 1: "not-entailment"})), "cpu")
+    swapped = open_engine(save_classifier(tmp_path / "swapped", names=names))
+    plain = open_engine(save_classifier(tmp_path / "plain", names={0: "Entailment", 1: "not-entailment"}))
     pairs = TEXTS[2]
     assert swapped.classify(pairs) == [scores[::-1] for scores in plain.classify(pairs)]
     assert swapped.about == {"classes": ["entailment", "not_entailment"], "classes_by": "name"}
@@ -391,7 +400,35 @@ def test_classes_with_glues_names_are_put_in_glues_order(tmp_path):
 
 def test_a_classifier_of_three_classes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has 3 classes, GLUE's tasks have 2"):
-        open_engine(str(save_classifier(tmp_path / "three", classes=3)), "cpu")
+        open_engine(save_classifier(tmp_path / "three", classes=3))
+
+
+# Of another make
+
+
+class Stone(OnlyEvaluated):
+    """A subject of a make that the package does not know."""
+
+    module = backbone = torch.nn.Linear(1, 1)
+
+
+def test_another_make_is_one_entry_of_the_table(monkeypatch):
+    with pytest.raises(ValueError, match="^pebble: no engine asks a Stone; add one to ENGINES"):
+        engine_of(Stone(), name="pebble")
+    monkeypatch.setitem(ENGINES, Stone, lambda subject, template, name: (subject, template, name))
+
+    class Pebble(Stone):
+        pass
+
+    subject = Pebble()
+    assert engine_of(subject, "pure", "pebble") == (subject, "pure", "pebble")
+
+
+def test_a_subject_that_is_not_ready_is_not_asked():
+    model = own_model("pure")
+    model.vlm_config = replace(model.vlm_config, projector_trained=False)
+    with pytest.raises(ValueError, match="the projector of mine was never trained"):
+        engine_of(model, name="mine")
 
 
 # Through the command line

@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlmsel.evaluation.engines.likelihood import encode_pairs, joint_ids, loglikelihoods, max_positions, windows
+from vlmsel.evaluation.engines.likelihood import encode_pairs, joint_ids, loglikelihoods, windows
 from vlmsel.models.config import LoraSpec
-from vlmsel.models.language import decoder_and_head, load_tokenizer
+from vlmsel.models.language import decoder_and_head, load_tokenizer, max_positions
 from vlmsel.models.lora import attach_lora, merge_lora
 
 PAIRS = [

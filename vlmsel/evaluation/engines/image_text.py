@@ -21,9 +21,9 @@ from vlmsel.data.images import load_image
 from vlmsel.data.sample import Turn
 from vlmsel.data.templates import IMAGE, find_template
 from vlmsel.evaluation.engines.base import Ask, Spellings, first_ids, within, word_scores
-from vlmsel.evaluation.engines.likelihood import LanguageEngine, set_padding
+from vlmsel.evaluation.engines.likelihood import LanguageEngine
 from vlmsel.models.generation import evaluating, replaced_settings
-from vlmsel.models.language import pad_id
+from vlmsel.models.language import pad_id, set_padding
 
 # What processors return with one value per token; token types are 0 for text.
 BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

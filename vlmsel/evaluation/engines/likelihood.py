@@ -22,13 +22,9 @@ from torch import Tensor
 from vlmsel.data.batches import length_batches
 from vlmsel.evaluation.engines.base import Engine
 from vlmsel.models.generation import evaluating
-from vlmsel.models.language import check_head, pad_id, unwrap
+from vlmsel.models.language import POSITIONS, check_head, max_positions, pad_id, unwrap
 from vlmsel.models.losses import token_losses
 from vlmsel.models.splice import IGNORE
-
-# What different architectures call the number of positions in their configuration.
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-UNLIMITED = 10**9  # transformers' tokenizers say 1e30 where they know no limit
 
 
 @dataclass(frozen=True)
@@ -61,26 +57,6 @@ class LanguageEngine(Engine):
         found = loglikelihoods(self.model, self.tokenizer, pairs)
         self.cut += sum(one.truncated for one in found)
         return [one.value for one in found]
-
-
-def set_padding(tokenizer: Any) -> None:
-    """Give a tokenizer without a padding token one to pad with; masks are made from lengths."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
-
-
-def max_positions(model: Any, tokenizer: Any) -> int:
-    """Return how many tokens a model reads at once: its configuration's word, else the tokenizer's.
-
-    Raises:
-        ValueError: neither says.
-    """
-    config = unwrap(model).config.get_text_config()
-    known = [getattr(config, name, None) for name in POSITIONS] + [tokenizer.model_max_length]
-    limit = next((int(value) for value in known if isinstance(value, int | float) and 0 < value < UNLIMITED), None)
-    if limit is None:
-        raise ValueError(f"neither {type(unwrap(model)).__name__} nor its tokenizer has a limit; set max_length")
-    return limit
 
 
 def token_ids(tokenizer: Any, text: str, special: bool = True) -> list[int]:

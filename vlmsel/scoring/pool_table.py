@@ -1,0 +1,51 @@
+"""The score table of a pool that was scored: one row per record of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmsel import runs
+from vlmsel.data.dataset import SampleDataset
+from vlmsel.gradients.store.records import Records
+from vlmsel.scoring.pool_pass import Scored
+from vlmsel.scoring.table import write_table
+
+
+def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapping[str, Any]) -> None:
+    """Write the scores of a pool: one row per record of its file, with nulls for a sample without a score.
+
+    Args:
+        path: the parquet file.
+        records: all records of the pool.
+        scored: the scores of those that could be read.
+        about: what the table was made from: `pool` and `pool_sha256` at least, JSON-able.
+    """
+    uids = scored.uids.numpy()
+
+    def column(values: Any) -> np.ndarray:
+        whole = np.full(len(records), np.nan)
+        whole[uids] = values.numpy()
+        return whole
+
+    columns: dict[str, Any] = {"uid": np.arange(len(records)), "source": records.sources, "tokens": records.tokens}
+    columns["loss"] = column(scored.losses)
+    columns |= {f"{s}/{t}": column(one) for (s, t), one in zip(scored.names, scored.scores, strict=True)}
+    write_table(path, columns, {**about, "environment": runs.environment(), "details": scored.details})
+
+
+def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:
+    """Return what the table says of a file's records beside their scores.
+
+    Args:
+        data: the samples that could be read.
+        problems: why records cannot be used, by uid.
+        total: how many records there are.
+    """
+    sources, tokens = [""] * total, [0] * total
+    for sample, length in zip(data.samples, data.lengths(), strict=True):
+        sources[sample.uid], tokens[sample.uid] = sample.source, length
+    return Records(sources, tokens, problems)

@@ -1,0 +1,51 @@
+"""Train a model on a file of samples: its data read and reported, then one phase in a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import Subset
+
+from vlmsel import processes
+from vlmsel.data.batches import modality_length_order
+from vlmsel.data.dataset import Reading
+from vlmsel.models.pool import open_pool
+from vlmsel.models.subject import Subject
+from vlmsel.training.loop import Order
+from vlmsel.training.phases import PhaseSettings
+from vlmsel.training.trainer import PhaseResult, train_phase
+
+
+def train_on(
+    subject: Subject, data: str | Path, reading: Reading, settings: PhaseSettings, out: str | Path, group: bool = False
+) -> PhaseResult:
+    """Train a model in place on the usable samples of `data`, leave the result in `out/model` and say so in one line.
+
+    With `group`, a batch holds samples of like kind and length, as in LLaVA-1.5.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `open_pool` and `train_phase`.
+    """
+    pool = open_pool(subject, data, reading)
+    samples, usable = pool.samples, pool.samples.usable()
+    if processes.is_main():
+        pool.report(Path(out) / "skipped.json")
+    order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
+    inputs = {"the data": pool.sha256, "the model": subject.digest(), "what the loss is taken on": reading.loss_on}
+    result = train_phase(subject, Subset(samples, usable), settings, out, order=order, inputs=inputs)
+    tail = result.losses[-max(1, len(result.losses) // 10) :]
+    if processes.is_main():
+        end = f"final loss {sum(tail) / len(tail):.3f}; model: {result.model}"
+        print(f"{result.steps} steps on {len(usable)} samples, {end}")
+    return result
+
+
+def _grouped(signed_lengths: list[int], settings: PhaseSettings) -> Order:
+    """Give the order that puts samples of like kind and length into one batch, anew in every epoch."""
+
+    def order(epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+        return modality_length_order(signed_lengths, settings.batch_size, 1, generator)
+
+    return order
