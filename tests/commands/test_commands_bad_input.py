@@ -113,7 +113,7 @@ BAD_SCORES = {
     "image folder": ({"images": "{folder}/none"}, "{folder}/none: no such image folder; give the one that"),
     "missing pool": ({"pool": "{folder}/none.json"}, "{folder}/none.json: no such file"),
     "broken JSON": ({"pool": "{folder}/broken.json"}, "{folder}/broken.json: not a JSON file"),
-    "no list": ({"pool": "{folder}/object.json"}, "{folder}/object.json: expected a list of conversations"),
+    "no list": ({"pool": "{folder}/object.json"}, "{folder}/object.json: expected a list of records, got an object"),
     "empty pool": ({"pool": "{folder}/empty.json"}, "{folder}/empty.json: no usable sample: the list is empty"),
     "empty target": ({"targets.gqa": "{folder}/empty.json"}, "target gqa: {folder}/empty.json: no usable sample"),
     "missing target": ({"targets.pope": "{folder}/none.json"}, "target pope: {folder}/none.json: no such file"),
@@ -154,10 +154,22 @@ def test_a_refused_command_does_not_claim_its_folder(world, aligned, folder, tmp
 def test_no_target_at_all(world, aligned, folder, tmp_path, capsys):
     arguments = options(world, aligned, folder, tmp_path / "run")
     at = arguments.index("--targets.gqa")
-    line = refused(arguments[:at] + arguments[at + 2 :], capsys)
-    assert line.startswith("error: --targets missing; score needs --model")
-    line = refused([*arguments[:at], *arguments[at + 2 :], "--targets", "{}"], capsys)
-    assert "no target set; give at least one, such as --targets.vqav2 FILE" in line
+    for more in ([], ["--targets", "{}"]):
+        line = refused([*arguments[:at], *arguments[at + 2 :], *more], capsys)
+        assert line == "error: no target set; give at least one, such as --targets.vqav2 FILE"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lacking", [["model"], ["pool"], ["model", "pool"]])
+def test_a_file_that_is_missing_is_asked_for(lacking, world, aligned, folder, tmp_path, capsys):
+    arguments = options(world, aligned, folder, tmp_path / "run")
+    for name in lacking:
+        at = arguments.index(f"--{name}")
+        del arguments[at : at + 2]
+    line = refused(arguments, capsys)
+    expected = f"error: the following arguments are required: {', '.join(lacking)}; "
+    assert line == f"{expected}`vlmsel score --help` lists the options"
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unusable_target_sample_is_reported_and_the_others_count(world, aligned, folder, tmp_path):

@@ -7,13 +7,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import sample_losses
+from score_words import listed, table, words
+from score_words import refused as refused_words
 
 from vlmsel import cli, runs
-from vlmsel.commands import score as score_command
-from vlmsel.commands import score_checkpoints
-from vlmsel.scoring.score_pass import Objective
-from vlmsel.scoring.table import read_table
+from vlmsel.data.dataset import Reading
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
+from vlmsel.models.vlm import VLM
+from vlmsel.scorers import TracIn
+from vlmsel.scoring.batches import Batching
+from vlmsel.scoring.checkpoints import Checkpoints
+from vlmsel.scoring.passes import Passes
+from vlmsel.scoring.pool_pass import Share
 
 SCORERS = "[TracIn,Random]"
 COSINE = "[TracIn,TracIn(cosine=True,name='TracIn.cosine')]"
@@ -37,11 +43,7 @@ def move(place, by):
     save_file({name: by * tensor for name, tensor in state.items()}, place / "projector.safetensors", {"format": "pt"})
 
 
-def listed(values):
-    return "[" + ", ".join(map(str, values)) + "]"
-
-
-def score(world, model, out, checkpoints=None, rates=None, **more):
+def score_words(world, model, out, checkpoints=None, rates=None, **more):
     given = {
         "model": model,
         "pool": f"{world}/pool.json",
@@ -56,19 +58,15 @@ def score(world, model, out, checkpoints=None, rates=None, **more):
         **({} if rates is None else {"checkpoint_lrs": listed(rates)}),
         **more,
     }
-    return cli.main(["score", *(word for name, value in given.items() for word in (f"--{name}", str(value)))])
+    return words("score", given)
 
 
-def table(out):
-    return read_table(out / "scores.parquet")[0]
+def score(*given, **more):
+    return cli.main(score_words(*given, **more))
 
 
 def refused(capsys, *given, **more):
-    capsys.readouterr()
-    assert score(*given, **more) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.rstrip().endswith(("image]", "sample]"))]
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
+    return refused_words(score_words(*given, **more), capsys)
 
 
 def test_columns_are_weighted_sums_of_runs_at_each_checkpoint(world, trained, tmp_path):
@@ -96,16 +94,16 @@ def test_one_checkpoint_with_rate_one_is_the_model_s_own_column(world, trained, 
 def test_a_run_killed_between_checkpoints_goes_on(world, trained, tmp_path, monkeypatch):
     given = world, trained[0]
     assert score(*given, tmp_path / "whole", trained, [1, 2, 3]) == 0
-    real, seen = score_checkpoints.score_checkpoint, []
+    real, seen = VLM.load_trained, []
 
-    def killed_at_the_third(*arguments):
-        seen.append(arguments[4].name)
-        if seen == ["1", "2", "3"]:
+    def killed_at_the_third(model, folder):
+        seen.append(folder)
+        if len(seen) == 3:
             raise KeyboardInterrupt
-        return real(*arguments)
+        real(model, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(score_checkpoints, "score_checkpoint", killed_at_the_third)
+        patch.setattr(VLM, "load_trained", killed_at_the_third)
         assert score(*given, tmp_path / "run", trained, [1, 2, 3]) == 130
     parts = sorted((tmp_path / "run/checkpoints").glob("*/parts/*"))
     before = [part.stat().st_mtime_ns for part in parts]
@@ -115,8 +113,8 @@ def test_a_run_killed_between_checkpoints_goes_on(world, trained, tmp_path, monk
     assert table(tmp_path / "run") == table(tmp_path / "whole")
 
 
-def test_shards_and_their_checkpoints_make_one_table(world, trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("vlmsel.scoring.pool_pass.CHUNK", 1)
+def test_shards_and_their_checkpoints_make_one_table(world, trained, tmp_path, capsys):
+    """A pool of one chunk is the first shard's alone; the other finds the table lacking, and later whole."""
     given = world, trained[0]
     assert score(*given, tmp_path / "a", trained[1:], [1, 2], shard="2/2") == 0
     assert "shard 2/2 is done" in capsys.readouterr().out and not (tmp_path / "a/scores.parquet").exists()
@@ -125,20 +123,42 @@ def test_shards_and_their_checkpoints_make_one_table(world, trained, tmp_path, m
     assert table(tmp_path / "a") == table(tmp_path / "b")
 
 
+def test_jobs_share_the_chunks_of_every_checkpoint(world, trained, tmp_path):
+    """As the test before with many chunks, which the command would have for a pool of thousands."""
+    model, reading = open_subject(trained[0], "cpu"), Reading(world / "images")
+    pool, goal = (open_pool(model, world / name, reading).samples for name in ("pool.json", "targets/gqa.json"))
+
+    def score_share(out, share):
+        model.load_trained(f"{trained[0]}/model")
+        checkpoints = Checkpoints.open(model, trained[1:], [1.0, 2.0], [TracIn()])
+        passes = Passes.of(model, model.blocks("projector"), pool, {"gqa": goal}, Batching(max_samples=4))
+        return passes.score([TracIn()], out, share, checkpoints=checkpoints)
+
+    assert score_share(tmp_path / "a", Share(1, 2, 1)) is None
+    parts = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("parts/*"))
+    assert [str(part) for part in parts] == [
+        f"{place}parts/00000001.safetensors" for place in ("checkpoints/1/", "checkpoints/2/", "")
+    ]
+    found, expected = score_share(tmp_path / "a", Share(0, 2, 1)), score_share(tmp_path / "b", Share())
+    assert found.names == expected.names == (("TracIn", "gqa"), ("TracIn.CP", "gqa"))
+    assert torch.equal(found.uids, expected.uids) and torch.equal(found.scores, expected.scores)
+
+
 def test_a_sample_that_is_not_finite_at_one_checkpoint_has_no_sum(world, trained, tmp_path, monkeypatch, capsys):
     aligned, one, two = trained
     weight = load_file(f"{two}/projector.safetensors")["0.weight"]
 
-    def losses(model, batch):
-        values = sample_losses(model, batch)
-        moved = torch.equal(model.projector[0].weight, weight)
-        return values + torch.where((batch.uids == 5) & moved, float("nan"), 0.0)
+    plain = VLM.losses
 
-    monkeypatch.setattr(score_command, "OBJECTIVE", Objective(losses, score_command.OBJECTIVE.rows))
+    def losses(model, batch):
+        moved = torch.equal(model.projector[0].weight, weight)
+        return plain(model, batch) + torch.where((batch.uids == 5) & moved, float("nan"), 0.0)
+
+    monkeypatch.setattr(VLM, "losses", losses)
     assert score(world, aligned, tmp_path / "run", [one, two], [1, 1]) == 0
     reported = runs.read_json(tmp_path / "run/checkpoints/not_finite.json")
     assert reported == [{"uid": 5, "reason": f"checkpoint {two}: the loss is not finite"}]
-    assert "pool.json: 1 of 12 samples have no sum over the checkpoints (.CP), listed in" in capsys.readouterr().out
+    assert "the sum over the checkpoints (.CP): 1 of 12 samples left out, listed in" in capsys.readouterr().out
     found = pq.read_table(tmp_path / "run/scores.parquet")
     assert found["TracIn/gqa"].null_count == 0 and found["TracIn.CP/gqa"].null_count == 1
     assert found["TracIn.CP/gqa"].to_pylist()[5] is None

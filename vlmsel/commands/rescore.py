@@ -45,6 +45,7 @@ def rescore(
     kept = pool.store.about
     about = {name: kept[name] for name in ("pool", "pool_sha256")} | {"config": config}
     path = folder / "scores.parquet"
-    write_scores(path, pool.records, scored, {**about, "store": {**kept, "folder": store}})
+    origin = {**kept, "folder": store, "dtype": pool.store.settings.dtype}
+    write_scores(path, pool.records, scored, {**about, "store": origin})
     count = len(scored.uids) - len(pool.lacking)
     print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
