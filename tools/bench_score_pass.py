@@ -20,7 +20,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,31 +28,51 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from vlmsel.commands.inputs import open_data, open_model, pad_id
 
 from vlmsel.data.batches import Batch, Collator, Item, length_batches
+from vlmsel.data.dataset import Reading
 from vlmsel.data.world.files import WorldSizes, write_world
-from vlmsel.gradients import Block, select_blocks
-from vlmsel.models.config import ALL_LINEAR, LoraSpec
-from vlmsel.models.lora import attach_lora
-from vlmsel.models.losses import row_samples, sample_losses
-from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
+from vlmsel.gradients import Block
+from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
+from vlmsel.models.subject import Subject
+from vlmsel.models.vlm import VLM
+from vlmsel.scorers import BlockTargets, DataInf, HyperINF, LiSSA, TracIn
+from vlmsel.scoring.curvature import take_in
 from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.score_pass import Bad, Objective, backward, curvature_pass, scoring
+from vlmsel.scoring.score_pass import ScoreReducer
+from vlmsel.scoring.solve import start_statistics
+from vlmsel.scoring.source import ModelSource
 
-OBJECTIVE = Objective(sample_losses, row_samples)
 SCORERS = (HyperINF(), DataInf(), LiSSA(batch="stream"), TracIn())
 TARGETS = 4
+
+
+@dataclass(frozen=True)
+class Made:
+    """Batches that are made already, as a plan of batches."""
+
+    made: Sequence[Any]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples per batch."""
+        return [len(batch.uids) for batch in self.made]
+
+    def batches(self, numbers: Iterable[int]) -> Iterator[Any]:
+        """Give the batches of these numbers."""
+        return (self.made[number] for number in numbers)
 
 
 @dataclass(frozen=True)
 class Setting:
     """A model with its blocks and batches, and the preconditioned targets of the score pass."""
 
-    model: nn.Module
+    model: Subject
     blocks: Sequence[Block]
     batches: Sequence[Any]
-    directions: dict[str, torch.Tensor]
+    stacks: dict[str, torch.Tensor]
     tenth: Sequence[Any]  # batches of every tenth sample
 
     @property
@@ -60,8 +80,12 @@ class Setting:
         """Samples of a pass."""
         return sum(len(batch.uids) for batch in self.batches)
 
+    def source(self, batches: Sequence[Any]) -> ModelSource:
+        """Return what runs batches."""
+        return ModelSource(self.model, self.blocks, Made(batches), Budget())
 
-def directions(blocks: Sequence[Block], device: torch.device) -> dict[str, torch.Tensor]:
+
+def preconditioned(blocks: Sequence[Block], device: torch.device) -> dict[str, torch.Tensor]:
     """Draw preconditioned targets for all scorers and targets."""
     generator = torch.Generator(device).manual_seed(0)
     columns = len(SCORERS) * TARGETS
@@ -71,15 +95,14 @@ def directions(blocks: Sequence[Block], device: torch.device) -> dict[str, torch
 def tiny_setting(samples: int, batch_tokens: int, device: str, folder: Path) -> Setting:
     """The tiny VLM on samples of a world's pool."""
     write_world(folder, WorldSizes(0, samples, 0, 0))
-    model = open_model("tiny", device)
-    data = open_data(model, folder / "pool.json", folder / "images", 2048).samples
-    groups = length_batches(data.lengths(), max_tokens=batch_tokens)
-    collate, some = Collator(pad_id(model)), list(range(0, samples, 10))
-    batches = [collate([data[i] for i in group]).to(model.device) for group in groups]
+    model = open_subject("tiny", device)
+    data = open_pool(model, folder / "pool.json", Reading(folder / "images")).samples
+    groups, some = length_batches(data.lengths(), max_tokens=batch_tokens), list(range(0, samples, 10))
+    batches = [model.collate([data[i] for i in group]).to(model.device) for group in groups]
     parts = length_batches([data.lengths()[i] for i in some], max_tokens=batch_tokens)
-    tenth = [collate([data[some[i]] for i in group]).to(model.device) for group in parts]
-    blocks = select_blocks(model, "projector+lora")
-    return Setting(model.eval(), blocks, batches, directions(blocks, model.device), tenth)
+    tenth = [model.collate([data[some[i]] for i in group]).to(model.device) for group in parts]
+    blocks = model.blocks()
+    return Setting(model, blocks, batches, preconditioned(blocks, model.device), tenth)
 
 
 def random_batches(samples: int, batch_tokens: int, device: str, step: int = 1) -> list[Batch]:
@@ -95,10 +118,10 @@ def random_batches(samples: int, batch_tokens: int, device: str, step: int = 1) 
     return [collate([items[i] for i in group]).to(device) for group in length_batches(lengths, max_tokens=batch_tokens)]
 
 
-def llama(layers: int, width: int) -> LlamaForCausalLM:
-    """A random Llama with four heads and a vocabulary of 1,000."""
+def llama(layers: int, width: int) -> VLM:
+    """A random Llama with four heads and a vocabulary of 1,000, as a text model."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(
+    language = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=1000,
             hidden_size=width,
@@ -108,60 +131,58 @@ def llama(layers: int, width: int) -> LlamaForCausalLM:
             max_position_embeddings=512,
         )
     )
+    return VLM(VLMConfig(None, "random", template="text"), None, nn.Sequential(), language.requires_grad_(False))
 
 
 def text_setting(kind: str, samples: int, batch_tokens: int, device: str) -> Setting:
     """A Llama with LoRA, or a deep one of which the last block counts."""
-    model: Any = llama(4, 256) if kind == "llama" else llama(16, 128)
+    model = llama(4, 256) if kind == "llama" else llama(16, 128)
     if kind == "llama":
-        model = attach_lora(model.requires_grad_(False), LoraSpec(r=16, alpha=32, targets=ALL_LINEAR))
+        model.attach_lora(LoraSpec(r=16, alpha=32, targets=ALL_LINEAR))
     model = model.to(device).eval()
-    blocks = select_blocks(model, "lora" if kind == "llama" else "last-block")
+    blocks = model.blocks()
     batches, tenth = random_batches(samples, batch_tokens, device), random_batches(samples, batch_tokens, device, 10)
-    return Setting(model, blocks, batches, directions(blocks, torch.device(device)), tenth)
+    return Setting(model, blocks, batches, preconditioned(blocks, torch.device(device)), tenth)
 
 
 def plain(setting: Setting) -> None:
     """A forward and backward with gradients for the selected parameters."""
     chosen = {block.name for block in setting.blocks}
-    trained = [parameter for name, parameter in setting.model.named_parameters() if name in chosen]
-    setting.model.requires_grad_(False)
+    trained = [parameter for name, parameter in setting.model.module.named_parameters() if name in chosen]
+    setting.model.module.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     for batch in setting.batches:
-        sample_losses(setting.model, batch).sum().backward()
+        setting.model.losses(batch).sum().backward()
         for parameter in trained:
             parameter.grad = None
-    setting.model.requires_grad_(False)
+    setting.model.module.requires_grad_(False)
 
 
 def forward(setting: Setting) -> None:
     """A forward without anything kept."""
     with torch.no_grad():
         for batch in setting.batches:
-            sample_losses(setting.model, batch)
+            setting.model.losses(batch)
 
 
 def score(setting: Setting) -> None:
     """The score pass."""
-    with scoring(setting.model, OBJECTIVE, setting.blocks, setting.directions, Budget()) as one:
-        for batch in setting.batches:
-            for _ in one(batch):
+    with setting.source(setting.batches).passing(ScoreReducer(setting.stacks)) as read:
+        for pieces in read(range(len(setting.batches))):
+            for _ in pieces:
                 pass
 
 
 def both(setting: Setting) -> None:
     """The curvature pass over a tenth of the batches, and the score pass."""
-    targets = {name: stack[:TARGETS] for name, stack in setting.directions.items()}
-    accumulators = {
-        (scorer.name, block.name): scorer.accumulator(targets[block.name], 1.0)
-        for scorer in SCORERS
-        for block in setting.blocks
-    }
-    part = setting.tenth
-    with backward(setting.model, OBJECTIVE, setting.blocks, Budget()) as run:
-        for _ in curvature_pass(part, run, accumulators, Bad()):
-            pass
+    blocks = {name: BlockTargets(stack[:TARGETS], 1.0) for name, stack in setting.stacks.items()}
+    gathered = start_statistics(SCORERS, blocks).statistics
+    with setting.source(setting.tenth).gradients() as read:
+        for found in (found for pieces in read(range(len(setting.tenth))) for found in pieces):
+            kept, _ = found.clean()
+            for (block, _), statistic in gathered.items():
+                take_in(statistic, kept, kept.factors[block])
     score(setting)
 
 
