@@ -4,11 +4,12 @@ import json
 import re
 
 import pytest
+from pictures import has, pixels
 
 from vlmsel import cli
-from vlmsel.commands.demo import BEFORE, FULL, SCORERS
 from vlmsel.data.world.files import TASKS
-from vlmsel.reporting.tables import MAJORITY
+from vlmsel.studies.demo import ARMS
+from vlmsel.studies.study import MAJORITY
 
 SIZES = {"captions": 4, "pool": 20, "target": 2, "questions": 3, "fit_samples": 8, "align_epochs": 1, "tune_epochs": 1}
 
@@ -27,12 +28,18 @@ def done(tmp_path_factory):
 
 def test_table_has_every_model_and_task(done):
     results = json.loads((done / "results.json").read_text())
-    assert list(results["percent"]) == [MAJORITY, BEFORE, *SCORERS, FULL]
+    assert list(results["percent"]) == [MAJORITY, *ARMS]
     assert all(set(row) == set(TASKS) for row in results["percent"].values())
-    assert all(0 <= value <= 100 for row in results["percent"].values() for one in row.values() for value in one)
+    for name in ARMS:
+        for task in TASKS:
+            found = json.loads((done / "seed0/evaluate" / name / task / "metrics.json").read_text())
+            headline = found["metrics"][found["headline"]]
+            assert results["percent"][name][task] == [100 * headline], (name, task)
     table = (done / "table.md").read_text().splitlines()
-    assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, BEFORE, *SCORERS, FULL]
-    assert (done / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, *ARMS]
+    picture = pixels(done / "table.png")
+    assert picture.shape == (int(120 * (0.42 * len(ARMS) + 1.3)), 120 * 5 * 5 // 2, 3)
+    assert has(picture, "tab:blue") and has(picture, "0.35") and has(picture, "0.6")
 
 
 def test_every_step_is_an_ordinary_run_folder(done):
