@@ -18,6 +18,7 @@ from vlmsel.checks import check_at_least_one
 from vlmsel.commands.align import align
 from vlmsel.commands.evaluate import evaluate
 from vlmsel.commands.folders import without
+from vlmsel.commands.groups import grouped
 from vlmsel.commands.score import score
 from vlmsel.commands.select import select
 from vlmsel.commands.tune import tune
@@ -62,4 +63,5 @@ def _call(command: str, out: Path, **options: Any) -> None:
     """Run a command with its options as its configuration."""
     print(f"\n== vlmsel {command} -> {out}", flush=True)
     config = yaml.safe_dump(json.loads(json.dumps(options, default=asdict)))
-    COMMANDS[command](out=str(out), config=config, **options)
+    function = COMMANDS[command]
+    function(out=str(out), config=config, **grouped(function, options))
