@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from vlmsel.scorers.together import solve_together
 
 from vlmsel.gradients import Factor
 from vlmsel.scorers import Accumulator, DataInf, Exact, HyperINF, LiSSA, Random, Scorer, TracIn
 from vlmsel.scorers import together as together_module
 from vlmsel.scorers.statistics import check_kept
 from vlmsel.scorers.testing import check_scorer
-from vlmsel.scorers.together import solve_together
 from vlmsel.scoring.memory import zeros_at
 from vlmsel.solvers import schulz
 
