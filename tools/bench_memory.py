@@ -14,19 +14,19 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from plain_text import PlainText, adapted, llama
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmsel.data.batches import Collator, Item, length_batches
-from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
-from vlmsel.models.vlm import VLM
+from vlmsel.data.batches import Item
+from vlmsel.gradients import select_blocks
+from vlmsel.models.config import ALL_LINEAR
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.batches import BatchPlan, seeded_part
+from vlmsel.scoring.batches import Batching, seeded_part
 from vlmsel.scoring.curvature import FitSources, Targets
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.pool_pass import score_pool
@@ -38,53 +38,45 @@ FIT = 256
 
 @dataclass(frozen=True)
 class Texts(Dataset[Item]):
-    """Random texts of 8 to 24 tokens, each drawn anew from its position."""
+    """Random texts of 8 to 24 tokens, each drawn anew from its number; the first is number `start`."""
 
     count: int
+    start: int = 0
 
     def __len__(self) -> int:
         return self.count
 
-    def length(self, position: int) -> int:
-        """Return a text's length."""
-        return 8 + position * 7919 % 17
+    def usable(self) -> list[int]:
+        """Return all positions."""
+        return list(range(self.count))
+
+    def lengths(self) -> list[int]:
+        """Return the texts' lengths."""
+        return [8 + number * 7919 % 17 for number in range(self.start, self.start + self.count)]
 
     def __getitem__(self, position: int) -> Item:
-        generator = torch.Generator().manual_seed(position)
-        ids = torch.randint(3, 200, (self.length(position),), generator=generator).tolist()
-        return Item(position, ids, [-100] * 4 + ids[4:])
-
-
-def model() -> VLM:
-    """A random 2-layer Llama of width 32 with LoRA on all linear layers."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
-    )
-    language = LlamaForCausalLM(config).requires_grad_(False)
-    made = VLM(VLMConfig(None, "random", template="text"), None, nn.Sequential(), language)
-    made.attach_lora(LoraSpec(r=4, alpha=8, targets=ALL_LINEAR))
-    return made
+        number = self.start + position
+        generator = torch.Generator().manual_seed(number)
+        ids = torch.randint(3, 200, (8 + number * 7919 % 17,), generator=generator).tolist()
+        return Item(number, ids, [-100] * 4 + ids[4:])
 
 
 def score(count: int) -> None:
     """Score a pool of `count` texts and print the peak resident memory in MiB."""
     torch.set_num_threads(1)
-    texts, own = Texts(count), model()
+    texts, batching, budget = Texts(count), Batching(2048), Budget()
+    subject = PlainText(adapted(llama(2, 32, heads=2, words=200), 4, ALL_LINEAR).eval())
+    blocks = select_blocks(subject.module, "lora")
+    goals = TargetPlan.of(subject, {"a": Texts(64), "b": Texts(64, 64)}, batching)
 
-    def plan(positions: list[int]) -> BatchPlan:
-        groups = length_batches([texts.length(i) for i in positions], max_tokens=2048)
-        return BatchPlan(texts, Collator(0), [[positions[i] for i in group] for group in groups])
+    def source(positions: Sequence[int] | None = None) -> ModelSource:
+        return ModelSource(subject, blocks, batching.plan(subject, texts, positions), budget)
 
-    blocks, budget = own.blocks(), Budget()
-    fit = ModelSource(own, blocks, plan(seeded_part(range(count), FIT, 0)), budget)
-    aims = TargetPlan(("a", "b"), (), plan(list(range(128))), {position: position // 64 for position in range(128)})
-    goal = ModelSource(own, blocks, aims.plan, budget)
+    fit, goal = source(seeded_part(range(count), FIT, 0)), ModelSource(subject, blocks, goals.plan, budget)
+    targets = Targets(goals.names, lambda: target_means(goals, goal))
     scorers = [TracIn(), DataInf(), LiSSA(batch="stream"), HyperINF()]
     with tempfile.TemporaryDirectory() as folder:
-        pool = ModelSource(own, blocks, plan(list(range(count))), budget)
-        targets = Targets(aims.names, lambda: target_means(aims, goal))
-        found = score_pool(pool, FitSources(fit, fit), targets, scorers, Path(folder))
+        found = score_pool(source(), FitSources(fit, fit), targets, scorers, Path(folder))
     assert found is not None and found.scores.shape == (8, count)
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f}")
 

@@ -59,21 +59,19 @@ from typing import Any, NamedTuple
 
 import peer_adapters
 import torch
-from bench_score_pass import Made
-from peer_adapters import Job, Scores, sample_losses
+from peer_adapters import Job, Scores
+from plain_text import PlainText, Ready, adapted, gather, llama, sample_losses
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlmsel.data.batches import Collator, Item, length_batches
-from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
-from vlmsel.models.lora import attach_lora, lora_parameters
-from vlmsel.models.vlm import VLM
+from vlmsel.gradients import Block, select_blocks
+from vlmsel.models.config import ALL_LINEAR
+from vlmsel.models.lora import lora_parameters
 from vlmsel.scorers import BlockTargets, DataInf, GradientScorer, TracIn
-from vlmsel.scoring.curvature import take_in
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.score_pass import ScoreReducer
 from vlmsel.scoring.solve import solve_all, start_statistics
-from vlmsel.scoring.source import Gradients, ModelSource
+from vlmsel.scoring.source import ModelSource
 
 LORA = {"attention": ("q_proj", "v_proj"), "all": ALL_LINEAR}
 TOLERANCE = 1e-5
@@ -93,17 +91,7 @@ def texts(count: int, shortest: int, longest: int, seed: int, ordered: bool = Tr
 
 def lora_llama(layers: int, width: int, rank: int, targets: Sequence[str]) -> nn.Module:
     """Make a random Llama with adapters whose B is not zero, for that would leave A without a gradient."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=width,
-        intermediate_size=8 * width // 3 // 8 * 8,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-    )
-    spec = LoraSpec(rank, 2 * rank, targets=tuple(targets))
-    model = attach_lora(LlamaForCausalLM(config).requires_grad_(False), spec)
+    model = adapted(llama(layers, width), rank, targets)
     for name, parameter in lora_parameters(model).items():
         if ".lora_B." in name:
             nn.init.normal_(parameter, std=0.02)
@@ -116,18 +104,9 @@ def batches(items: Sequence[Item], size: int) -> list[Any]:
     return [Collator(0)([items[i] for i in group]) for group in groups]
 
 
-def source(job: Job, items: Sequence[Item], size: int) -> ModelSource:
-    """Return what runs samples in batches, and looks at the LoRA matrices."""
-    subject = VLM(VLMConfig(None, "random", template="text"), None, nn.Sequential(), job.model)
-    return ModelSource(subject, subject.blocks("lora"), Made(batches(items, size)), Budget())
-
-
-def each_batch(source: ModelSource) -> Iterator[Gradients]:
-    """Give the gradients of every batch."""
-    with source.gradients() as read:
-        for pieces in read(range(len(source.sizes))):
-            for found in pieces:
-                yield found.clean()[0]
+def lora_blocks(job: Job) -> list[Block]:
+    """Select the LoRA matrices."""
+    return select_blocks(job.model, "lora")
 
 
 def ours(scorer: GradientScorer) -> Callable[[Job], Scores]:
@@ -139,15 +118,20 @@ def ours(scorer: GradientScorer) -> Callable[[Job], Scores]:
     return prepare
 
 
+def source(job: Job, made: Sequence[Any]) -> ModelSource:
+    """Give the gradients of batches."""
+    return ModelSource(PlainText(job.model), lora_blocks(job), Ready(made), Budget())  # type: ignore[arg-type]
+
+
 def ours_scores(job: Job, scorer: GradientScorer) -> Tensor:
     """Score the pool. DataInf has damping 1 here, so that what is given as the mean squared entry is λ. [targets, n]"""
-    pool, (aims,) = source(job, job.pool, job.batch_size), each_batch(source(job, job.targets, 2**30))
-    v = {name: factor.dense() for name, factor in aims.factors.items()}
+    pool, targets = (source(job, batches(*each)) for each in ((job.pool, job.batch_size), (job.targets, 2**30)))
+    with targets.gradients() as read:
+        ((aims,),) = read([0])
+    v = {name: aim.dense() for name, aim in aims.factors.items()}
     gathered = start_statistics([scorer], {name: BlockTargets(own, job.damping) for name, own in v.items()})
     if gathered.statistics:
-        for found in each_batch(pool):
-            for (block, _), statistic in gathered.statistics.items():
-                take_in(statistic, found, found.factors[block])
+        gather(pool, gathered)
     stacks = {block: solved.h for _, block, solved in solve_all([scorer], gathered, v)}
     with pool.passing(ScoreReducer(stacks)) as read:
         found = [one for pieces in read(range(len(pool.sizes))) for one in pieces]
@@ -156,9 +140,11 @@ def ours_scores(job: Job, scorer: GradientScorer) -> Tensor:
 
 def mean_square(job: Job) -> float:
     """Return the mean squared gradient entry, over samples and all blocks."""
-    pool = source(job, job.pool, job.batch_size)
-    total = sum(float(f.sq_norm().double().sum()) for found in each_batch(pool) for f in found.factors.values())
-    return total / (len(job.pool) * sum(block.rows * block.cols for block in pool.blocks))
+    pool, total = source(job, batches(job.pool, job.batch_size)), 0.0
+    with pool.gradients() as read:
+        for found in (found for pieces in read(range(len(pool.sizes))) for found in pieces):
+            total += sum(float(factor.sq_norm().double().sum()) for factor in found.factors.values())
+    return total / (sum(pool.sizes) * sum(block.rows * block.cols for block in pool.blocks))
 
 
 def autograd_tracin(job: Job) -> Scores:
@@ -322,7 +308,7 @@ def main() -> int:
         job = make_job(given, folder)
         rows = [row for method in methods for row in compare(method, job, peers, given.repeats, clock)]
     print(
-        f"{len(job.pool)} samples, {len(job.targets)} targets, {len(source(job, job.pool, 1).blocks)} LoRA matrices of "
+        f"{len(job.pool)} samples, {len(job.targets)} targets, {len(lora_blocks(job))} LoRA matrices of "
         f"{given.layers} layers {given.width} wide, batches of {job.batch_size}, {torch.get_num_threads()} threads, "
         f"pool {given.order}, "
         f"{given.clock} clock, torch {torch.__version__}"

@@ -2,7 +2,7 @@
 
     python tools/bench_processes.py [--samples 2048] [--processes 2] [--repeats 3]
 
-Timed is the work of `score_pool` (targets, damping, curvature on a tenth of the pool, score pass) for the tiny VLM on
+Timed is the work of `Passes.score` (targets, damping, curvature on a tenth of the pool, score pass) for the tiny VLM on
 projector + LoRA with TracIn, DataInf, LiSSA and HyperINF and two targets, from when all processes are ready
 until the last is done; loading Python and the model is not. Repetitions are interleaved; the ratio is the median.
 """
@@ -40,12 +40,12 @@ def worker(world: Path) -> None:
         open_pool(model, world / name, reading).samples
         for name in ("pool.json", "targets/vqav2.json", "targets/gqa.json")
     )
-    part = FitPart(len(pool) // 10, None)
-    passes = Passes.of(model, model.blocks(), pool, {"a": one, "b": two}, Batching(1024), part)
+    part, blocks = FitPart(len(pool) // 10, None), model.blocks("projector+lora")
+    passes = Passes.of(model, blocks, pool, {"a": one, "b": two}, Batching(1024), part)
+    share = Share(chunk=2)  # few batches, for a small pool must be shared out too
     folder = Path(os.environ["BENCH_OUT"])
     processes.wait()
     start = time.perf_counter()
-    share = Share(chunk=2)  # few batches, for a small pool must be shared out too
     passes.score([TracIn(), DataInf(), LiSSA(), HyperINF()], folder, share, "device")
     processes.wait()
     if processes.is_main():

@@ -34,10 +34,11 @@ from vlmsel.models.pool import open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
 from vlmsel.scoring.batches import Batching, seeded_part
-from vlmsel.scoring.passes import Passes
+from vlmsel.scoring.passes import FitPart, Passes
 
 METHODS = ("TracIn", "DataInf", "LiSSA", "HyperINF")
 SCORERS = (TracIn(), DataInf(), LiSSA(), HyperINF(damping=10.0))
+PART = FitPart()  # all samples, and 512 of them for the damping of DataInf
 Gradient = dict[str, Tensor]  # parameter name -> [rows, cols]
 
 
@@ -89,7 +90,7 @@ def damping(train: list[Tensor], relative: float) -> float:
 
 def measured(count: int) -> list[int]:
     """Return the samples that DataInf's damping is measured on."""
-    return seeded_part(range(count), 512, 1)
+    return seeded_part(range(count), PART.scale, PART.seed + 1)
 
 
 def datainf(v: Tensor, train: list[Tensor]) -> Tensor:
@@ -167,7 +168,8 @@ def shared(setting: Setting) -> Tensor:
 
 def engine(setting: Setting) -> Tensor:
     """Score as `vlmsel score` does. [methods, n]"""
-    passes = Passes.of(setting.model, setting.blocks, setting.pool, {"target": setting.target}, Batching())
+    targets = {"target": setting.target}
+    passes = Passes.of(setting.model, setting.blocks, setting.pool, targets, Batching(), PART)
     with tempfile.TemporaryDirectory() as folder:
         found = passes.score(SCORERS, Path(folder))
     assert found is not None
@@ -191,10 +193,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_world(folder, WorldSizes(0, given.samples, given.target, 0))
-        model = open_subject("tiny", "cpu")
+        model, reading = open_subject("tiny", "cpu"), Reading(folder / "images")
+        model.module.eval()
         files = (folder / "pool.json", folder / "targets/vqav2.json")
-        pool, target = (open_pool(model, file, Reading(folder / "images")).samples for file in files)
-        setting = Setting(model, model.blocks(), pool, target)
+        pool, target = (open_pool(model, file, reading).samples for file in files)
+        setting = Setting(model, model.blocks("projector+lora"), pool, target)
         engine(setting)  # warm up
         rows = []
         for _ in range(given.repeats):

@@ -20,26 +20,22 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from plain_text import PlainText, Ready, adapted, gather, llama
 
 from vlmsel.data.batches import Batch, Collator, Item, length_batches
 from vlmsel.data.dataset import Reading
 from vlmsel.data.world.files import WorldSizes, write_world
-from vlmsel.gradients import Block
-from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
+from vlmsel.gradients import Block, select_blocks
+from vlmsel.models.config import ALL_LINEAR
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
-from vlmsel.models.subject import Subject
-from vlmsel.models.vlm import VLM
 from vlmsel.scorers import BlockTargets, DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.curvature import take_in
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.score_pass import ScoreReducer
 from vlmsel.scoring.solve import start_statistics
@@ -50,26 +46,10 @@ TARGETS = 4
 
 
 @dataclass(frozen=True)
-class Made:
-    """Batches that are made already, as a plan of batches."""
-
-    made: Sequence[Any]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Samples per batch."""
-        return [len(batch.uids) for batch in self.made]
-
-    def batches(self, numbers: Iterable[int]) -> Iterator[Any]:
-        """Give the batches of these numbers."""
-        return (self.made[number] for number in numbers)
-
-
-@dataclass(frozen=True)
 class Setting:
     """A model with its blocks and batches, and the preconditioned targets of the score pass."""
 
-    model: Subject
+    subject: Any  # a Subject, or what the passes need of one
     blocks: Sequence[Block]
     batches: Sequence[Any]
     stacks: dict[str, torch.Tensor]
@@ -81,11 +61,11 @@ class Setting:
         return sum(len(batch.uids) for batch in self.batches)
 
     def source(self, batches: Sequence[Any]) -> ModelSource:
-        """Return what runs batches."""
-        return ModelSource(self.model, self.blocks, Made(batches), Budget())
+        """Give these batches' gradients."""
+        return ModelSource(self.subject, self.blocks, Ready(batches), Budget())  # type: ignore[arg-type]
 
 
-def preconditioned(blocks: Sequence[Block], device: torch.device) -> dict[str, torch.Tensor]:
+def random_stacks(blocks: Sequence[Block], device: torch.device) -> dict[str, torch.Tensor]:
     """Draw preconditioned targets for all scorers and targets."""
     generator = torch.Generator(device).manual_seed(0)
     columns = len(SCORERS) * TARGETS
@@ -97,12 +77,15 @@ def tiny_setting(samples: int, batch_tokens: int, device: str, folder: Path) -> 
     write_world(folder, WorldSizes(0, samples, 0, 0))
     model = open_subject("tiny", device)
     data = open_pool(model, folder / "pool.json", Reading(folder / "images")).samples
-    groups, some = length_batches(data.lengths(), max_tokens=batch_tokens), list(range(0, samples, 10))
-    batches = [model.collate([data[i] for i in group]).to(model.device) for group in groups]
-    parts = length_batches([data.lengths()[i] for i in some], max_tokens=batch_tokens)
-    tenth = [model.collate([data[some[i]] for i in group]).to(model.device) for group in parts]
-    blocks = model.blocks()
-    return Setting(model, blocks, batches, preconditioned(blocks, model.device), tenth)
+
+    def batches(positions: Sequence[int]) -> list[Any]:
+        groups = length_batches([data.lengths()[i] for i in positions], max_tokens=batch_tokens)
+        return [model.collate([data[positions[i]] for i in group]).to(model.device) for group in groups]
+
+    blocks = model.blocks("projector+lora")
+    model.module.eval()
+    whole, tenth = batches(range(samples)), batches(range(0, samples, 10))
+    return Setting(model, blocks, whole, random_stacks(blocks, model.device), tenth)
 
 
 def random_batches(samples: int, batch_tokens: int, device: str, step: int = 1) -> list[Batch]:
@@ -118,58 +101,41 @@ def random_batches(samples: int, batch_tokens: int, device: str, step: int = 1) 
     return [collate([items[i] for i in group]).to(device) for group in length_batches(lengths, max_tokens=batch_tokens)]
 
 
-def llama(layers: int, width: int) -> VLM:
-    """A random Llama with four heads and a vocabulary of 1,000, as a text model."""
-    torch.manual_seed(0)
-    language = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=1000,
-            hidden_size=width,
-            intermediate_size=8 * width // 3 // 8 * 8,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-        )
-    )
-    return VLM(VLMConfig(None, "random", template="text"), None, nn.Sequential(), language.requires_grad_(False))
-
-
 def text_setting(kind: str, samples: int, batch_tokens: int, device: str) -> Setting:
     """A Llama with LoRA, or a deep one of which the last block counts."""
-    model = llama(4, 256) if kind == "llama" else llama(16, 128)
-    if kind == "llama":
-        model.attach_lora(LoraSpec(r=16, alpha=32, targets=ALL_LINEAR))
-    model = model.to(device).eval()
-    blocks = model.blocks()
+    model: Any = adapted(llama(4, 256), 16, ALL_LINEAR) if kind == "llama" else llama(16, 128)
+    subject = PlainText(model.to(device).eval())
+    blocks = select_blocks(model, "lora" if kind == "llama" else "last-block")
     batches, tenth = random_batches(samples, batch_tokens, device), random_batches(samples, batch_tokens, device, 10)
-    return Setting(model, blocks, batches, preconditioned(blocks, torch.device(device)), tenth)
+    return Setting(subject, blocks, batches, random_stacks(blocks, torch.device(device)), tenth)
 
 
 def plain(setting: Setting) -> None:
     """A forward and backward with gradients for the selected parameters."""
-    chosen = {block.name for block in setting.blocks}
-    trained = [parameter for name, parameter in setting.model.module.named_parameters() if name in chosen]
-    setting.model.module.requires_grad_(False)
+    chosen, module = {block.name for block in setting.blocks}, setting.subject.module
+    trained = [parameter for name, parameter in module.named_parameters() if name in chosen]
+    module.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     for batch in setting.batches:
-        setting.model.losses(batch).sum().backward()
+        setting.subject.losses(batch).sum().backward()
         for parameter in trained:
             parameter.grad = None
-    setting.model.module.requires_grad_(False)
+    module.requires_grad_(False)
 
 
 def forward(setting: Setting) -> None:
     """A forward without anything kept."""
     with torch.no_grad():
         for batch in setting.batches:
-            setting.model.losses(batch)
+            setting.subject.losses(batch)
 
 
 def score(setting: Setting) -> None:
     """The score pass."""
-    with setting.source(setting.batches).passing(ScoreReducer(setting.stacks)) as read:
-        for pieces in read(range(len(setting.batches))):
+    source = setting.source(setting.batches)
+    with source.passing(ScoreReducer(setting.stacks)) as read:
+        for pieces in read(range(len(source.sizes))):
             for _ in pieces:
                 pass
 
@@ -177,12 +143,7 @@ def score(setting: Setting) -> None:
 def both(setting: Setting) -> None:
     """The curvature pass over a tenth of the batches, and the score pass."""
     blocks = {name: BlockTargets(stack[:TARGETS], 1.0) for name, stack in setting.stacks.items()}
-    gathered = start_statistics(SCORERS, blocks).statistics
-    with setting.source(setting.tenth).gradients() as read:
-        for found in (found for pieces in read(range(len(setting.tenth))) for found in pieces):
-            kept, _ = found.clean()
-            for (block, _), statistic in gathered.items():
-                take_in(statistic, kept, kept.factors[block])
+    gather(setting.source(setting.tenth), start_statistics(SCORERS, blocks))
     score(setting)
 
 

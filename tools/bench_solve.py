@@ -31,6 +31,7 @@ def solve(scorer: HyperINF, fit: Tensor, targets: Tensor) -> tuple[float, Tensor
     """Return the seconds of a block's solution, the solution and its details."""
     statistic = scorer.statistic(BlockTargets(targets))
     statistic.update(Factor.from_dense(fit))
+    statistic.spendable = True  # as in a run, by the last scorer that needs it
     wait(fit)
     start = time.perf_counter()
     solved = scorer.solve(statistic, targets)

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from plain_text import sample_losses
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vlmsel.data.batches import Collator, Item
 from vlmsel.models.lora import lora_parameters
-from vlmsel.models.losses import sample_means, token_losses
 
 Scores = Callable[[], Tensor]  # what is timed; [targets, n], higher = more helpful
 
@@ -39,11 +39,6 @@ class Job:
     batch_size: int
     damping: float  # λ of DataInf, the same for every block
     folder: str  # for libraries that write files
-
-
-def sample_losses(model: nn.Module, batch: Any) -> Tensor:
-    """Return each sample's loss. [n]"""
-    return sample_means(token_losses(model, batch.labels, batch.attention_mask, input_ids=batch.input_ids))
 
 
 def lora_layers(model: nn.Module) -> list[str]:
