@@ -216,9 +216,7 @@ def test_a_killed_builder_goes_on_after_its_last_shard(model, images, tmp_path, 
 @pytest.mark.parametrize(("batch_size", "shard_rows"), [(3, 2), (2, 3), (7, 1), (1, 7)])
 def test_sizes_of_batches_and_shards_do_not_matter(model, images, tmp_path, batch_size, shard_rows):
     expected = open_features(model, images, NAMES, tmp_path / "whole")
-    found = open_features(
-        model.vision, "pad", images, NAMES, tmp_path / "f", batch_size=batch_size, shard_rows=shard_rows
-    )
+    found = open_features(model, images, NAMES, tmp_path / "f", batch_size=batch_size, shard_rows=shard_rows)
     assert len(os.listdir(tmp_path / "f/shards")) == -(-7 // shard_rows)
     for name in NAMES:
         torch.testing.assert_close(found(name), expected(name), atol=1e-12, rtol=0)
