@@ -43,10 +43,8 @@ def assemble(
     projector, eyes = nn.Sequential(), ""  # no eyes make no statement
     if vision is not None:
         width = language_model.get_input_embeddings().weight.shape[1]
-        projector, eyes = (
-            build_projector(config.projector, vision.width, width, config.projector_seed),
-            fingerprint(vision),
-        )
+        projector = build_projector(config.projector, vision.width, width, config.projector_seed)
+        eyes = fingerprint(vision)
     prints = {"vision": eyes, "language": fingerprint(language_model)}
     if config.lora is not None:
         language_model = attach_lora(language_model, config.lora, seed)
