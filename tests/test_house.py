@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import vlmsel
 from vlmsel.gradients import Factor
 from vlmsel.solvers import cholesky, schulz
 
@@ -60,6 +61,10 @@ def assert_none(found: Iterable[str]) -> None:
     """Fail with all that was found."""
     if listed := "\n".join(found):
         pytest.fail(listed, pytrace=False)
+
+
+def test_public_names_are_there():
+    assert_none(name for name in vlmsel.__all__ if not hasattr(vlmsel, name))
 
 
 def test_no_modules_import_each_other_in_a_circle():

@@ -13,18 +13,18 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import open_clip
 import torch
 import transformers
-from bench_score_pass import Setting, directions, forward, measure, plain, score
+from bench_score_pass import Setting, forward, measure, plain, random_stacks, score
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmsel.data.batches import Batch, Collator, Item
-from vlmsel.gradients import select_blocks
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig, resolve
-from vlmsel.models.presets import ARCHITECTURES, preset
+from vlmsel.models.presets import LLAMA2_7B, preset
 from vlmsel.models.vision import VisionTower, load_vision
 from vlmsel.models.vlm import VLM
 
@@ -34,8 +34,11 @@ IMAGE = -200
 def random_model(config: VLMConfig, dtype: torch.dtype, device: str) -> VLM:
     """A model of the preset's shapes with random weights, made on the device."""
     torch.manual_seed(0)
-    if config.language in ARCHITECTURES:
-        shape = transformers.AutoConfig.for_model(**ARCHITECTURES[config.language])
+    if config.language == LLAMA2_7B:
+        sizes = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+        shape = transformers.LlamaConfig(
+            **sizes, num_attention_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5
+        )
     else:
         shape = transformers.AutoConfig.from_pretrained(resolve(config.language))
     with torch.device(device):
@@ -63,7 +66,7 @@ def batches(model: VLM, samples: int, size: int, text_tokens: int, device: str) 
     words = model.language_model.config.vocab_size
     for uid in range(samples):
         text = torch.randint(3, words, (text_tokens,), generator=generator).tolist()
-        side = model.vision.image_size
+        side = model.tower.image_size
         picture = torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
         ids, labels = [IMAGE, *text], [-100] * (1 + text_tokens // 2) + text[text_tokens // 2 :]
         items.append(Item(uid, ids, labels, (f"{uid}.jpg",), (picture,)))
@@ -104,7 +107,7 @@ def peak(call: Callable[[Setting], None], setting: Setting) -> float:
 
 def operations(setting: Setting, call: Callable[[Setting], None]) -> float:
     """Count the operations of a call on the first batch, per sample."""
-    first = Setting(setting.model, setting.blocks, setting.batches[:1], setting.directions, [])
+    first = replace(setting, batches=setting.batches[:1])
     with FlopCounterMode(display=False) as counter:
         call(first)
     return counter.get_total_flops() / len(first.batches[0].uids)
@@ -124,15 +127,15 @@ def main() -> None:
     given = parser.parse_args()
     dtype = getattr(torch, given.dtype)
     model = random_model(preset(given.preset), dtype, given.device)
-    blocks = select_blocks(model, "projector+lora")
+    blocks = model.blocks("projector+lora")
     made = batches(model, given.samples, given.batch_size, given.text_tokens, given.device)
     tenth = batches(model, given.samples // 10, given.batch_size, given.text_tokens, given.device)
-    setting = Setting(model, blocks, made, directions(blocks, torch.device(given.device)), tenth)
+    setting = Setting(model, blocks, made, random_stacks(blocks, torch.device(given.device)), tenth)
     card = torch.cuda.get_device_name() if given.device != "cpu" else "CPU"
     print(
         f"{given.preset} in {given.dtype} on {card}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
-    tokens = model.vision.patches + given.text_tokens
+    tokens = model.tower.patches + given.text_tokens
     entries = sum(block.rows * block.cols for block in blocks)
     print(f"{len(blocks)} blocks of {entries / 1e6:.1f} million entries, {given.samples} samples of {tokens} tokens")
     needed, rate = operations(setting, plain), product_rate(dtype, given.device, given.product)

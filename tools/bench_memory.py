@@ -14,73 +14,69 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from plain_text import PlainText, adapted, llama
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmsel.data.batches import Collator, Item, length_batches
+from vlmsel.data.batches import Item
 from vlmsel.gradients import select_blocks
-from vlmsel.models.config import ALL_LINEAR, LoraSpec
-from vlmsel.models.lora import attach_lora
-from vlmsel.models.losses import row_samples, sample_losses
+from vlmsel.models.config import ALL_LINEAR
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.batches import BatchPlan, seeded_part
-from vlmsel.scoring.curvature import Pass, Streams
+from vlmsel.scoring.batches import Batching, seeded_part
+from vlmsel.scoring.curvature import FitSources, Targets
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.pool_pass import score_pool
-from vlmsel.scoring.score_pass import Bad, Objective
+from vlmsel.scoring.source import ModelSource
+from vlmsel.scoring.targets import TargetPlan, target_means
 
 FIT = 256
 
 
 @dataclass(frozen=True)
 class Texts(Dataset[Item]):
-    """Random texts of 8 to 24 tokens, each drawn anew from its position."""
+    """Random texts of 8 to 24 tokens, each drawn anew from its number; the first is number `start`."""
 
     count: int
+    start: int = 0
 
     def __len__(self) -> int:
         return self.count
 
-    def length(self, position: int) -> int:
-        """Return a text's length."""
-        return 8 + position * 7919 % 17
+    def usable(self) -> list[int]:
+        """Return all positions."""
+        return list(range(self.count))
+
+    def lengths(self) -> list[int]:
+        """Return the texts' lengths."""
+        return [8 + number * 7919 % 17 for number in range(self.start, self.start + self.count)]
 
     def __getitem__(self, position: int) -> Item:
-        generator = torch.Generator().manual_seed(position)
-        ids = torch.randint(3, 200, (self.length(position),), generator=generator).tolist()
-        return Item(position, ids, [-100] * 4 + ids[4:])
-
-
-def model() -> Any:
-    """A random 2-layer Llama of width 32 with LoRA on all linear layers."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
-    )
-    return attach_lora(LlamaForCausalLM(config).requires_grad_(False), LoraSpec(r=4, alpha=8, targets=ALL_LINEAR))
+        number = self.start + position
+        generator = torch.Generator().manual_seed(number)
+        ids = torch.randint(3, 200, (8 + number * 7919 % 17,), generator=generator).tolist()
+        return Item(number, ids, [-100] * 4 + ids[4:])
 
 
 def score(count: int) -> None:
     """Score a pool of `count` texts and print the peak resident memory in MiB."""
     torch.set_num_threads(1)
-    texts, own = Texts(count), model()
+    texts, batching, budget = Texts(count), Batching(2048), Budget()
+    subject = PlainText(adapted(llama(2, 32, heads=2, words=200), 4, ALL_LINEAR).eval())
+    blocks = select_blocks(subject.module, "lora")
+    goals = TargetPlan.of(subject, {"a": Texts(64), "b": Texts(64, 64)}, batching)
 
-    def plan(positions: list[int]) -> BatchPlan:
-        groups = length_batches([texts.length(i) for i in positions], max_tokens=2048)
-        return BatchPlan(texts, Collator(0), [[positions[i] for i in group] for group in groups])
+    def source(positions: Sequence[int] | None = None) -> ModelSource:
+        return ModelSource(subject, blocks, batching.plan(subject, texts, positions), budget)
 
-    everything = plan(list(range(count)))
-    fit = plan(seeded_part(range(count), FIT, 0))
-    streams = Streams(fit, fit, {"a": plan(list(range(0, 64))), "b": plan(list(range(64, 128)))})
-    job = Pass(own, Objective(sample_losses, row_samples), select_blocks(own, "lora"), Bad(), Budget())
+    fit, goal = source(seeded_part(range(count), FIT, 0)), ModelSource(subject, blocks, goals.plan, budget)
+    targets = Targets(goals.names, lambda: target_means(goals, goal))
     scorers = [TracIn(), DataInf(), LiSSA(batch="stream"), HyperINF()]
     with tempfile.TemporaryDirectory() as folder:
-        found = score_pool(job, everything, streams, scorers, Path(folder))
+        found = score_pool(source(), FitSources(fit, fit), targets, scorers, Path(folder))
     assert found is not None and found.scores.shape == (8, count)
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f}")
 

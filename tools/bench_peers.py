@@ -60,19 +60,19 @@ from typing import Any, NamedTuple
 import peer_adapters
 import torch
 from peer_adapters import Job, Scores
+from plain_text import PlainText, Ready, adapted, gather, llama, sample_losses
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlmsel.data.batches import Collator, Item, length_batches
 from vlmsel.gradients import Block, select_blocks
-from vlmsel.models.config import ALL_LINEAR, LoraSpec
-from vlmsel.models.lora import attach_lora, lora_parameters
-from vlmsel.models.losses import row_samples, sample_losses
-from vlmsel.scorers import DataInf, Scorer, TracIn
+from vlmsel.models.config import ALL_LINEAR
+from vlmsel.models.lora import lora_parameters
+from vlmsel.scorers import BlockTargets, DataInf, GradientScorer, TracIn
 from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.score_pass import Bad, Objective, backward, curvature_pass, scoring, square_sums
+from vlmsel.scoring.score_pass import ScoreReducer
+from vlmsel.scoring.solve import solve_all, start_statistics
+from vlmsel.scoring.source import ModelSource
 
-OBJECTIVE = Objective(sample_losses, row_samples)
 LORA = {"attention": ("q_proj", "v_proj"), "all": ALL_LINEAR}
 TOLERANCE = 1e-5
 
@@ -91,17 +91,7 @@ def texts(count: int, shortest: int, longest: int, seed: int, ordered: bool = Tr
 
 def lora_llama(layers: int, width: int, rank: int, targets: Sequence[str]) -> nn.Module:
     """Make a random Llama with adapters whose B is not zero, for that would leave A without a gradient."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=width,
-        intermediate_size=8 * width // 3 // 8 * 8,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-    )
-    spec = LoraSpec(rank, 2 * rank, targets=tuple(targets))
-    model = attach_lora(LlamaForCausalLM(config).requires_grad_(False), spec)
+    model = adapted(llama(layers, width), rank, targets)
     for name, parameter in lora_parameters(model).items():
         if ".lora_B." in name:
             nn.init.normal_(parameter, std=0.02)
@@ -119,7 +109,7 @@ def lora_blocks(job: Job) -> list[Block]:
     return select_blocks(job.model, "lora")
 
 
-def ours(scorer: Scorer) -> Callable[[Job], Scores]:
+def ours(scorer: GradientScorer) -> Callable[[Job], Scores]:
     """Target gradients, the curvature pass where the scorer needs one, and the score pass, as a run does them."""
 
     def prepare(job: Job) -> Scores:
@@ -128,27 +118,33 @@ def ours(scorer: Scorer) -> Callable[[Job], Scores]:
     return prepare
 
 
-def ours_scores(job: Job, scorer: Scorer) -> Tensor:
+def source(job: Job, made: Sequence[Any]) -> ModelSource:
+    """Give the gradients of batches."""
+    return ModelSource(PlainText(job.model), lora_blocks(job), Ready(made), Budget())  # type: ignore[arg-type]
+
+
+def ours_scores(job: Job, scorer: GradientScorer) -> Tensor:
     """Score the pool. DataInf has damping 1 here, so that what is given as the mean squared entry is λ. [targets, n]"""
-    blocks, pool, (targets,) = lora_blocks(job), batches(job.pool, job.batch_size), batches(job.targets, 2**30)
-    with backward(job.model, OBJECTIVE, blocks, Budget()) as run:
-        (aims,) = run(targets)
-        heads = {("", name): scorer.accumulator(aim.dense(), job.damping) for name, aim in aims.factors.items()}
-        if scorer.needs_mean_square:
-            for _ in curvature_pass(pool, run, heads, Bad()):
-                pass
-    directions = {block: head.solve() for (_, block), head in heads.items()}
-    with scoring(job.model, OBJECTIVE, blocks, directions, Budget()) as score:
-        found = [one for batch in pool for one in score(batch)]
+    pool, targets = (source(job, batches(*each)) for each in ((job.pool, job.batch_size), (job.targets, 2**30)))
+    with targets.gradients() as read:
+        ((aims,),) = read([0])
+    v = {name: aim.dense() for name, aim in aims.factors.items()}
+    gathered = start_statistics([scorer], {name: BlockTargets(own, job.damping) for name, own in v.items()})
+    if gathered.statistics:
+        gather(pool, gathered)
+    stacks = {block: solved.h for _, block, solved in solve_all([scorer], gathered, v)}
+    with pool.passing(ScoreReducer(stacks)) as read:
+        found = [one for pieces in read(range(len(pool.sizes))) for one in pieces]
     return -torch.cat([one.scores for one in found], dim=1)[:, torch.cat([one.uids for one in found]).argsort()]
 
 
 def mean_square(job: Job) -> float:
     """Return the mean squared gradient entry, over samples and all blocks."""
-    blocks = lora_blocks(job)
-    with backward(job.model, OBJECTIVE, blocks, Budget()) as run:
-        squares, count = square_sums(batches(job.pool, job.batch_size), run, blocks, Bad())
-    return sum(squares.values()) / (count * sum(block.rows * block.cols for block in blocks))
+    pool, total = source(job, batches(job.pool, job.batch_size)), 0.0
+    with pool.gradients() as read:
+        for found in (found for pieces in read(range(len(pool.sizes))) for found in pieces):
+            total += sum(float(factor.sq_norm().double().sum()) for factor in found.factors.values())
+    return total / (sum(pool.sizes) * sum(block.rows * block.cols for block in pool.blocks))
 
 
 def autograd_tracin(job: Job) -> Scores:

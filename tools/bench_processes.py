@@ -2,7 +2,7 @@
 
     python tools/bench_processes.py [--samples 2048] [--processes 2] [--repeats 3]
 
-Timed is the work of `score_pool` (targets, damping, curvature on a tenth of the pool, score pass) for the tiny VLM on
+Timed is the work of `Passes.score` (targets, damping, curvature on a tenth of the pool, score pass) for the tiny VLM on
 projector + LoRA with TracIn, DataInf, LiSSA and HyperINF and two targets, from when all processes are ready
 until the last is done; loading Python and the model is not. Repetitions are interleaved; the ratio is the median.
 """
@@ -26,44 +26,27 @@ def worker(world: Path) -> None:
     import torch
 
     from vlmsel import processes
-    from vlmsel.commands.inputs import open_data, open_model, pad_id
-    from vlmsel.data.batches import Collator, length_batches
-    from vlmsel.data.dataset import SampleDataset
-    from vlmsel.gradients import select_blocks
-    from vlmsel.models.losses import row_samples, sample_losses
+    from vlmsel.data.dataset import Reading
+    from vlmsel.models.open import open_subject
+    from vlmsel.models.pool import open_pool
     from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-    from vlmsel.scoring.batches import BatchPlan, seeded_part
-    from vlmsel.scoring.curvature import Pass, Streams
-    from vlmsel.scoring.halving import Budget
-    from vlmsel.scoring.pool_pass import score_pool
-    from vlmsel.scoring.score_pass import Bad, Objective
+    from vlmsel.scoring.batches import Batching
+    from vlmsel.scoring.passes import FitPart, Passes
+    from vlmsel.scoring.pool_pass import Share
 
     torch.set_num_threads(1)
-    model = open_model("tiny", "cpu").eval()
-    collate = Collator(pad_id(model))
-
-    def plan(data: SampleDataset, positions: list[int] | None = None) -> BatchPlan:
-        chosen, lengths = positions or list(range(len(data))), data.lengths()
-        groups = length_batches([lengths[i] for i in chosen], max_tokens=1024)
-        return BatchPlan(data, collate, [[chosen[i] for i in group] for group in groups], model.device)
-
+    model, reading = open_subject("tiny", "cpu"), Reading(world / "images")
     pool, one, two = (
-        open_data(model, world / name, world / "images", 2048).samples
+        open_pool(model, world / name, reading).samples
         for name in ("pool.json", "targets/vqav2.json", "targets/gqa.json")
     )
-    fit = plan(pool, seeded_part(range(len(pool)), len(pool) // 10, 0))
-    job = Pass(
-        model, Objective(sample_losses, row_samples), select_blocks(model, "projector+lora"), Bad(), Budget(), "device"
-    )
-    streams = Streams(fit, fit, {"a": plan(one), "b": plan(two)})
-    # chunks of few batches, for a small pool must be shared out too
-    import vlmsel.scoring.pool_pass
-
-    vlmsel.scoring.pool_pass.CHUNK = 2
+    part, blocks = FitPart(len(pool) // 10, None), model.blocks("projector+lora")
+    passes = Passes.of(model, blocks, pool, {"a": one, "b": two}, Batching(1024), part)
+    share = Share(chunk=2)  # few batches, for a small pool must be shared out too
     folder = Path(os.environ["BENCH_OUT"])
     processes.wait()
     start = time.perf_counter()
-    score_pool(job, plan(pool), streams, [TracIn(), DataInf(), LiSSA(), HyperINF()], folder)
+    passes.score([TracIn(), DataInf(), LiSSA(), HyperINF()], folder, share, "device")
     processes.wait()
     if processes.is_main():
         print(f"seconds {time.perf_counter() - start:.4f}")

@@ -26,22 +26,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlmsel.commands.inputs import open_data, open_model, pad_id
-from vlmsel.data.batches import Collator, length_batches
-from vlmsel.data.dataset import SampleDataset
+from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.world.files import WorldSizes, write_world
-from vlmsel.gradients import Block, select_blocks
-from vlmsel.models.losses import row_samples, sample_losses
-from vlmsel.models.vlm import VLM
+from vlmsel.gradients import Block
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
+from vlmsel.models.subject import Subject
 from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.batches import BatchPlan, seeded_part
-from vlmsel.scoring.curvature import Pass, Streams
-from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.pool_pass import score_pool
-from vlmsel.scoring.score_pass import Bad, Objective
+from vlmsel.scoring.batches import Batching, seeded_part
+from vlmsel.scoring.passes import FitPart, Passes
 
 METHODS = ("TracIn", "DataInf", "LiSSA", "HyperINF")
 SCORERS = (TracIn(), DataInf(), LiSSA(), HyperINF(damping=10.0))
+PART = FitPart()  # all samples, and 512 of them for the damping of DataInf
 Gradient = dict[str, Tensor]  # parameter name -> [rows, cols]
 
 
@@ -49,7 +46,7 @@ Gradient = dict[str, Tensor]  # parameter name -> [rows, cols]
 class Setting:
     """The model, what of it counts, the pool and the target."""
 
-    model: VLM
+    model: Subject
     blocks: Sequence[Block]
     pool: SampleDataset
     target: SampleDataset
@@ -60,14 +57,14 @@ class Setting:
 
 def one_gradient(setting: Setting, data: SampleDataset, position: int) -> Gradient:
     """Return a sample's gradient from a batch of one."""
-    batch = Collator(pad_id(setting.model))([data[position]])
+    batch, module = setting.model.collate([data[position]]), setting.model.module
     shapes = {block.name: (block.rows, block.cols) for block in setting.blocks}
-    chosen = {name: p for name, p in setting.model.named_parameters() if name in shapes}
-    for parameter in setting.model.parameters():
+    chosen = {name: p for name, p in module.named_parameters() if name in shapes}
+    for parameter in module.parameters():
         parameter.requires_grad_(False)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
-    sample_losses(setting.model, batch).sum().backward()
+    setting.model.losses(batch).sum().backward()
     zero = {name: torch.zeros(shape) for name, shape in shapes.items()}
     found = {n: zero[n] if p.grad is None else p.grad.clone().reshape(shapes[n]) for n, p in chosen.items()}
     for parameter in chosen.values():
@@ -93,7 +90,7 @@ def damping(train: list[Tensor], relative: float) -> float:
 
 def measured(count: int) -> list[int]:
     """Return the samples that DataInf's damping is measured on."""
-    return seeded_part(range(count), 512, 1)
+    return seeded_part(range(count), PART.scale, PART.seed + 1)
 
 
 def datainf(v: Tensor, train: list[Tensor]) -> Tensor:
@@ -171,19 +168,10 @@ def shared(setting: Setting) -> Tensor:
 
 def engine(setting: Setting) -> Tensor:
     """Score as `vlmsel score` does. [methods, n]"""
-    collate = Collator(pad_id(setting.model))
-
-    def plan(data: SampleDataset, positions: Sequence[int] | None = None) -> BatchPlan:
-        chosen, lengths = range(len(data)) if positions is None else positions, data.lengths()
-        groups = length_batches([lengths[i] for i in chosen], max_tokens=8192)
-        return BatchPlan(data, collate, [[chosen[i] for i in group] for group in groups], setting.model.device)
-
-    pool = plan(setting.pool)
-    job = Pass(setting.model, Objective(sample_losses, row_samples), setting.blocks, Bad(), Budget())
+    targets = {"target": setting.target}
+    passes = Passes.of(setting.model, setting.blocks, setting.pool, targets, Batching(), PART)
     with tempfile.TemporaryDirectory() as folder:
-        scale = plan(setting.pool, measured(len(setting.pool)))
-        streams = Streams(pool, scale, {"target": plan(setting.target)})
-        found = score_pool(job, pool, streams, SCORERS, Path(folder))
+        found = passes.score(SCORERS, Path(folder))
     assert found is not None
     return found.scores[:, found.uids.argsort()]
 
@@ -205,10 +193,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_world(folder, WorldSizes(0, given.samples, given.target, 0))
-        model = open_model("tiny", "cpu").eval()
+        model, reading = open_subject("tiny", "cpu"), Reading(folder / "images")
+        model.module.eval()
         files = (folder / "pool.json", folder / "targets/vqav2.json")
-        pool, target = (open_data(model, file, folder / "images", 2048).samples for file in files)
-        setting = Setting(model, select_blocks(model, "projector+lora"), pool, target)
+        pool, target = (open_pool(model, file, reading).samples for file in files)
+        setting = Setting(model, model.blocks("projector+lora"), pool, target)
         engine(setting)  # warm up
         rows = []
         for _ in range(given.repeats):

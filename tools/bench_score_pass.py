@@ -26,21 +26,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from plain_text import PlainText, Ready, adapted, gather, llama
 
-from vlmsel.commands.inputs import open_data, open_model, pad_id
 from vlmsel.data.batches import Batch, Collator, Item, length_batches
+from vlmsel.data.dataset import Reading
 from vlmsel.data.world.files import WorldSizes, write_world
 from vlmsel.gradients import Block, select_blocks
-from vlmsel.models.config import ALL_LINEAR, LoraSpec
-from vlmsel.models.lora import attach_lora
-from vlmsel.models.losses import row_samples, sample_losses
-from vlmsel.scorers import DataInf, HyperINF, LiSSA, TracIn
+from vlmsel.models.config import ALL_LINEAR
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
+from vlmsel.scorers import BlockTargets, DataInf, HyperINF, LiSSA, TracIn
 from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.score_pass import Bad, Objective, backward, curvature_pass, scoring
+from vlmsel.scoring.score_pass import ScoreReducer
+from vlmsel.scoring.solve import start_statistics
+from vlmsel.scoring.source import ModelSource
 
-OBJECTIVE = Objective(sample_losses, row_samples)
 SCORERS = (HyperINF(), DataInf(), LiSSA(batch="stream"), TracIn())
 TARGETS = 4
 
@@ -49,10 +49,10 @@ TARGETS = 4
 class Setting:
     """A model with its blocks and batches, and the preconditioned targets of the score pass."""
 
-    model: nn.Module
+    subject: Any  # a Subject, or what the passes need of one
     blocks: Sequence[Block]
     batches: Sequence[Any]
-    directions: dict[str, torch.Tensor]
+    stacks: dict[str, torch.Tensor]
     tenth: Sequence[Any]  # batches of every tenth sample
 
     @property
@@ -60,8 +60,12 @@ class Setting:
         """Samples of a pass."""
         return sum(len(batch.uids) for batch in self.batches)
 
+    def source(self, batches: Sequence[Any]) -> ModelSource:
+        """Give these batches' gradients."""
+        return ModelSource(self.subject, self.blocks, Ready(batches), Budget())  # type: ignore[arg-type]
 
-def directions(blocks: Sequence[Block], device: torch.device) -> dict[str, torch.Tensor]:
+
+def random_stacks(blocks: Sequence[Block], device: torch.device) -> dict[str, torch.Tensor]:
     """Draw preconditioned targets for all scorers and targets."""
     generator = torch.Generator(device).manual_seed(0)
     columns = len(SCORERS) * TARGETS
@@ -71,15 +75,17 @@ def directions(blocks: Sequence[Block], device: torch.device) -> dict[str, torch
 def tiny_setting(samples: int, batch_tokens: int, device: str, folder: Path) -> Setting:
     """The tiny VLM on samples of a world's pool."""
     write_world(folder, WorldSizes(0, samples, 0, 0))
-    model = open_model("tiny", device)
-    data = open_data(model, folder / "pool.json", folder / "images", 2048).samples
-    groups = length_batches(data.lengths(), max_tokens=batch_tokens)
-    collate, some = Collator(pad_id(model)), list(range(0, samples, 10))
-    batches = [collate([data[i] for i in group]).to(model.device) for group in groups]
-    parts = length_batches([data.lengths()[i] for i in some], max_tokens=batch_tokens)
-    tenth = [collate([data[some[i]] for i in group]).to(model.device) for group in parts]
-    blocks = select_blocks(model, "projector+lora")
-    return Setting(model.eval(), blocks, batches, directions(blocks, model.device), tenth)
+    model = open_subject("tiny", device)
+    data = open_pool(model, folder / "pool.json", Reading(folder / "images")).samples
+
+    def batches(positions: Sequence[int]) -> list[Any]:
+        groups = length_batches([data.lengths()[i] for i in positions], max_tokens=batch_tokens)
+        return [model.collate([data[positions[i]] for i in group]).to(model.device) for group in groups]
+
+    blocks = model.blocks("projector+lora")
+    model.module.eval()
+    whole, tenth = batches(range(samples)), batches(range(0, samples, 10))
+    return Setting(model, blocks, whole, random_stacks(blocks, model.device), tenth)
 
 
 def random_batches(samples: int, batch_tokens: int, device: str, step: int = 1) -> list[Batch]:
@@ -95,73 +101,49 @@ def random_batches(samples: int, batch_tokens: int, device: str, step: int = 1) 
     return [collate([items[i] for i in group]).to(device) for group in length_batches(lengths, max_tokens=batch_tokens)]
 
 
-def llama(layers: int, width: int) -> LlamaForCausalLM:
-    """A random Llama with four heads and a vocabulary of 1,000."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=1000,
-            hidden_size=width,
-            intermediate_size=8 * width // 3 // 8 * 8,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-        )
-    )
-
-
 def text_setting(kind: str, samples: int, batch_tokens: int, device: str) -> Setting:
     """A Llama with LoRA, or a deep one of which the last block counts."""
-    model: Any = llama(4, 256) if kind == "llama" else llama(16, 128)
-    if kind == "llama":
-        model = attach_lora(model.requires_grad_(False), LoraSpec(r=16, alpha=32, targets=ALL_LINEAR))
-    model = model.to(device).eval()
+    model: Any = adapted(llama(4, 256), 16, ALL_LINEAR) if kind == "llama" else llama(16, 128)
+    subject = PlainText(model.to(device).eval())
     blocks = select_blocks(model, "lora" if kind == "llama" else "last-block")
     batches, tenth = random_batches(samples, batch_tokens, device), random_batches(samples, batch_tokens, device, 10)
-    return Setting(model, blocks, batches, directions(blocks, torch.device(device)), tenth)
+    return Setting(subject, blocks, batches, random_stacks(blocks, torch.device(device)), tenth)
 
 
 def plain(setting: Setting) -> None:
     """A forward and backward with gradients for the selected parameters."""
-    chosen = {block.name for block in setting.blocks}
-    trained = [parameter for name, parameter in setting.model.named_parameters() if name in chosen]
-    setting.model.requires_grad_(False)
+    chosen, module = {block.name for block in setting.blocks}, setting.subject.module
+    trained = [parameter for name, parameter in module.named_parameters() if name in chosen]
+    module.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     for batch in setting.batches:
-        sample_losses(setting.model, batch).sum().backward()
+        setting.subject.losses(batch).sum().backward()
         for parameter in trained:
             parameter.grad = None
-    setting.model.requires_grad_(False)
+    module.requires_grad_(False)
 
 
 def forward(setting: Setting) -> None:
     """A forward without anything kept."""
     with torch.no_grad():
         for batch in setting.batches:
-            sample_losses(setting.model, batch)
+            setting.subject.losses(batch)
 
 
 def score(setting: Setting) -> None:
     """The score pass."""
-    with scoring(setting.model, OBJECTIVE, setting.blocks, setting.directions, Budget()) as one:
-        for batch in setting.batches:
-            for _ in one(batch):
+    source = setting.source(setting.batches)
+    with source.passing(ScoreReducer(setting.stacks)) as read:
+        for pieces in read(range(len(source.sizes))):
+            for _ in pieces:
                 pass
 
 
 def both(setting: Setting) -> None:
     """The curvature pass over a tenth of the batches, and the score pass."""
-    targets = {name: stack[:TARGETS] for name, stack in setting.directions.items()}
-    accumulators = {
-        (scorer.name, block.name): scorer.accumulator(targets[block.name], 1.0)
-        for scorer in SCORERS
-        for block in setting.blocks
-    }
-    part = setting.tenth
-    with backward(setting.model, OBJECTIVE, setting.blocks, Budget()) as run:
-        for _ in curvature_pass(part, run, accumulators, Bad()):
-            pass
+    blocks = {name: BlockTargets(stack[:TARGETS], 1.0) for name, stack in setting.stacks.items()}
+    gather(setting.source(setting.tenth), start_statistics(SCORERS, blocks))
     score(setting)
 
 

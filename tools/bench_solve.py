@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
-from vlmsel.scorers import HyperINF
+from vlmsel.scorers import BlockTargets, HyperINF
 
 
 def gradients(samples: int, rank: int, size: int, decay: float, seed: int, device: str) -> Tensor:
@@ -29,13 +29,14 @@ def gradients(samples: int, rank: int, size: int, decay: float, seed: int, devic
 
 def solve(scorer: HyperINF, fit: Tensor, targets: Tensor) -> tuple[float, Tensor, dict[str, Any]]:
     """Return the seconds of a block's solution, the solution and its details."""
-    accumulator = scorer.accumulator(targets)
-    accumulator.update(Factor.from_dense(fit))
+    statistic = scorer.statistic(BlockTargets(targets))
+    statistic.update(Factor.from_dense(fit))
+    statistic.spendable = True  # as in a run, by the last scorer that needs it
     wait(fit)
     start = time.perf_counter()
-    solved = accumulator.solve()
+    solved = scorer.solve(statistic, targets)
     wait(fit)
-    return time.perf_counter() - start, solved, accumulator.details
+    return time.perf_counter() - start, solved.h, solved.details
 
 
 def wait(on: Tensor) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 
-from vlmsel.data.batches import Collator, Item
+from vlmsel.data.batches import Item
 from vlmsel.data.dataset import Reading
 from vlmsel.data.encoding import generation_ids
 from vlmsel.data.sample import Sample
 from vlmsel.models.generation import generate
-from vlmsel.models.language import pad_id
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
 from vlmsel.models.vlm import VLM
@@ -27,7 +26,7 @@ from vlmsel.models.vlm import VLM
 
 def answers(model: VLM, samples: Sequence[Sample], batch_size: int, longest: int) -> list[str]:
     """Answer the last question of each sample."""
-    collate, found = Collator(pad_id(model.tokenizer), "left"), []
+    collate, found = model.collate, []
     for start in range(0, len(samples), batch_size):
         items = []
         for sample in samples[start : start + batch_size]:

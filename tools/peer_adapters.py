@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from plain_text import sample_losses
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vlmsel.data.batches import Collator, Item
 from vlmsel.models.lora import lora_parameters
-from vlmsel.models.losses import sample_losses
 
 Scores = Callable[[], Tensor]  # what is timed; [targets, n], higher = more helpful
 

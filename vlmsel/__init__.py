@@ -15,7 +15,7 @@ _HOMES = {
     "TracIn": "vlmsel.scorers",
     "Exact": "vlmsel.scorers",
     "Random": "vlmsel.scorers",
-    "score_gradients": "vlmsel.scorers",
+    "score_gradients": "vlmsel.scoring.arrays",
     "Factor": "vlmsel.gradients",
     "capture": "vlmsel.gradients",
     "per_sample_gradients": "vlmsel.gradients",

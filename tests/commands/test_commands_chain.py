@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from score_words import score_words
 
 from vlmsel import cli, runs
-from vlmsel.commands.inputs import open_model
+from vlmsel.models.open import open_subject
 from vlmsel.scoring.table import read_table
 
 SCORERS = ["HyperINF", "DataInf", "LiSSA", "LiSSA(batch='stream',name='stream')", "TracIn", "Exact", "Random(seed=3)"]
@@ -88,7 +88,7 @@ def test_the_lowest_scores_are_selected_and_tuned_on(world, aligned, scored, tmp
     tuned = ["tune", "--model", str(aligned), "--data", str(out), "--images", f"{world}/images"]
     tuned += ["--out", str(tmp_path / "tune"), "--settings.max_steps", "1", "--device", "cpu"]
     assert cli.main(tuned) == 0 and cli.main(tuned) == 0
-    assert open_model(str(tmp_path / "tune"), "cpu").vlm_config.projector_trained
+    assert open_subject(str(tmp_path / "tune"), "cpu").vlm_config.projector_trained
     assert cli.main([*tuned, "--settings.seed", "1"]) == 2
     assert "now: seed: 1); choose another --out" in capsys.readouterr().err
 

@@ -311,10 +311,10 @@ def test_two_processes_find_what_one_finds(home, tmp_path):
     assert ended.stdout.count("± standard error over questions") == 1
 
 
-def test_a_fault_of_all_processes_is_told_once_and_soon(home, tmp_path):
-    start = time.monotonic()
+def test_a_fault_of_all_processes_is_told_once(home, tmp_path):
+    """Nobody waits for a process that has ended, which torch would do for longer than `launch` lets it."""
     ended = launch(arguments(home, tmp_path / "run", "mine", model=home / "vlm", protocol="long"), 2)
-    assert ended.returncode != 0 and time.monotonic() - start < 60
+    assert ended.returncode != 0
     assert ended.stderr.count("error: protocol must be one of llava15, prismatic, bare; got 'long'") == 1
     assert "vlmsel/commands" not in ended.stderr  # no traceback of ours
 

@@ -12,7 +12,6 @@ from tiny_models import sample_losses, tiny_clip, tiny_language, tiny_tokenizer,
 from torch.utils.data import DataLoader
 
 from vlmsel import processes
-from vlmsel.commands.inputs import open_data, open_model, pad_id
 from vlmsel.data import features as features_module
 from vlmsel.data import images as images_module
 from vlmsel.data.batches import Collator
@@ -24,6 +23,8 @@ from vlmsel.models import features as computing
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.generation import generate
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
 from vlmsel.models.vision import VisionTower
 
 NAMES = [f"{i}.png" for i in range(7)]
@@ -215,9 +216,7 @@ def test_a_killed_builder_goes_on_after_its_last_shard(model, images, tmp_path, 
 @pytest.mark.parametrize(("batch_size", "shard_rows"), [(3, 2), (2, 3), (7, 1), (1, 7)])
 def test_sizes_of_batches_and_shards_do_not_matter(model, images, tmp_path, batch_size, shard_rows):
     expected = open_features(model, images, NAMES, tmp_path / "whole")
-    found = open_features(
-        model.vision, "pad", images, NAMES, tmp_path / "f", batch_size=batch_size, shard_rows=shard_rows
-    )
+    found = open_features(model, images, NAMES, tmp_path / "f", batch_size=batch_size, shard_rows=shard_rows)
     assert len(os.listdir(tmp_path / "f/shards")) == -(-7 // shard_rows)
     for name in NAMES:
         torch.testing.assert_close(found(name), expected(name), atol=1e-12, rtol=0)
@@ -316,15 +315,15 @@ def test_only_the_main_process_computes(model, images, tmp_path, monkeypatch):
 
 
 def test_data_for_a_model_hold_features_when_there_is_a_folder(world, aligned, tmp_path):
-    model = open_model(str(aligned), "cpu")
-    arguments = (model, world / "pool.json", world / "images", 2048)
-    plain = open_data(*arguments)
-    exact, small = (open_data(*arguments, tmp_path / name, name) for name in ("float32", "bfloat16"))
+    model = open_subject(str(aligned), "cpu")
+    arguments = (model, world / "pool.json", Reading(world / "images"))
+    plain = open_pool(*arguments)
+    exact, small = (open_pool(*arguments, tmp_path / name, name) for name in ("float32", "bfloat16"))
     assert exact.samples.usable() == plain.samples.usable() and exact.problems == plain.problems
     losses = []
     with torch.no_grad():
         for data in (plain, exact, small):
-            batch = Collator(pad_id(model))([data.samples[i] for i in plain.samples.usable()])
+            batch = model.collate([data.samples[i] for i in plain.samples.usable()])
             losses.append(sample_losses(model, batch))
     torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(losses[2], losses[0], atol=0.1, rtol=0.02)

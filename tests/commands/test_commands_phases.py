@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vlmsel import cli
-from vlmsel.commands.inputs import open_model
 from vlmsel.models.lora import lora_parameters
+from vlmsel.models.open import open_subject
 
 
 def tune(world, aligned, out, *more, data="pool.json"):
@@ -23,7 +23,7 @@ def tune(world, aligned, out, *more, data="pool.json"):
 
 
 def weights(run):
-    return open_model(str(run), "cpu").state_dict()
+    return open_subject(str(run), "cpu").state_dict()
 
 
 def equal(a, b):
@@ -61,9 +61,9 @@ def test_the_same_command_with_other_data_does_not_pass_for_finished(world, alig
 
 def test_the_whole_language_model_is_tuned_from_an_aligned_model_with_adapters(world, aligned, tmp_path):
     before = weights(aligned)
-    assert lora_parameters(open_model(str(aligned), "cpu"))
+    assert lora_parameters(open_subject(str(aligned), "cpu"))
     assert cli.main(tune(world, aligned, tmp_path / "run", "--settings.train", "projector+lm")) == 0
-    model = open_model(str(tmp_path / "run"), "cpu")
+    model = open_subject(str(tmp_path / "run"), "cpu")
     assert not lora_parameters(model) and (tmp_path / "run/model/language_model").is_dir()
     name = "language_model.model.embed_tokens.weight"
     assert not torch.equal(

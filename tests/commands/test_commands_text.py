@@ -12,12 +12,12 @@ from tiny_huggingface import save_classifier, save_language
 from tiny_models import sample_losses
 
 from vlmsel import cli, runs
-from vlmsel.commands.inputs import open_data, open_model, pad_id
-from vlmsel.data.batches import Collator
-from vlmsel.evaluation.engines.likelihood import LanguageEngine
+from vlmsel.data.dataset import Reading
+from vlmsel.evaluation.engines.open import engine_of
 from vlmsel.gradients import select_blocks
-from vlmsel.models.huggingface import load_adapter, load_causal
 from vlmsel.models.lora import lora_parameters
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
 from vlmsel.scoring.table import read_table
 
 LORA = ("--lora.r", "4", "--lora.alpha", "8", "--lora.targets", "[q_proj,v_proj]")
@@ -95,12 +95,12 @@ def test_scores_are_those_of_a_plain_float64_twin(home, warm, tmp_path, blocks, 
     words = ("--scorers", SCORERS, "--blocks", blocks, "--loss_on", loss_on, "--scale_samples", "null")
     assert run("score", "--model", warm, *files, *words) == 0
     found, _ = read_table(tmp_path / "score/scores.parquet")
-    model = open_model(str(warm), "cpu").double()
-    chosen, collate = select_blocks(model, blocks), Collator(pad_id(model))
+    model = open_subject(str(warm), "cpu").double()
+    chosen = select_blocks(model, blocks)
 
     def gradients(file):
-        data = open_data(model, home / file, None, 2048, loss_on=loss_on).samples
-        singles = [collate([data[i]]) for i in range(len(data))]
+        data = open_pool(model, home / file, Reading(loss_on=loss_on)).samples
+        singles = [model.collate([data[i]]) for i in range(len(data))]
         return loop_gradients(model, singles, sample_losses, chosen)
 
     pool, target = gradients("pool.json"), gradients("target.json")
@@ -137,8 +137,8 @@ def test_samples_with_images_are_left_out_with_their_reason(home, warm, tmp_path
 def test_dense_tuning_changes_the_whole_model_and_keeps_its_template(home, tmp_path):
     data = ("--model", home / "llama", "--data", home / "pool.json", "--out", tmp_path / "dense")
     assert run("tune", *data, "--settings.train", "lm", *FAST, "--template", "pure", "--loss_on", "all") == 0
-    model = open_model(str(tmp_path / "dense"), "cpu")
-    before = open_model(str(home / "llama"), "cpu")
+    model = open_subject(str(tmp_path / "dense"), "cpu")
+    before = open_subject(str(home / "llama"), "cpu")
     config = model.vlm_config
     assert (config.vision, config.template, config.language_trained, config.lora) == (None, "pure", True, None)
     assert not (tmp_path / "dense/model/projector.safetensors").exists()
@@ -151,7 +151,9 @@ def test_fresh_adapters_come_from_the_seed(home, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         words = ("--settings.seed", seed, "--settings.max_steps", 1, "--out", tmp_path / name)
         assert run("tune", *data, *words) == 0
-    a, b, c = ({k: p.detach() for k, p in lora_parameters(open_model(str(tmp_path / n), "cpu")).items()} for n in "abc")
+    a, b, c = (
+        {k: p.detach() for k, p in lora_parameters(open_subject(str(tmp_path / n), "cpu")).items()} for n in "abc"
+    )
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not any(torch.equal(a[name], c[name]) for name in a if ".lora_A." in name)
 
@@ -160,16 +162,16 @@ def test_evaluation_equals_that_of_the_adapted_hugging_face_model(home, warm, tm
     asked = ("--task", "piqa", "--questions", home / "questions.jsonl")
     assert run("evaluate", "--model", warm, *asked, "--out", tmp_path / "ours") == 0
     assert run("evaluate", "--model", warm / "model/adapter", *asked, "--out", tmp_path / "peft") == 0
-    adapted, tokenizer = load_adapter(str(warm / "model/adapter"))
-    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-    tokenizer.save_pretrained(tmp_path / "merged")
+    adapted = open_subject(str(warm / "model/adapter"), "cpu")
+    adapted.language_model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    adapted.tokenizer.save_pretrained(tmp_path / "merged")
     assert run("evaluate", "--model", tmp_path / "merged", *asked, "--out", tmp_path / "whole") == 0
     lines = {
         name: (tmp_path / name / "predictions.jsonl").read_text().splitlines() for name in ("ours", "peft", "whole")
     }
     values = {name: [json.loads(line) for line in found] for name, found in lines.items()}
     assert values["ours"] == values["peft"]
-    base = LanguageEngine(*load_causal(str(home / "llama")))
+    base = engine_of(open_subject(str(home / "llama"), "cpu"))
     plain = base.loglikelihoods([("Question: After 0?\nAnswer:", " 1")])
     pairs = [
         (one["loglikelihoods"], other["loglikelihoods"])
@@ -227,4 +229,4 @@ def test_a_moved_model_says_what_is_missing(home, warm, tmp_path):
     shutil.copytree(warm / "model", tmp_path / "model")
     (tmp_path / "model/adapter/adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
-        open_model(str(tmp_path / "model"), "cpu")
+        open_subject(str(tmp_path / "model"), "cpu")

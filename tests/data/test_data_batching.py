@@ -28,13 +28,6 @@ def test_rows_are_padded_on_the_right():
     assert batch.uids.tolist() == [7, 3, 9]
 
 
-def test_rows_are_padded_on_the_left():
-    batch = Collator(0, "left")(ITEMS[:2])
-    assert batch.input_ids.tolist() == [[1, -200, 5], [0, 0, 1]]
-    assert batch.labels.tolist() == [[-100, -100, 5], [-100, -100, 1]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
 def test_a_shared_picture_is_held_once_and_every_use_is_a_row():
     batch = Collator(0)(ITEMS)
     torch.testing.assert_close(batch.pixel_values, torch.stack([CAT, DOG]))
@@ -65,8 +58,6 @@ def test_collators_and_batches_travel_to_other_processes():
 
 
 def test_collators_refuse_what_they_cannot_pad():
-    with pytest.raises(ValueError, match="'right' or 'left', got 'up'"):
-        Collator(0, "up")
     with pytest.raises(ValueError, match="no samples"):
         Collator(0)([])
     with pytest.raises(ValueError, match="sample 4 names 2 images and holds 1"):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlmsel.scorers import TracIn, score_gradients
+from vlmsel import score_gradients
+from vlmsel.scorers import TracIn
 from vlmsel.scorers.load import load_scorer
 from vlmsel.scorers.testing import check_scorer
 

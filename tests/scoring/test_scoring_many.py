@@ -1,6 +1,5 @@
 """Several processes and several jobs give one table; a job that is killed again and again gives the same bits."""
 
-import json
 import os
 import random
 import signal
@@ -13,12 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import job, tiny_items, tiny_plan, tiny_streams
+from tiny_pool import Run, tiny_items
 
-from vlmsel.gradients import select_blocks
 from vlmsel.scorers import HyperINF, TracIn
-from vlmsel.scoring import pool_pass as run
-from vlmsel.scoring.pool_pass import Share, score_pool
+from vlmsel.scoring.pool_pass import Share
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = """
@@ -29,34 +26,31 @@ PROGRAM = """
     sys.path.insert(0, {tests!r})
     import torch
     from tiny_models import tiny_vlm, wake_lora
-    from tiny_pool import OBJECTIVE, job, tiny_items, tiny_plan
+    from tiny_pool import Items, Run, tiny_items, tiny_plan
     from vlmsel import processes
-    from vlmsel.gradients import select_blocks
     from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
     from vlmsel.scoring import progress
-    from vlmsel.scoring import pool_pass as run
-    from vlmsel.scoring.curvature import Streams
-    from vlmsel.scoring.pool_pass import score_pool
-    from vlmsel.scoring.targets import Targets
+    from vlmsel.scoring.pool_pass import Share
+    from vlmsel.scoring.targets import TargetPlan
 
     torch.set_num_threads(1)
-    run.CHUNK, progress.EVERY, progress.SHARE = 2, 0.0, 0
+    progress.EVERY, progress.SHARE = 0.0, 0
     pause, images = {pause}, {images}
 
-    def losses(model, batch):
+    def losses(subject, batch):
         time.sleep(pause)
-        return OBJECTIVE.losses(model, batch)
+        return subject.losses(batch)
 
     model = tiny_vlm(dtype=torch.{dtype})
     wake_lora(model)
     items, goal = tiny_items(images, torch.{dtype}), tiny_items([1, 0, 2], torch.{dtype}, seed=1)
-    work = job(model, select_blocks(model, "projector+lora"), OBJECTIVE._replace(losses=losses))
     scorers = [TracIn(block_scale=True), DataInf(), HyperINF(damping=10.0), LiSSA(),
                LiSSA(batch="stream", depth=5, name="stream"), Exact()]
     print("begun", flush=True)
-    plan = tiny_plan(items, 2)
-    targets = Targets(("one", "two"), tiny_plan(goal, 2), {{0: 0, 1: 1, 2: 0}})  # a batch holds samples of both
-    found = score_pool(work, plan, Streams(plan, plan, targets), scorers, Path({out!r}))
+    # a batch of the targets holds samples of both
+    plan = TargetPlan(("one", "two"), (Items(goal),), tiny_plan(goal, 2), {{0: 0, 1: 1, 2: 0}})
+    run = Run(model, items, {{}}, batch_size=2, losses=losses, plan=plan)
+    found = run.score(scorers, Path({out!r}), Share(chunk=2))
     if processes.is_main():
         order = found.uids.argsort()
         torch.save({{"scores": found.scores[:, order], "details": found.details}}, {out!r} + ".pt")
@@ -132,26 +126,21 @@ def model():
     return vlm
 
 
-def score(model, out, share=None):
-    work = job(model, select_blocks(model, "projector+lora"))
-    streams = tiny_streams(tiny_items(), {"a": tiny_items([1, 0], seed=1)}, 1)
-    return score_pool(
-        work, tiny_plan(tiny_items(), 1), streams, [TracIn(), HyperINF(damping=10.0)], out, share or Share()
-    )
+def score(model, out, index=0, of=1):
+    run = Run(model, tiny_items(), {"a": tiny_items([1, 0], seed=1)}, batch_size=1)
+    return run.score([TracIn(), HyperINF(damping=10.0)], out, Share(index, of, chunk=2))
 
 
-def test_shards_make_one_table(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "CHUNK", 2)
-    assert score(model, tmp_path / "a", Share.read("2/3")) is None
+def test_shards_make_one_table(model, tmp_path):
+    assert score(model, tmp_path / "a", 1, 3) is None
     assert sorted(path.name for path in (tmp_path / "a/parts").iterdir()) == ["00000002.safetensors"]
-    assert score(model, tmp_path / "a", Share.read("1/3")) is None
-    found, expected = score(model, tmp_path / "a", Share.read("3/3")), score(model, tmp_path / "b")
+    assert score(model, tmp_path / "a", 0, 3) is None
+    found, expected = score(model, tmp_path / "a", 2, 3), score(model, tmp_path / "b")
     assert torch.equal(found.scores, expected.scores) and torch.equal(found.uids, expected.uids)
 
 
-def test_a_job_without_a_shard_does_what_the_others_left(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "CHUNK", 2)
-    score(model, tmp_path / "a", Share.read("2/3"))
+def test_a_job_without_a_shard_does_what_the_others_left(model, tmp_path):
+    score(model, tmp_path / "a", 1, 3)
     assert torch.equal(score(model, tmp_path / "a").scores, score(model, tmp_path / "b").scores)
 
 
@@ -161,8 +150,10 @@ def test_other_shards_are_refused(text):
         Share.read(text)
 
 
-def test_every_chunk_is_somebodys_once():
+def test_every_batch_is_somebodys_once():
     for of in (1, 2, 5):
-        owners = [[share for share in range(of) if Share(share, of).has(chunk)] for chunk in range(20)]
+        owners = [[share for share in range(of) if Share(share, of, 3).has(batch)] for batch in range(20)]
         assert all(len(own) == 1 for own in owners)
-    assert json.dumps(Share.read("2/4").__dict__) == '{"index": 1, "of": 4}'
+        assert all(owners[batch] == owners[batch - batch % 3] for batch in range(20))
+    assert Share.read("2/4") == Share(1, 4) and Share.read(None) == Share()
+    assert Share(chunk=8).chunks(20) == [range(0, 8), range(8, 16), range(16, 20)]

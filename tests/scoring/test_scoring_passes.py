@@ -3,28 +3,13 @@
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import (
-    COLLATE,
-    OBJECTIVE,
-    POOL,
-    broken,
-    exploding,
-    job,
-    loop,
-    loop_means,
-    scores_by_hand,
-    tiny_items,
-    tiny_plan,
-    tiny_streams,
-)
+from tiny_pool import COLLATE, POOL, Run, broken, exploding, loop, loop_means, scores_by_hand, tiny_items
 
 from vlmsel.gradients import select_blocks
-from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn, score_gradients
-from vlmsel.scoring.curvature import _mean_squares, find_directions
-from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.pool_pass import score_pool
-from vlmsel.scoring.score_pass import backward, scoring
-from vlmsel.scoring.targets import Targets, target_means
+from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn
+from vlmsel.scoring.arrays import score_gradients
+from vlmsel.scoring.curvature import _mean_squares, precondition
+from vlmsel.scoring.score_pass import ScoreReducer
 
 SCORERS = [
     TracIn(),
@@ -57,28 +42,25 @@ def goals(dtype=torch.float32):
     return {"one": tiny_items([1, 2, 0], dtype, seed=1), "text": tiny_items([0, 0], dtype, seed=2)}
 
 
-def scored(model, items, out, spec="projector+lora", batch_size=3, fit=None, scorers=SCORERS, targets=None):
+def scored(model, items, out, scorers=SCORERS, targets=None, **more):
     """Scores by column name and uid, losses by uid, and what was left out."""
     targets = goals(next(model.projector.parameters()).dtype) if targets is None else targets
-    streams = tiny_streams(items, targets, batch_size, fit)
-    work = job(model, select_blocks(model, spec))
-    found = score_pool(work, tiny_plan(items, batch_size), streams, scorers, out)
+    found = Run(model, items, targets, **more).score(scorers, out)
     order = found.uids.argsort()
     columns = {f"{s}/{t}": column[order] for (s, t), column in zip(found.names, found.scores, strict=True)}
-    return columns, found.losses[order], work.bad.reasons
+    return columns, found.losses[order], found.left_out
 
 
-def mean_gradients(model, items, objective=OBJECTIVE, spec="projector+lora"):
-    blocks = select_blocks(model, spec)
-    with backward(model, objective, blocks, Budget()) as run:
-        means = target_means(Targets.of({"target": tiny_plan(items)}), run, blocks)
-    return {name: mean[0] for name, mean in means.items()}
+def mean_gradients(model, items, losses=None):
+    run = Run(model, items, {"target": items}, losses=losses)
+    return {name: mean[0] for name, mean in run.targets.v().items()}
 
 
 def score_batch(model, items, stacks):
-    with scoring(model, OBJECTIVE, select_blocks(model, "projector+lora"), stacks, Budget()) as score:
-        (found,) = score(COLLATE(items))
-    return found.scores
+    run = Run(model, items, {"any": items}, batch_size=len(items))
+    with run.pool.passing(ScoreReducer(stacks)) as read:
+        ((found,),) = read([0])
+    return found.scores[:, found.uids.argsort()]
 
 
 def assert_near(found, expected, tolerance):
@@ -102,10 +84,10 @@ def test_streamed_scores_equal_dense_ones(exact_model, spec, tmp_path):
     gradients, means = loop(exact_model, items, blocks), loop_means(exact_model, targets, blocks)
     dense = {s.name: score_gradients(gradients, means, s) for s in SCORERS}
     expected = {f"{name}/{t}": rows[i] for name, rows in dense.items() for i, t in enumerate(targets)}
-    columns, losses, bad = scored(exact_model, items, tmp_path, spec)
+    columns, losses, left_out = scored(exact_model, items, tmp_path, spec=spec)
     assert_near(columns, expected, 1e-8)
-    singles = [OBJECTIVE.losses(exact_model, COLLATE([item])).item() for item in items]
-    assert losses.tolist() == pytest.approx(singles, rel=1e-6) and not bad
+    singles = [exact_model.losses(COLLATE([item])).item() for item in items]
+    assert losses.tolist() == pytest.approx(singles, rel=1e-6) and not left_out
 
 
 def test_curvature_of_a_part_of_the_pool(exact_model, tmp_path):
@@ -152,9 +134,9 @@ def test_a_sample_that_is_not_finite_is_reported_and_moves_no_other(exact_model,
     items = tiny_items(dtype=torch.float64)
     clean = [item for i, item in enumerate(items) if i != 3]
     mixed = [*items[:3], broken(items[3], how), *items[4:]]
-    expected, _, _ = scored(exact_model, clean, tmp_path / "a", scorers=[*SCORERS, Random()])
-    found, losses, bad = scored(exact_model, mixed, tmp_path / "b", batch_size=batch_size, scorers=[*SCORERS, Random()])
-    assert bad == {items[3].uid: "the loss is not finite"}
+    expected, _, _ = scored(exact_model, clean, tmp_path / "a")
+    found, losses, left_out = scored(exact_model, mixed, tmp_path / "b", batch_size=batch_size)
+    assert left_out == {items[3].uid: "the loss is not finite"}
     assert torch.isnan(losses).nonzero().tolist() == [[3]]
     assert all(torch.isnan(column).nonzero().tolist() == [[3]] for column in found.values())
     keep = [0, 1, 2, 4, 5, 6, 7]
@@ -163,56 +145,48 @@ def test_a_sample_that_is_not_finite_is_reported_and_moves_no_other(exact_model,
 
 def test_a_gradient_that_is_not_finite_is_reported(exact_model, tmp_path):
     items, targets = tiny_items(dtype=torch.float64), goals(torch.float64)
-    blocks = select_blocks(exact_model, "projector+lora")
     clean, _, _ = scored(exact_model, items[:-1], tmp_path / "a")
-    work = job(exact_model, blocks, exploding(31))
-    found = score_pool(work, tiny_plan(items), tiny_streams(items, targets), SCORERS, tmp_path / "b")
-    assert work.bad.reasons == {31: "the gradient is not finite"}
-    order = found.uids.argsort()
-    columns = {f"{s}/{t}": c[order][:-1] for (s, t), c in zip(found.names, found.scores, strict=True)}
-    assert torch.isnan(found.scores[:, order[-1]]).all() and torch.isfinite(found.losses).all()
-    assert_near(columns, clean, 1e-8)
+    columns, losses, left_out = scored(exact_model, items, tmp_path / "b", targets=targets, losses=exploding(31))
+    assert left_out == {31: "the gradient is not finite"} and torch.isfinite(losses).all()
+    assert all(torch.isnan(column[-1]) for column in columns.values())
+    assert_near({name: column[:-1] for name, column in columns.items()}, clean, 1e-8)
 
 
 def test_a_target_must_be_finite(exact_model, tmp_path):
-    blocks = select_blocks(exact_model, "projector+lora")
     items = tiny_items(dtype=torch.float64)
     with pytest.raises(ValueError, match="sample 16: the gradient is not finite; remove it"):
         mean_gradients(exact_model, items, exploding(16))
     items[4] = broken(items[4], "loss")
-    streams = tiny_streams(items, {"good": items[:2], "spoilt": items})
     with pytest.raises(ValueError, match="target spoilt: sample 22: the loss is not finite; remove it"):
-        find_directions(job(exact_model, blocks), streams, [TracIn()], tmp_path)
+        Run(exact_model, items, {"good": items[:2], "spoilt": items}).score([TracIn()], tmp_path)
 
 
-def test_an_empty_target_has_no_gradient(model, tmp_path):
-    streams = tiny_streams(tiny_items(), {"empty": []})
+def test_an_empty_target_has_no_gradient(model):
     with pytest.raises(ValueError, match="target empty: .* without usable samples"):
-        find_directions(job(model, select_blocks(model, "projector")), streams, [TracIn()], tmp_path)
+        Run(model, tiny_items(), {"empty": []})
 
 
 def test_mean_squares_are_those_of_dense_gradients(exact_model):
-    items, blocks = tiny_items(dtype=torch.float64), select_blocks(exact_model, "projector+lora")
-    found = _mean_squares(job(exact_model, blocks), tiny_plan(items))
-    for name, dense in loop(exact_model, items, blocks).items():
+    items = tiny_items(dtype=torch.float64)
+    run = Run(exact_model, items, {"any": items[:1]})
+    found, left_out = _mean_squares(run.pool, [DataInf()])
+    assert not left_out and _mean_squares(run.pool, [HyperINF(), Exact()]) == ({}, {})
+    for name, dense in loop(exact_model, items, run.blocks).items():
         assert found[name] == pytest.approx(dense.square().mean().item(), rel=1e-10), name
 
 
 def test_damping_cannot_be_measured_on_samples_that_are_all_broken(model):
-    items = [broken(item, "loss") for item in tiny_items([0, 1])]
+    run = Run(model, [broken(item, "loss") for item in tiny_items([0, 1])], {"any": tiny_items([1])}, spec="lora")
     with pytest.raises(ValueError, match="no sample with a finite gradient"):
-        _mean_squares(job(model, select_blocks(model, "lora")), tiny_plan(items))
+        precondition(run.targets, run.fit, [DataInf()])
 
 
 def test_a_pool_of_text_has_nothing_to_say_about_the_projector(model, tmp_path):
     items = tiny_items([0] * len(POOL))
-    columns, _, bad = scored(model, items, tmp_path, spec="projector")
-    assert not bad and all(not column.any() for column in columns.values())
+    columns, _, left_out = scored(model, items, tmp_path, spec="projector")
+    assert not left_out and all(not column.any() for column in columns.values())
 
 
-def test_random_scores_need_no_gradients(model, tmp_path):
-    items = tiny_items()
-    columns, losses, bad = scored(model, items, tmp_path, scorers=[Random(seed=3)])
-    drawn = Random(seed=3).draw(torch.tensor([item.uid for item in items]), ["one", "text"])
-    assert torch.equal(torch.stack(list(columns.values())), drawn)
-    assert torch.isfinite(losses).all() and not bad
+def test_without_scorers_of_gradients_there_are_losses_alone(model, tmp_path):
+    columns, losses, left_out = scored(model, tiny_items(), tmp_path, scorers=[Random(seed=3)])
+    assert not columns and torch.isfinite(losses).all() and not left_out

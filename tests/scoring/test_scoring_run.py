@@ -5,19 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import OBJECTIVE, broken, job, tiny_items, tiny_plan, tiny_streams
+from tiny_pool import Run, Stopped, broken, stopping, tiny_items, tiny_plan
 
-from vlmsel.gradients import select_blocks
-from vlmsel.scorers import DataInf, HyperINF, Random, TracIn
-from vlmsel.scoring import pool_pass as run
+from vlmsel.scorers import DataInf, HyperINF, TracIn
 from vlmsel.scoring.batches import seeded_part
-from vlmsel.scoring.pool_pass import score_pool
+from vlmsel.scoring.pool_pass import Share
 
-SCORERS = [TracIn(), DataInf(), HyperINF(damping=10.0), Random()]
-
-
-class Stopped(Exception):
-    pass
+SCORERS = [TracIn(), DataInf(), HyperINF(damping=10.0)]
+TWO = Share(chunk=2)
 
 
 @pytest.fixture(scope="module")
@@ -27,51 +22,30 @@ def model():
     return vlm
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(run, "CHUNK", 2)
-
-
 def pool():
     """Eight samples, the fourth of which is not finite."""
     items = tiny_items()
     return [*items[:3], broken(items[3], "loss"), *items[4:]]
 
 
-def score(model, out, items=None, objective=OBJECTIVE, scorers=SCORERS, spec="projector+lora", fit=None):
-    items = pool() if items is None else items
-    streams = tiny_streams(items, {"a": tiny_items([1, 0], seed=1), "b": tiny_items([2], seed=2)}, 1, fit)
-    work = job(model, select_blocks(model, spec), objective)
-    return score_pool(work, tiny_plan(items, 1), streams, scorers, out), work.bad
+def score(model, out, items=None, losses=None, scorers=SCORERS, spec="projector+lora"):
+    items, targets = pool() if items is None else items, {"a": tiny_items([1, 0], seed=1), "b": tiny_items([2], seed=2)}
+    return Run(model, items, targets, batch_size=1, losses=losses, spec=spec).score(scorers, out, TWO)
 
 
-def stopping(after):
-    """An objective that fails at its call number `after`."""
-    calls = []
-
-    def losses(model, batch):
-        calls.append(batch)
-        if len(calls) > after:
-            raise Stopped
-        return OBJECTIVE.losses(model, batch)
-
-    return OBJECTIVE._replace(losses=losses), calls
-
-
-def assert_same(found, expected):
-    (one, bad_one), (other, bad_other) = found, expected
+def assert_same(one, other):
     assert torch.equal(one.uids, other.uids) and one.names == other.names and one.details == other.details
     for field in ("losses", "scores"):
         torch.testing.assert_close(getattr(one, field), getattr(other, field), rtol=0, atol=0, equal_nan=True)
-    assert bad_one.reasons == bad_other.reasons == {19: "the loss is not finite"}
+    assert one.left_out == other.left_out == {19: "the loss is not finite"}
 
 
 @pytest.mark.parametrize("after", [1, 6, 15, 19, 22, 26])
 def test_a_stopped_run_goes_on(model, after, tmp_path):
     """3 batches of targets, 8 to measure damping on, 8 of curvature, then 8 in chunks of 2."""
-    objective, _ = stopping(after)
+    losses, _ = stopping(after)
     with pytest.raises(Stopped):
-        score(model, tmp_path / "stopped", objective=objective)
+        score(model, tmp_path / "stopped", losses=losses)
     assert not list((tmp_path / "stopped").rglob("*.part"))
     assert (tmp_path / "stopped" / "directions.safetensors").exists() == (after >= 19)
     assert_same(score(model, tmp_path / "stopped"), score(model, tmp_path / "whole"))
@@ -81,29 +55,28 @@ def test_only_what_is_missing_is_done_again(model, tmp_path):
     expected = score(model, tmp_path)
     (tmp_path / "parts" / "00000004.safetensors").unlink()
     (tmp_path / "parts" / "00000002.safetensors.part").write_bytes(b"half a file")
-    objective, calls = stopping(99)
-    assert_same(score(model, tmp_path, objective=objective), expected)
+    losses, calls = stopping(99)
+    assert_same(score(model, tmp_path, losses=losses), expected)
     assert len(calls) == 2
     calls.clear()
-    assert_same(score(model, tmp_path, objective=objective), expected)
+    assert_same(score(model, tmp_path, losses=losses), expected)
     assert not calls
 
 
 def test_a_sample_that_only_curvature_found_broken_stays_reported(model, tmp_path):
     """Its squared norm leaves float32's range while its inner products do not."""
 
-    def losses(model, batch):
-        values = OBJECTIVE.losses(model, batch)
+    def losses(subject, batch):
+        values = subject.losses(batch)
         return torch.where(batch.uids == 16, values * 1e19, values)
 
-    objective = OBJECTIVE._replace(losses=losses)
-    first, bad = score(model, tmp_path, tiny_items(), objective)
+    first = score(model, tmp_path, tiny_items(), losses)
     row = first.uids.tolist().index(16)
-    assert bad.reasons == {16: "the gradient is not finite"} and torch.isnan(first.scores[:, row]).all()
+    assert first.left_out == {16: "the gradient is not finite"} and torch.isnan(first.scores[:, row]).all()
     for path in (tmp_path / "parts").iterdir():
         path.unlink()
-    again, bad = score(model, tmp_path, tiny_items(), objective)
-    assert bad.reasons == {16: "the gradient is not finite"}
+    again = score(model, tmp_path, tiny_items(), losses)
+    assert again.left_out == {16: "the gradient is not finite"}
     torch.testing.assert_close(again.scores, first.scores, rtol=0, atol=0, equal_nan=True)
 
 
@@ -123,7 +96,7 @@ def test_a_damaged_file_is_named(model, name, tmp_path):
     assert_same(score(model, tmp_path), expected)
 
 
-@pytest.mark.parametrize("other", [{"scorers": [TracIn(), Random()]}, {"spec": "projector"}])
+@pytest.mark.parametrize("other", [{"scorers": [TracIn()]}, {"spec": "projector"}])
 def test_directions_of_another_run_are_refused(model, other, tmp_path):
     score(model, tmp_path)
     with pytest.raises(ValueError, match="made for other scorers, targets or blocks"):
@@ -132,8 +105,8 @@ def test_directions_of_another_run_are_refused(model, other, tmp_path):
 
 def test_a_pool_of_broken_samples_has_no_scores(model, tmp_path):
     items = [broken(item, "loss") for item in tiny_items([0, 1])]
-    found, bad = score(model, tmp_path, items, scorers=[TracIn(), Random()])
-    assert torch.isnan(found.scores).all() and torch.isnan(found.losses).all() and len(bad.reasons) == 2
+    found = score(model, tmp_path, items, scorers=[TracIn()])
+    assert torch.isnan(found.scores).all() and torch.isnan(found.losses).all() and len(found.left_out) == 2
 
 
 def test_training_mode_makes_no_difference(model, tmp_path):
@@ -145,9 +118,8 @@ def test_training_mode_makes_no_difference(model, tmp_path):
 
 def test_uids_say_which_sample_a_score_belongs_to(model, tmp_path):
     shifted = [replace(item, uid=item.uid + 1000) for item in pool()]
-    expected, _ = score(model, tmp_path / "a")
-    found, bad = score(model, tmp_path / "b", shifted)
-    assert torch.equal(found.uids, expected.uids + 1000) and list(bad.reasons) == [1019]
+    expected, found = score(model, tmp_path / "a"), score(model, tmp_path / "b", shifted)
+    assert torch.equal(found.uids, expected.uids + 1000) and list(found.left_out) == [1019]
 
 
 def test_a_seeded_part_is_a_function_of_the_seed():
@@ -164,4 +136,4 @@ def test_batches_from_workers_are_the_same():
     plan = tiny_plan(tiny_items(), 3)
     alone, apart = list(plan.batches()), list(replace(plan, workers=1).batches())
     assert [b.uids.tolist() for b in alone] == [b.uids.tolist() for b in apart]
-    assert plan.sizes == [3, 3, 2] and [len(b.uids) for b in plan.batches(1, 2)] == [3]
+    assert plan.sizes == [3, 3, 2] and [len(b.uids) for b in plan.batches([1])] == [3]

@@ -3,16 +3,13 @@
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import COLLATE, OBJECTIVE, Items, broken, exploding, job, loop, loop_means, tiny_items, tiny_plan
+from tiny_pool import COLLATE, Items, Run, broken, exploding, loop, loop_means, tiny_items
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, LiSSA, TracIn
-from vlmsel.scoring.batches import BatchPlan
-from vlmsel.scoring.curvature import Streams, find_directions
-from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.pool_pass import score_pool
-from vlmsel.scoring.score_pass import backward
-from vlmsel.scoring.targets import Targets, target_means
+from vlmsel.scoring.batches import Batching, BatchPlan
+from vlmsel.scoring.curvature import precondition
+from vlmsel.scoring.targets import TargetPlan
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +31,17 @@ def items():
 def mixed(samples, owners, groups):
     """Targets called t0, t1, ... whose samples stand in these batches."""
     names = tuple(f"t{number}" for number in range(max(owners) + 1))
-    return Targets(names, BatchPlan(Items(samples), COLLATE, groups), dict(enumerate(owners)))
+    return TargetPlan(names, (Items(samples),), BatchPlan(Items(samples), COLLATE, groups), dict(enumerate(owners)))
 
 
-def means_of(model, blocks, targets, objective=OBJECTIVE, budget=None):
-    with backward(model, objective, blocks, budget or Budget()) as run:
-        return target_means(targets, run, blocks)
+def means_of(model, plan, losses=None, tokens=None):
+    run = Run(model, items(), {}, losses=losses, plan=plan)
+    run.budget.tokens = tokens
+    return run.targets.v()
+
+
+def joint(model, sets, each=False):
+    return TargetPlan.of(model, {name: Items(own) for name, own in sets.items()}, Batching(10**6, 3), each)
 
 
 def assert_close(found, expected):
@@ -56,74 +58,62 @@ def test_a_batch_may_hold_samples_of_several_targets(model, blocks, owners):
     }
     expected = loop_means(model, sets, blocks)
     for groups in ([[3, 0, 7], [1, 2, 4], [6, 5]], [list(range(8))], [[i] for i in range(8)]):
-        assert_close(means_of(model, blocks, mixed(samples, owners, groups)), expected)
+        assert_close(means_of(model, mixed(samples, owners, groups)), expected)
 
 
 def test_every_sample_may_be_a_target_of_its_own(model, blocks):
     samples, order = items(), [[7, 2, 0], [1, 3, 4, 6, 5]]
-    assert_close(means_of(model, blocks, mixed(samples, range(8), order)), loop(model, samples, blocks))
+    assert_close(means_of(model, mixed(samples, range(8), order)), loop(model, samples, blocks))
 
 
 def test_batches_cut_where_memory_is_short_keep_their_owners(model, blocks):
     samples, targets = items(), mixed(items(), range(8), [[7, 2, 0], [1, 3, 4, 6, 5]])
-    assert_close(means_of(model, blocks, targets, budget=Budget(tokens=1)), loop(model, samples, blocks))
+    assert_close(means_of(model, targets, tokens=1), loop(model, samples, blocks))
 
 
-def test_plans_of_targets_make_one_stream_in_their_order(model, blocks):
+def test_sets_of_targets_make_one_stream_in_their_order(model, blocks):
     sets = {"b": items()[:3], "a": items()[3:4], "c": items()[4:]}
-    joint = Targets.of({name: tiny_plan(samples) for name, samples in sets.items()})
-    assert list(joint) == ["b", "a", "c"] and len(joint) == 3 and Targets.of(joint) is joint
-    assert_close(means_of(model, blocks, joint), loop_means(model, sets, blocks))
+    plan = joint(model, sets)
+    assert plan.names == ("b", "a", "c") and len(plan) == 3 and plan.plan.sizes == [3, 3, 2]
+    assert_close(means_of(model, plan), loop_means(model, sets, blocks))
 
 
-def test_sets_are_taken_apart_into_their_samples_and_batched_anew(model, blocks):
-    sets = {"b": items()[:3], "a": items()[3:]}
-    joint = Targets.of({"b": tiny_plan(sets["b"], positions=[2, 0]), "a": tiny_plan(sets["a"])})
-    single = joint.apart([sample.uid for sample in items()]).rebatched([[7, 2, 0], [3, 4, 6, 5]])
-    assert list(single) == ["b:10", "b:16", "a:19", "a:22", "a:25", "a:28", "a:31"]
+def test_sets_are_taken_apart_into_their_samples(model, blocks):
+    sets = {"b": [items()[i] for i in (0, 2)], "a": items()[3:]}
+    single = joint(model, sets, each=True)
+    assert single.names == ("b:10", "b:16", "a:19", "a:22", "a:25", "a:28", "a:31")
     used = [sample for sample in items() if sample.uid != 13]
-    assert_close(means_of(model, blocks, single), loop(model, used, blocks))
+    assert_close(means_of(model, single), loop(model, used, blocks))
     with pytest.raises(ValueError, match="target c: .* without usable samples"):
-        Targets.of({"b": tiny_plan(sets["b"]), "c": tiny_plan([])}).apart(range(3))
-
-
-def test_a_part_of_a_data_set_is_a_target_too(model, blocks):
-    samples = items()
-    joint = Targets.of({"some": tiny_plan(samples, positions=[1, 4]), "others": tiny_plan(samples, positions=[4, 6])})
-    expected = loop_means(model, {"some": [samples[1], samples[4]], "others": [samples[4], samples[6]]}, blocks)
-    assert_close(means_of(model, blocks, joint), expected)
+        joint(model, {"b": sets["b"], "c": []}, each=True)
 
 
 def test_a_sample_that_is_not_finite_is_named_with_its_target(model, blocks):
     samples = items()
     samples[4] = broken(samples[4], "loss")
     with pytest.raises(ValueError, match="target t1: sample 22: the loss is not finite; remove it"):
-        means_of(model, blocks, mixed(samples, [0, 0, 2, 2, 1, 0, 0, 0], [[3, 0, 7, 4], [1, 2, 6, 5]]))
+        means_of(model, mixed(samples, [0, 0, 2, 2, 1, 0, 0, 0], [[3, 0, 7, 4], [1, 2, 6, 5]]))
     with pytest.raises(ValueError, match="target t5: sample 25: the gradient is not finite"):
-        means_of(model, blocks, mixed(items(), range(8), [list(range(8))]), exploding(25))
+        means_of(model, mixed(items(), range(8), [list(range(8))]), losses=exploding(25))
 
 
 def test_a_target_without_samples_is_refused_by_name(model, blocks):
     with pytest.raises(ValueError, match="target t1: .* without usable samples"):
-        means_of(model, blocks, mixed(items(), [0, 2, 0, 0, 0, 0, 0, 0], [[0, 1]]))
+        means_of(model, mixed(items(), [0, 2, 0, 0, 0, 0, 0, 0], [[0, 1]]))
     with pytest.raises(ValueError, match="no target"):
-        Targets.of({})
+        joint(model, {})
 
 
-def test_scores_of_single_targets_are_those_of_one_set_each(model, blocks, tmp_path):
-    samples, plan = items(), tiny_plan(items())
-    scorers = [TracIn(), DataInf(), LiSSA(), Exact()]
-    single = {f"t{i}": tiny_plan([sample]) for i, sample in enumerate(samples)}
-    found, expected = (
-        score_pool(job(model, blocks), plan, Streams(plan, plan, targets), scorers, tmp_path / name)
-        for name, targets in (("joint", mixed(samples, range(8), [[7, 2, 0], [1, 3, 4, 6, 5]])), ("apart", single))
-    )
+def test_scores_of_single_targets_are_those_of_one_set_each(model, tmp_path):
+    samples, scorers = items(), [TracIn(), DataInf(), LiSSA(), Exact()]
+    plan = mixed(samples, range(8), [[7, 2, 0], [1, 3, 4, 6, 5]])
+    found = Run(model, samples, {}, plan=plan).score(scorers, tmp_path / "joint")
+    expected = Run(model, samples, {f"t{i}": [one] for i, one in enumerate(samples)}).score(scorers, tmp_path / "apart")
     assert found.names == expected.names and found.scores.shape == (32, 8)
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-8, atol=1e-10)
 
 
-def test_directions_are_named_after_scorer_and_target(model, blocks, tmp_path):
-    plan = tiny_plan(items())
-    streams = Streams(plan, plan, mixed(items(), range(8), [list(range(8))]))
-    found = find_directions(job(model, blocks), streams, [TracIn()], tmp_path)
+def test_columns_are_named_after_scorer_and_target(model):
+    run = Run(model, items(), {}, plan=mixed(items(), range(8), [list(range(8))]))
+    found = precondition(run.targets, run.fit, [TracIn()])
     assert found.names == tuple(("TracIn", f"t{i}") for i in range(8))

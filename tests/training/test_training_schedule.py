@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from vlmsel.training.schedule import learning_rate, rate_factor, total_steps, warmup_steps
+from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
 
 CASES = json.loads((Path(__file__).parents[1] / "cases/structure.json").read_text())["schedules"]
 
@@ -19,21 +19,25 @@ def test_published_runs(case):
     assert warmup_steps(steps, 0.03) == case["warmup_hf"]
     assert warmup_steps(steps, 0.03, "floor") == case["warmup_prismatic"]
     if "lr_at_step_22" in case:
-        assert learning_rate(2e-5, 22, steps, case["warmup_hf"]) == case["lr_at_step_22"]
+        assert 2e-5 * rate_factor(22, steps, case["warmup_hf"]) == case["lr_at_step_22"]
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(50, 2), (7, 0), (3, 3), (1, 1)])
-def test_factor_is_hugging_faces(steps, warmup):
+@pytest.mark.parametrize(
+    ("schedule", "twin"),
+    [("cosine", get_cosine_schedule_with_warmup), ("linear", get_linear_schedule_with_warmup)],
+)
+def test_factor_is_hugging_faces(steps, warmup, schedule, twin):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    expected = twin(optimizer, warmup, steps)
     for step in range(steps):
-        assert rate_factor(step, steps, warmup) == schedule.get_last_lr()[0]
+        assert rate_factor(step, steps, warmup, schedule) == expected.get_last_lr()[0]
         optimizer.step()
-        schedule.step()
+        expected.step()
 
 
 def test_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [learning_rate(0.5, step, 100, 10) for step in range(101)]
+    rates = [0.5 * rate_factor(step, 100, 10) for step in range(101)]
     assert rates[0] == 0 and rates[10] == max(rates) == 0.5 and rates[-1] == pytest.approx(0)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
 

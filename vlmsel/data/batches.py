@@ -11,8 +11,8 @@ there, one explicit generator draws everything, and text-only data are grouped b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,11 +54,7 @@ class Batch:
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """Copy to a device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, tensor in moved.items():
-            if tensor is not None:
-                moved[name] = tensor.to(device, non_blocking=non_blocking)
-        return Batch(**moved)
+        return moved(self, device, non_blocking)
 
     def halves(self) -> tuple[Batch, Batch]:
         """Cut a batch of two samples or more in two, each padded to its own longest sample."""
@@ -82,20 +78,28 @@ class Batch:
         )
 
 
+def moved(batch: Any, device: Any, non_blocking: bool = False) -> Any:
+    """Copy a batch, a dataclass whose fields are tensors or None, to a device."""
+    held = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    there = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in held.items() if tensor is not None}
+    return replace(batch, **there)
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Fill rows up on the right to the longest of them.
+
+    >>> padded([[5], [6, 7]], 0).tolist()
+    [[5, 0], [6, 7]]
+    """
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
+
+
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of items. Training pads on the right; generation may pad on either side.
-
-    Raises:
-        ValueError: `padding_side` is neither "right" nor "left".
-    """
+    """Makes a batch of items, padded on the right with `pad_id`."""
 
     pad_id: int
-    padding_side: Literal["right", "left"] = "right"
-
-    def __post_init__(self) -> None:
-        if self.padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side must be 'right' or 'left', got {self.padding_side!r}")
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         """Pad items to the longest of them.
@@ -107,21 +111,14 @@ class Collator:
             raise ValueError("cannot make a batch of no samples")
         names, pixels, rows = _distinct_images(items)
         return Batch(
-            input_ids=self._pad([item.input_ids for item in items], self.pad_id),
-            labels=self._pad([item.labels for item in items], IGNORED),
-            attention_mask=self._pad([[1] * len(item.input_ids) for item in items], 0),
+            input_ids=padded([item.input_ids for item in items], self.pad_id),
+            labels=padded([item.labels for item in items], IGNORED),
+            attention_mask=padded([[1] * len(item.input_ids) for item in items], 0),
             pixel_values=torch.stack(pixels) if pixels else None,
             image_index=torch.tensor(names, dtype=torch.long),
             image_samples=torch.tensor(rows, dtype=torch.long),
             uids=torch.tensor([item.uid for item in items]),
         )
-
-    def _pad(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
-        longest = max(len(row) for row in rows)
-        gaps = [[value] * (longest - len(row)) for row in rows]
-        if self.padding_side == "left":
-            return torch.tensor([[*gap, *row] for gap, row in zip(gaps, rows, strict=True)], dtype=torch.long)
-        return torch.tensor([[*row, *gap] for gap, row in zip(gaps, rows, strict=True)], dtype=torch.long)
 
 
 def _distinct_images(items: Sequence[Item]) -> tuple[list[int], list[Tensor], list[int]]:

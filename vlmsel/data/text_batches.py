@@ -7,11 +7,13 @@ right and masked by their lengths, so that any padding id will do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vlmsel.data.batches import moved, padded
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,7 @@ class TextBatch:
 
     def to(self, device: Any) -> TextBatch:
         """Copy to a device."""
-        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
-        moved = {name: getattr(self, name).to(device) for name in ("input_ids", "attention_mask", "labels", "uids")}
-        return replace(self, token_type_ids=types, **moved)
+        return moved(self, device)
 
     def halves(self) -> tuple[TextBatch, TextBatch]:
         """Cut a batch of two samples or more in two, each padded to its own longest sample."""
@@ -83,17 +83,11 @@ class TextCollator:
 
     def __call__(self, items: Sequence[Encoded]) -> TextBatch:
         """Pad samples to the longest of them."""
-        longest = max(len(item.input_ids) for item in items)
-        lengths = [len(item.input_ids) for item in items]
         typed = items[0].token_types is not None
         return TextBatch(
-            input_ids=_padded([item.input_ids for item in items], longest, self.pad_id),
-            attention_mask=_padded([[1] * length for length in lengths], longest, 0),
-            token_type_ids=_padded([item.token_types or [] for item in items], longest, 0) if typed else None,
+            input_ids=padded([item.input_ids for item in items], self.pad_id),
+            attention_mask=padded([[1] * len(item.input_ids) for item in items], 0),
+            token_type_ids=padded([item.token_types or [] for item in items], 0) if typed else None,
             labels=torch.tensor([item.label for item in items]),
             uids=torch.tensor([item.uid for item in items]),
         )
-
-
-def _padded(rows: Sequence[Sequence[int]], longest: int, value: int) -> Tensor:
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)

@@ -65,25 +65,18 @@ class Classifier(nn.Module, Subject):
         tokenizer: its tokenizer; gets a token to pad with where it has none.
         classes: names of the classes.
         head: names of the head's parameters.
-        kept_head: whether the checkpoint had a head for these classes.
         source: where the model came from.
     """
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        classes: Sequence[str],
-        head: Sequence[str] = (),
-        kept_head: bool = True,
-        source: str = "",
+        self, model: Any, tokenizer: Any, classes: Sequence[str], head: Sequence[str] = (), source: str = ""
     ) -> None:
         super().__init__()
         set_padding(tokenizer)
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id  # classifiers on causal models look for the last token
         self.model, self.tokenizer = model, tokenizer
-        self.classes, self.head, self.kept_head, self.source = tuple(classes), tuple(head), kept_head, source
+        self.classes, self.head, self.source = tuple(classes), tuple(head), source
         self.limit = text_limit(model, tokenizer)
         self.tune: Tune = "last-layer"
         self.lora: LoraSpec | None = None

@@ -6,7 +6,7 @@ none. A checkpoint without a head gets a fresh one, drawn from the seed; encoder
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,15 @@ def open_classifier(
     if Path(source).is_dir():
         require_text_model(source)
         check_folder(Path(source))
-    names = dict(enumerate(classes))
-    config = _load_config(source)
+    try:
+        model, held_classes, info = _load(source, classes, seed, dtype)
+    except OSError as problem:
+        reason = " ".join(str(problem).split())[:160]
+        raise FileNotFoundError(
+            f"{source}: neither a model's folder nor one that the hub gives as safetensors ({reason})"
+        ) from None
     if not fresh_head:
-        _check_order(source, config, classes)
-    config.num_labels = len(classes)
-    config.id2label, config.label2id = names, {name: i for i, name in names.items()}
-    config.problem_type = None
-    model, info = _load(source, config, seed, dtype)
+        _check_order(source, held_classes, classes)
     own = [name for name, _ in model.named_parameters()]
     head = [name for name in own if not name.startswith(f"{model.base_model_prefix}.")]
     head += [name for name in own if name in info["missing_keys"] and "pooler" in name.split(".") and name not in head]
@@ -55,46 +56,36 @@ def open_classifier(
         raise ValueError(f"{source}: {len(missing)} weights of the encoder are missing, the first is {missing[0]}")
     _check_shapes(source, info["mismatched_keys"], head, len(classes), fresh_head)
     if fresh_head:
-        _redraw(model, config, head, seed)
-    kept = not fresh_head and not set(head) & set(info["missing_keys"])
-    return Classifier(model, load_tokenizer(source), classes, head, kept, source).eval()
+        _redraw(model, head, seed)
+    return Classifier(model, load_tokenizer(source), classes, head, source).eval()
 
 
-def _load_config(source: str) -> Any:
-    try:
-        with quiet_transformers(), loading("configuration", source):
-            return transformers.AutoConfig.from_pretrained(source)
-    except OSError as problem:
-        raise FileNotFoundError(_absent(source, problem)) from None
+def _load(source: str, classes: Sequence[str], seed: int, dtype: torch.dtype) -> tuple[Any, list[str], Any]:
+    """Load a model for `classes`; return it with the classes that it came with and what transformers says of its files.
 
-
-def _load(source: str, config: Any, seed: int, dtype: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
-    """Load the model; weights that the checkpoint lacks are drawn from the seed."""
-    auto = transformers.AutoModelForSequenceClassification
+    Weights that the checkpoint lacks are drawn from the seed.
+    """
     with torch.random.fork_rng(devices=[]), quiet_transformers(), loading("classifier", source):
+        config = transformers.AutoConfig.from_pretrained(source)
+        names = config.id2label or {}
+        held = [str(names[i]) for i in sorted(names)]
+        config.num_labels, config.problem_type = len(classes), None
+        config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
         torch.manual_seed(seed)
-        try:
-            return auto.from_pretrained(
-                source,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except OSError as problem:
-            raise FileNotFoundError(_absent(source, problem)) from None
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    return model, held, info
 
 
-def _absent(source: str, problem: OSError) -> str:
-    reason = " ".join(str(problem).split())[:160]
-    return f"{source}: neither a model's folder nor one that the hub gives as safetensors ({reason})"
-
-
-def _check_order(source: str, config: Any, classes: Sequence[str]) -> None:
+def _check_order(source: str, held: Sequence[str], classes: Sequence[str]) -> None:
     """Refuse a head whose classes have our names in another order: every logit would be that of another class."""
-    own = [str(config.id2label[i]).casefold() for i in sorted(config.id2label)] if config.id2label else []
-    ours = [name.casefold() for name in classes]
+    own, ours = ([name.casefold() for name in names] for names in (held, classes))
     if sorted(own) == sorted(ours) and own != ours:
         raise ValueError(
             f"{source}: the head's classes are in the order {', '.join(own)}, the data's in {', '.join(ours)}; "
@@ -116,11 +107,11 @@ def _check_shapes(source: str, mismatched: Any, head: Sequence[str], classes: in
             )
 
 
-def _redraw(model: Any, config: Any, head: Sequence[str], seed: int) -> None:
+def _redraw(model: Any, head: Sequence[str], seed: int) -> None:
     """Draw the head anew as a model that is made from nothing draws it."""
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        fresh = dict(transformers.AutoModelForSequenceClassification.from_config(config).named_parameters())
+        fresh = dict(transformers.AutoModelForSequenceClassification.from_config(model.config).named_parameters())
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in head:

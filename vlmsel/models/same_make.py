@@ -1,4 +1,4 @@
-"""Whether a saved model is a checkpoint of the same training run as one that is open: alike but for its trained parts."""
+"""Whether a saved model is a checkpoint of the same training run as an open one: alike but for its trained parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from vlmsel import runs
 from vlmsel.models import checkpoint
+from vlmsel.models.assembly import saved_folder
 from vlmsel.models.config import VLMConfig
+from vlmsel.models.fingerprints import tokenizer_settings
 from vlmsel.models.language import load_tokenizer
 from vlmsel.models.subject import Subject
 from vlmsel.models.vlm import VLM
@@ -30,11 +32,11 @@ def find_checkpoint(subject: Subject, name: str, allow_untrained: bool = False) 
     """
     if not isinstance(subject, VLM):
         raise ValueError(f"checkpoint {name}: a {type(subject).__name__} has no checkpoints; leave --checkpoints out")
-    folders = [each for each in (Path(name), Path(name) / "model") if (each / checkpoint.CONFIG).is_file()]
-    if not folders:
+    folder = saved_folder(name)
+    if folder is None:
         raise FileNotFoundError(f"checkpoint {name}: no model; give a folder that align or tune wrote")
-    _check_make(subject, name, folders[0], allow_untrained)
-    return folders[0]
+    _check_make(subject, name, folder, allow_untrained)
+    return folder
 
 
 def _check_make(model: VLM, name: str, folder: Path, allow_untrained: bool) -> None:
@@ -49,7 +51,8 @@ def _check_make(model: VLM, name: str, folder: Path, allow_untrained: bool) -> N
     if differ:
         raise ValueError(f"checkpoint {name} is not of the same make as the model: {differ[0]} differs; leave it out")
     stored = folder / checkpoint.TOKENIZER
-    if stored.is_dir() and not _same_tokenizer(load_tokenizer(str(stored)), model.tokenizer):
+    own_rules = tokenizer_settings(model.tokenizer)
+    if stored.is_dir() and tokenizer_settings(load_tokenizer(str(stored))) != own_rules:
         raise ValueError(f"checkpoint {name} has another tokenizer than the model; leave it out")
 
 
@@ -60,10 +63,6 @@ def _make(config: VLMConfig) -> dict[str, Any]:
 def _known_apart(one: str, other: str) -> bool:
     """Tell whether two fingerprints differ; an empty one makes no statement."""
     return bool(one and other and one != other)
-
-
-def _same_tokenizer(one: Any, other: Any) -> bool:
-    return one.get_vocab() == other.get_vocab() and one.special_tokens_map == other.special_tokens_map
 
 
 def folder_digest(folder: Path) -> str:

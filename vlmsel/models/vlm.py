@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vlmsel.data.batches import Batch, Collator, Item
@@ -34,17 +33,6 @@ from vlmsel.models.losses import TokenLosses, head_rows, token_losses
 from vlmsel.models.splice import Plan, plan_splice, splice_embeddings, splice_labels
 from vlmsel.models.subject import Groups, Subject, only_these_learn
 from vlmsel.models.vision import VisionTower
-
-
-class BatchLike(Protocol):
-    """What a batch must have; `vlmsel.data.batches.Batch` is one."""
-
-    input_ids: Tensor  # [n, t], -200 where an image stands
-    labels: Tensor  # [n, t], -100 where nothing is supervised
-    attention_mask: Tensor  # [n, t]
-    pixel_values: Tensor | None  # [distinct images, 3, S, S], or their features [distinct images, patches, width]
-    image_index: Tensor  # [image rows] -> row of pixel_values
-    image_samples: Tensor  # [image rows] -> row of input_ids
 
 
 class VLM(nn.Module, Subject):
@@ -85,11 +73,6 @@ class VLM(nn.Module, Subject):
         return unwrap(self.language_model)
 
     @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return next(self.language_model.parameters()).device
-
-    @property
     def tower(self) -> VisionTower:
         """The vision tower.
 
@@ -101,12 +84,7 @@ class VLM(nn.Module, Subject):
         return self.vision
 
     def encode(self, sample: Sample, reading: Reading) -> Item:
-        """Encode a sample's turns, and read its pictures or their features.
-
-        Raises:
-            FileNotFoundError, ValueError: nothing supervised is left, markers and images differ in number, the model
-                reads text only and there is an image, or a picture cannot be used.
-        """
+        """Encode a sample's turns, and read its pictures or their features."""
         encoded, pictures = self._ids(sample, reading), self.pictures(reading)
         pixels = tuple(pictures(image) for image in sample.images) if pictures else ()
         return Item(sample.uid, encoded.input_ids, encoded.labels, sample.images, pixels)
@@ -133,11 +111,7 @@ class VLM(nn.Module, Subject):
         return 1 if self.vision is None else self.vision.patches
 
     def pictures(self, reading: Reading) -> Pictures | None:
-        """Return what reads pictures as the tower wants them.
-
-        Raises:
-            ValueError: there is no image mode of the configuration's name.
-        """
+        """Return what reads pictures as the tower wants them."""
         if self.vision is None:
             return None
         tower, mode = self.vision, self.vlm_config.image_mode
@@ -175,7 +149,7 @@ class VLM(nn.Module, Subject):
             raise ValueError(f"the vision tower gives features [m, {expected}], got {list(features.shape)}")
         return features
 
-    def embed(self, batch: BatchLike, left: bool = False) -> tuple[Plan, Tensor]:
+    def embed(self, batch: Batch, left: bool = False) -> tuple[Plan, Tensor]:
         """Embed a batch with its patches in place: the plan of the places and embeddings [n, length, d].
 
         Padding goes to the right, or to the left for generation. A batch without images touches neither tower nor
@@ -195,17 +169,17 @@ class VLM(nn.Module, Subject):
             patches = self.project(batch.pixel_values, batch.image_index)
         return plan, splice_embeddings(plan, text, patches)
 
-    def forward(self, batch: BatchLike) -> TokenLosses:
+    def forward(self, batch: Batch) -> TokenLosses:
         """Return the cross entropy of every supervised token; `losses` averages it by sample."""
         plan, embeddings = self.embed(batch)
         labels = splice_labels(plan, batch.labels)
         return token_losses(self.language_model, labels, plan.attention_mask, inputs_embeds=embeddings)
 
-    def token_losses(self, batch: BatchLike) -> TokenLosses:
+    def token_losses(self, batch: Batch) -> TokenLosses:
         """Return the cross entropy of every supervised token."""
         return self(batch)
 
-    def row_samples(self, batch: BatchLike) -> Mapping[str, Tensor]:
+    def row_samples(self, batch: Batch) -> Mapping[str, Tensor]:
         """Say whose the rows of projector (one per image) and output head (one per supervised token) are."""
         head, rows = head_rows(self.language_model, batch.labels, batch.attention_mask)
         name = next(name for name, module in self.named_modules() if module is head)
@@ -218,11 +192,7 @@ class VLM(nn.Module, Subject):
         return "lora" if lora_parameters(self) else "last-block"
 
     def attach_lora(self, spec: LoraSpec, seed: int = 0, name: str = "the model") -> None:
-        """Add fresh adapters to a language model that has none.
-
-        Raises:
-            ValueError: it has adapters already, or a target names no linear module.
-        """
+        """Add fresh adapters to a language model that has none."""
         if self.vlm_config.lora is not None:
             raise ValueError(
                 f"{name} has LoRA adapters already; leave --lora out to tune these, or give a model without"
@@ -236,11 +206,7 @@ class VLM(nn.Module, Subject):
         self.vlm_config = replace(self.vlm_config, lora=None, language_trained=True)
 
     def trained(self, parts: str) -> Groups:
-        """Let projector, adapters (lora) or the whole language model (lm) learn, whose adapters become part of it.
-
-        Raises:
-            ValueError: there is no projector, or there are no adapters, to train.
-        """
+        """Let projector, adapters (lora) or the whole language model (lm) learn, whose adapters become part of it."""
         if "projector" in parts and self.vision is None:
             raise ValueError(f"train is {parts!r} and the model reads text only: set settings.train to lora or lm")
         if "lm" in parts and self.vlm_config.lora is not None:
@@ -277,19 +243,11 @@ class VLM(nn.Module, Subject):
         return config.template, config.image_mode, config.vision_layer, adapters
 
     def save(self, folder: str | Path) -> None:
-        """Write projector, adapters and whatever else was trained, and the names of the backbones.
-
-        Raises:
-            FileExistsError: `folder` holds something else than a saved model.
-        """
+        """Write projector, adapters and whatever else was trained, and the names of the backbones."""
         checkpoint.save(self, folder)
 
     def load_trained(self, folder: str | Path) -> None:
-        """Put the trained parts of a saved model into this one.
-
-        Raises:
-            FileNotFoundError, ValueError: files are missing or do not fit.
-        """
+        """Put the trained parts of a saved model into this one."""
         checkpoint.load_trained(self, folder)
 
     def require_ready(self, name: str = "this model", mend: str = "") -> None:

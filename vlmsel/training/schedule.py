@@ -47,12 +47,3 @@ def rate_factor(step: int, steps: int, warmup: int, schedule: str = "cosine") ->
         return max(0.0, (steps - step) / max(1, steps - warmup))
     progress = (step - warmup) / max(1, steps - warmup)
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def learning_rate(peak: float, step: int, steps: int, warmup: int) -> float:
-    """Return the learning rate after `step` optimiser steps.
-
-    >>> learning_rate(2e-5, 22, 5198, 156)
-    2.8205128205128207e-06
-    """
-    return peak * rate_factor(step, steps, warmup)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -74,7 +73,7 @@ class GradientWatch(TrainerCallback):
         for name, parameters in list(self.pending.items()):
             if not self.reached.get(name, True):
                 continue
-            if not any(has_gradient(parameter.grad) for parameter in parameters):
+            if not any(p.grad is not None and bool(p.grad.any()) for p in parameters):
                 raise ValueError(
                     f"no gradient reaches the {name} in its first step, so that it would stay as it is; check that "
                     f"nothing between it and the loss is cut off, and that supervised tokens follow the images"
@@ -83,8 +82,3 @@ class GradientWatch(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.subject.mark_trained([name for name in self.trained if name not in self.pending])
-
-
-def has_gradient(gradient: Tensor | None) -> bool:
-    """Tell whether a gradient is there and not zero everywhere."""
-    return gradient is not None and bool(gradient.any())

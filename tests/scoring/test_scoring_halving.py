@@ -3,13 +3,12 @@
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import COLLATE, OBJECTIVE, job, tiny_items, tiny_plan, tiny_streams
+from tiny_pool import COLLATE, Run, tiny_items
 
-from vlmsel.gradients import Factor, select_blocks
+from vlmsel.gradients import Factor
 from vlmsel.scorers import DataInf, HyperINF, TracIn
+from vlmsel.scoring.curvature import feed
 from vlmsel.scoring.halving import Budget, in_pieces, out_of_memory
-from vlmsel.scoring.pool_pass import score_pool
-from vlmsel.scoring.score_pass import feed
 
 SCORERS = [TracIn(), DataInf(), HyperINF(damping=10.0)]
 
@@ -21,83 +20,80 @@ def model():
     return vlm
 
 
-def scores(model, out, objective=OBJECTIVE):
-    items = tiny_items(dtype=torch.float64)
-    streams = tiny_streams(items, {"a": tiny_items([1, 0, 2], torch.float64, seed=1)}, 4)
-    work = job(model, select_blocks(model, "projector+lora"), objective)
-    found = score_pool(work, tiny_plan(items, 4), streams, SCORERS, out)
+def scores(model, out, losses=None, items=None):
+    """Scores and losses by uid, what was left out, and the tokens that fit."""
+    items = tiny_items(dtype=torch.float64) if items is None else items
+    run = Run(model, items, {"a": tiny_items([1, 0, 2], torch.float64, seed=1)}, batch_size=4, losses=losses)
+    found = run.score(SCORERS, out)
     order = found.uids.argsort()
-    return found.scores[:, order], found.losses[order], work
+    return found.scores[:, order], found.losses[order], found.left_out, run.budget.tokens
 
 
 def tight(limit, tried=None):
-    """An objective that runs out of memory on batches of more than `limit` samples."""
+    """Losses that run out of memory on batches of more than `limit` samples."""
 
-    def losses(model, batch):
+    def losses(subject, batch):
         if tried is not None:
             tried.append((len(batch.uids), batch.input_ids.numel()))
         if len(batch.uids) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return OBJECTIVE.losses(model, batch)
+        return subject.losses(batch)
 
-    return OBJECTIVE._replace(losses=losses)
+    return losses
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_scores_are_the_same_in_halves(model, limit, tmp_path):
-    expected, losses, _ = scores(model, tmp_path / "a")
-    found, own, work = scores(model, tmp_path / "b", tight(limit))
+    expected, losses, _, _ = scores(model, tmp_path / "a")
+    found, own, left_out, tokens = scores(model, tmp_path / "b", tight(limit))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(own, losses)
-    assert not work.bad.reasons and work.budget.tokens is not None
+    assert not left_out and tokens is not None
 
 
 def test_later_batches_are_no_larger_than_what_fitted(model, tmp_path, capsys):
     tried = []
-    _, _, work = scores(model, tmp_path, tight(2, tried))
+    _, _, _, most = scores(model, tmp_path, tight(2, tried))
     failed = [size for size, _ in tried if size > 2]
-    assert len(failed) <= 2 and all(tokens <= 2 * work.budget.tokens for _, tokens in tried[-4:])
+    assert len(failed) <= 2 and all(tokens <= 2 * most for _, tokens in tried[-4:])
     assert capsys.readouterr().out.count("out of memory on a batch of") == len(failed)
 
 
 def test_a_sample_that_does_not_fit_alone_is_reported_and_moves_no_other(model, tmp_path):
-    def losses(own, batch):
+    def losses(subject, batch):
         if 31 in batch.uids.tolist():
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return OBJECTIVE.losses(own, batch)
+        return subject.losses(batch)
 
-    found, own, work = scores(model, tmp_path / "a", OBJECTIVE._replace(losses=losses))
-    assert work.bad.reasons == {31: "it does not fit into memory even alone"}
+    found, own, left_out, _ = scores(model, tmp_path / "a", losses)
+    assert left_out == {31: "it does not fit into memory even alone"}
     assert torch.isnan(found[:, 7]).all() and torch.isnan(own[7]) and torch.isfinite(own[:7]).all()
     items = [item for item in tiny_items(dtype=torch.float64) if item.uid != 31]
-    streams = tiny_streams(items, {"a": tiny_items([1, 0, 2], torch.float64, seed=1)}, 4)
-    rest = score_pool(
-        job(model, select_blocks(model, "projector+lora")), tiny_plan(items, 4), streams, SCORERS, tmp_path / "b"
-    )
-    torch.testing.assert_close(found[:, :7], rest.scores[:, rest.uids.argsort()], rtol=1e-8, atol=1e-12)
+    rest, _, _, _ = scores(model, tmp_path / "b", items=items)
+    torch.testing.assert_close(found[:, :7], rest, rtol=1e-8, atol=1e-12)
 
 
 def test_a_target_that_does_not_fit_ends_the_run(model, tmp_path):
-    def losses(own, batch):
+    def losses(subject, batch):
         if 10 in batch.uids.tolist() and len(batch.uids) <= 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return OBJECTIVE.losses(own, batch)
+        return subject.losses(batch)
 
     with pytest.raises(ValueError, match="target a: sample 10: it does not fit into memory even alone; remove it"):
-        scores(model, tmp_path, OBJECTIVE._replace(losses=losses))
+        scores(model, tmp_path, losses)
 
 
 def test_other_errors_are_not_swallowed(model, tmp_path):
-    def losses(own, batch):
+    def losses(subject, batch):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        scores(model, tmp_path, OBJECTIVE._replace(losses=losses))
+        scores(model, tmp_path, losses)
     assert not out_of_memory(RuntimeError("size mismatch")) and out_of_memory(MemoryError())
 
 
 class Small:
-    """An accumulator that takes in at most two samples at once."""
+    """A statistic that takes in at most two samples at once."""
 
     def __init__(self):
         self.seen = []
@@ -108,13 +104,13 @@ class Small:
         self.seen += factor.dense().flatten().tolist()
 
 
-def test_an_accumulator_is_fed_in_halves():
+def test_a_statistic_is_fed_in_halves():
     small = Small()
     feed(small, Factor.from_dense(torch.arange(7.0)[:, None, None]))
     assert small.seen == list(range(7))
 
 
-def test_an_accumulator_that_cannot_take_one_sample_ends_the_run():
+def test_a_statistic_that_cannot_take_one_sample_ends_the_run():
     class Full(Small):
         def update(self, factor):
             raise torch.OutOfMemoryError("CUDA out of memory")
