@@ -25,7 +25,6 @@ from vlmsel.commands.tune import tune
 from vlmsel.data.world.files import TASKS
 from vlmsel.reporting.results import show_results
 from vlmsel.studies.demo import ARMS, Demo, DemoSettings
-from vlmsel.studies.study import seeds_of
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "align": align,
@@ -53,7 +52,7 @@ def demo(out: str = "runs/demo", seeds: int = 1, settings: DemoSettings = SETTIN
     folder = runs.open_run(out, without(config, "seeds"))
     study = Demo(folder, settings, _call)
     study.align()
-    study.run(seeds_of(folder, range(seeds)), ARMS)
+    study.run(folder, range(seeds), ARMS)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
     show_results(folder, title, ARMS, {"settings": asdict(settings)})
     print(f"per seed under {folder / 'seed0'}: world/ score/scores.parquet selected/ tune/ evaluate/")
