@@ -1,7 +1,6 @@
 """What statistics hold and where, what memory that runs out leaves of them, what solving takes and uses up, and small
 matrices that are solved together."""
 
-import gc
 import weakref
 
 import pytest
@@ -109,7 +108,6 @@ def test_solving_drops_what_is_spendable_and_nothing_else(scorer):
     zeros.made.clear()
     statistic.spendable = True
     torch.testing.assert_close(solve(scorer, statistic).h, first.h)
-    gc.collect()
     assert made and not any(each() is not None for each in made)
     with pytest.raises(RuntimeError, match="used up"):
         solve(scorer, statistic)
