@@ -1,46 +1,48 @@
 """Scores over the norms of target and sample: the naive cosine, and the three ways to it, in float64."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import naive_scorers as naive
 import pytest
 import torch
-from tiny_models import row_samples, sample_losses, tiny_vlm, wake_lora
-from tiny_pool import COLLATE, OBJECTIVE, job, loop, loop_means, tiny_items, tiny_plan, tiny_streams
+from tiny_models import tiny_vlm, wake_lora
+from tiny_pool import Run, loop, loop_means, tiny_items
 from torch import nn
-from vlmsel.scoring.store_scores import score_store
 
-from vlmsel.gradients import capture, select_blocks
+from vlmsel import score_gradients
+from vlmsel.gradients import select_blocks
 from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.gradients.store.writer import StoreWriter
-from vlmsel.scorers import HyperINF, Scorer, TracIn, score_gradients
+from vlmsel.scorers import GradientScorer, HyperINF, Solved, TracIn
 from vlmsel.scorers.load import load_scorer
 from vlmsel.scorers.testing import check_scorer
-from vlmsel.scoring import score_pass as passes
-from vlmsel.scoring.curvature import Directions
+from vlmsel.scoring import source
+from vlmsel.scoring.curvature import FitSources, Preconditioned, Targets
 from vlmsel.scoring.halving import Budget
-from vlmsel.scoring.pool_pass import score_pool
-from vlmsel.scoring.score_pass import FINE, NO_GRADIENT, Objective, scoring
+from vlmsel.scoring.pool_pass import Share, score_pool
+from vlmsel.scoring.score_pass import ScoreReducer
+from vlmsel.scoring.source import FINE, NO_GRADIENT, ModelSource, StoreSource
+from vlmsel.scoring.store_pass import store_pool
 
 COSINE = TracIn(cosine=True, name="TracIn.cosine")
 SHAPES = {"a": (5, 3), "b": (1, 4), "c": (2, 6)}
 
 
 @dataclass(frozen=True)
-class Normalised(Scorer):
+class Normalised(GradientScorer):
     """A plug-in with curvature whose scores are divided by norms: HyperINF in another scale."""
 
     damping: float = 10.0
+    normalised: bool = True
     name: str = "Normalised"
 
-    @property
-    def normalised(self):
-        return True
+    def statistic(self, block):
+        return HyperINF(self.damping).statistic(block)
 
-    def accumulator(self, targets, mean_square=None):
-        return HyperINF(self.damping).accumulator(targets)
+    def solve(self, statistic, v):
+        return Solved(3 * HyperINF(self.damping).solve(statistic, v).h)
 
 
 SCORERS = [TracIn(), COSINE, HyperINF(damping=10.0), Normalised()]
@@ -57,24 +59,34 @@ def naive_cosine(h, g):
     return -inner / math.sqrt(sum(naive.dot(a, a) for a in h) * sum(naive.dot(b, b) for b in g))
 
 
+def naive_cosines(h, gradients):
+    """The cosine of every target with every sample. [targets, n]"""
+    whole = [torch.cat([tensor.flatten(1) for tensor in each.values()], 1) for each in (h, gradients)]
+    rows, columns = (each / each.norm(dim=1, keepdim=True).clamp_min(1e-300) for each in whole)
+    return -rows @ columns.T
+
+
+def naive_hyperinf(gradients, targets, damping=10.0):
+    """P v of every target, with the GFIM on the long side."""
+    return {
+        name: torch.stack(
+            [naive.hyperinf(own, v, damping, "cols" if own.shape[2] >= own.shape[1] else "rows") for v in targets[name]]
+        )
+        for name, own in gradients.items()
+    }
+
+
 def test_the_cosine_is_that_of_a_loop_over_all_blocks():
     gradients, targets = arrays()
-    expected = [
-        [naive_cosine([v[t] for v in targets.values()], [g[i] for g in gradients.values()]) for i in range(6)]
-        for t in range(2)
-    ]
-    found = score_gradients(gradients, targets, COSINE)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+    rows, columns = (list(zip(*each.values(), strict=True)) for each in (targets, gradients))
+    expected = torch.tensor([[naive_cosine(row, column) for column in columns] for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(score_gradients(gradients, targets, COSINE), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(naive_cosines(targets, gradients), expected, rtol=1e-12, atol=0)
 
 
 def test_a_plug_in_s_norm_is_that_of_p_v():
     gradients, targets = arrays()
-    sides = {name: "cols" if cols >= rows else "rows" for name, (rows, cols) in SHAPES.items()}
-    h = {
-        name: torch.stack([naive.hyperinf(gradients[name], v, 10.0, side) for v in targets[name]])
-        for name, side in sides.items()
-    }
-    expected = score_gradients(gradients, h, COSINE)
+    expected = naive_cosines(naive_hyperinf(gradients, targets), gradients)
     torch.testing.assert_close(score_gradients(gradients, targets, Normalised()), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -97,7 +109,7 @@ def test_what_has_no_gradient_scores_zero():
     assert score_gradients(gradients, targets, COSINE)[1, 3].item() == pytest.approx(-1)
 
 
-# The three ways
+# A model's gradients, and those of a store
 
 
 @pytest.fixture(scope="module")
@@ -111,70 +123,70 @@ def goals():
     return {"one": tiny_items([1, 2, 0], torch.float64, seed=1), "text": tiny_items([0, 0], torch.float64, seed=2)}
 
 
-def streamed(model, out, batch_size=3, spec="projector+lora", scorers=SCORERS, items=None):
-    items = tiny_items(dtype=torch.float64) if items is None else items
-    work = job(model, select_blocks(model, spec))
-    found = score_pool(work, tiny_plan(items, batch_size), tiny_streams(items, goals(), batch_size), scorers, out)
-    assert not work.bad.reasons
+def run(model, spec="projector+lora", batch_size=3):
+    return Run(model, tiny_items(dtype=torch.float64), goals(), spec=spec, batch_size=batch_size)
+
+
+def in_order(found):
+    """The scores by uid."""
+    assert not found.left_out
     return found.scores[:, found.uids.argsort()]
 
 
-def by_arrays(model, spec="projector+lora"):
-    blocks = select_blocks(model, spec)
-    gradients, means = loop(model, tiny_items(dtype=torch.float64), blocks), loop_means(model, goals(), blocks)
-    return torch.cat([score_gradients(gradients, means, scorer) for scorer in SCORERS])
+def by_hand(model, spec="projector+lora"):
+    """The scores of `SCORERS` from a loop over samples."""
+    blocks = model.blocks(spec)
+    gradients, v = loop(model, tiny_items(dtype=torch.float64), blocks), loop_means(model, goals(), blocks)
+    h = naive_hyperinf(gradients, v)
+    plain = [-sum(torch.einsum("krc,nrc->kn", each[name], gradients[name]) for name in v) for each in (v, h)]
+    return torch.cat([plain[0], naive_cosines(v, gradients), plain[1], naive_cosines(h, gradients)])
+
+
+def assert_close(found, expected, tolerance):
+    for row, one in zip(found, expected, strict=True):
+        torch.testing.assert_close(row, one, rtol=0, atol=tolerance * one.abs().max().item(), check_dtype=False)
+    assert found[[2, 3, 6, 7]].abs().max() <= 1 + 1e-6 < found[:2].abs().max()
 
 
 @pytest.mark.parametrize("spec", ["projector+lora", "last-block"])
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_streamed_scores_are_those_of_a_loop(model, spec, batch_size, tmp_path):
-    found, expected = streamed(model, tmp_path, batch_size, spec), by_arrays(model, spec)
-    for row, one in zip(found, expected, strict=True):
-        torch.testing.assert_close(row, one, rtol=0, atol=1e-8 * one.abs().max().item())
-    assert found[2:4].abs().max() <= 1 + 1e-12 < found[:2].abs().max()
+def test_streamed_scores_are_those_of_a_loop(model, spec, tmp_path):
+    expected = by_hand(model, spec)
+    for size in (3, 8):
+        assert_close(in_order(run(model, spec, size).score(SCORERS, tmp_path / str(size))), expected, 1e-6)
 
 
 def test_stored_gradients_give_the_same(model, tmp_path):
-    items, blocks = tiny_items(dtype=torch.float64), select_blocks(model, "projector+lora")
-    writer = StoreWriter(tmp_path, blocks)
-    for number, start in enumerate(range(0, len(items), 3)):
-        batch = COLLATE(items[start : start + 3])
-        with capture(model, blocks, len(batch.uids), row_samples(model, batch)) as captured:
-            losses = sample_losses(model, batch)
-            losses.sum().backward()
-        writer.write_shard(number, batch.uids, losses, captured.factors())
-    writer.write_targets(["one", "text"], loop_means(model, goals(), blocks))
-    writer.finish()
-    found = score_store(GradientStore.open(tmp_path), SCORERS)[2]
-    for row, expected in zip(found, by_arrays(model).float(), strict=True):  # float32 is what is stored
-        torch.testing.assert_close(row, expected, rtol=0, atol=3e-5 * expected.abs().max().item())
+    live = run(model)
+    assert store_pool(live.pool, live.targets, StoreWriter(tmp_path / "store", live.blocks), Share())
+    store = GradientStore.open(tmp_path / "store")
+    stored, targets = StoreSource(store), Targets(live.targets.names, store.target_gradients)
+    found = score_pool(stored, FitSources(stored, stored), targets, SCORERS, tmp_path / "out")
+    assert_close(in_order(found), by_hand(model), 3e-5)  # float32 is what is stored
 
 
 def test_a_projector_that_text_never_reaches_scores_zero(model, tmp_path):
-    found = streamed(model, tmp_path, spec="projector")[2:4]  # samples 1 and 4 and the second target have no image
-    assert torch.isfinite(found).all() and not found[1].any()
-    assert (found[0] == 0).nonzero().flatten().tolist() == [1, 4]
+    found = in_order(run(model, "projector").score(SCORERS, tmp_path))[2:4]
+    assert torch.isfinite(found).all() and not found[1].any()  # the second target has no image
+    assert (found[0] == 0).nonzero().flatten().tolist() == [1, 4]  # nor have these samples
 
 
 def test_a_stopped_run_still_divides(model, tmp_path):
-    first = streamed(model, tmp_path)
+    first = in_order(run(model).score(SCORERS, tmp_path))
     for path in (tmp_path / "parts").iterdir():
         path.unlink()
-    assert torch.equal(streamed(model, tmp_path), first)
-    directions = Directions.load(tmp_path / "directions.safetensors")
-    assert directions.normalised == (False, False, True, True, False, False, True, True)
-    norms = torch.stack([stack.square().sum((1, 2)) for stack in directions.stacks.values()]).sum(0)
+    assert torch.equal(in_order(run(model).score(SCORERS, tmp_path)), first)
+    found = Preconditioned.load(tmp_path / "directions.safetensors")
+    assert found.normalised == (False, False, True, True, False, False, True, True)
+    norms = torch.stack([stack.square().sum((1, 2)) for stack in found.stacks.values()]).sum(0)
     assert norms[[2, 3, 6, 7]].tolist() == pytest.approx([1] * 4) and norms[0].item() != pytest.approx(1)
 
 
 def test_without_division_factors_are_used_as_they_come(model, tmp_path, monkeypatch):
-    sinks, real = [], passes.capture
-    monkeypatch.setattr(
-        passes, "capture", lambda *given, **more: sinks.append(more.get("sink")) or real(*given, **more)
-    )
-    streamed(model, tmp_path / "a", scorers=[TracIn()])
+    sinks, real = [], source.capture
+    monkeypatch.setattr(source, "capture", lambda *given, sink: sinks.append(sink) or real(*given, sink=sink))
+    run(model).score([TracIn()], tmp_path / "a")
     assert sinks[-1] is not None
-    streamed(model, tmp_path / "b", scorers=[TracIn(), COSINE])
+    run(model).score([TracIn(), COSINE], tmp_path / "b")
     assert sinks[-1] is None
 
 
@@ -194,21 +206,29 @@ class Twice(nn.Module):
         return self.layer(torch.tanh(self.layer(x))).square().sum(1)
 
 
-def vectors(x):
-    return SimpleNamespace(uids=torch.arange(len(x)), x=x)
-
-
-def score_vectors(model, x, stacks, scale=1.0):
-    objective = Objective(lambda own, batch: scale * own(batch.x), lambda own, batch: {})
-    blocks = select_blocks(model, "layer")
-    with scoring(model, objective, blocks, stacks, Budget(), [True]) as score:
-        (found,) = score(vectors(x))
+def score_vectors(module, x, stacks, scale=1.0):
+    """Score rows of x, each one's loss times its scale."""
+    subject = SimpleNamespace(
+        module=module,
+        device=x.device,
+        losses=lambda batch: scale * module(batch.x),
+        row_samples=lambda batch: {},
+    )
+    batch = SimpleNamespace(uids=torch.arange(len(x)), x=x)
+    plan = SimpleNamespace(sizes=[len(x)], batches=lambda numbers: [batch])
+    read = ModelSource(subject, select_blocks(module, "layer"), plan, Budget())
+    columns = len(next(iter(stacks.values())))
+    with read.passing(ScoreReducer(stacks, [column % 2 == 0 for column in range(columns)])) as each:
+        ((found,),) = each([0])
     return found
 
 
+def directions(columns):
+    return {"layer.weight": naive.draw(columns, 3, 3, seed=2), "layer.bias": naive.draw(columns, 1, 3, seed=3)}
+
+
 def test_the_norm_of_a_weight_that_is_used_twice_is_that_of_its_whole_gradient():
-    model, x = Twice(), naive.draw(5, 3, seed=1)
-    stacks = {"layer.weight": naive.draw(1, 3, 3, seed=2), "layer.bias": naive.draw(1, 1, 3, seed=3)}
+    model, x, stacks = Twice(), naive.draw(5, 3, seed=1), directions(1)
     length = math.sqrt(sum(naive.dot(h, h) for h in stacks.values()))
     found = score_vectors(model, x, {name: h / length for name, h in stacks.items()})
     for row, score in zip(x, found.scores[0], strict=True):
@@ -217,54 +237,22 @@ def test_the_norm_of_a_weight_that_is_used_twice_is_that_of_its_whole_gradient()
         assert score.item() == pytest.approx(expected, rel=1e-10)
 
 
+def test_losses_do_not_matter_by_their_scale():
+    """16 times a sample's loss is 16 times its gradient: its plain score moves, its cosine does not."""
+    model, x, scale = Twice(), naive.draw(4, 3, seed=1), torch.tensor([1.0, 16.0, 1.0, 16.0], dtype=torch.float64)
+    plain, scaled = (score_vectors(model, x, directions(2), each).scores for each in (1.0, scale))
+    torch.testing.assert_close(scaled[0], plain[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(scaled[1], plain[1] * scale, rtol=1e-12, atol=0)
+
+
 def test_a_norm_beyond_the_range_is_reported_not_scored_as_zero():
     model, x = Twice().float(), naive.draw(3, 3, seed=1).float()
     stacks = {"layer.weight": torch.full((1, 3, 3), 1e-3), "layer.bias": torch.zeros(1, 1, 3)}
-    scale = torch.tensor([1.0, 1e21, 1.0])
-    found = score_vectors(model, x, stacks, scale)
+    found = score_vectors(model, x, stacks, torch.tensor([1.0, 1e21, 1.0]))
     assert found.codes.tolist() == [FINE, NO_GRADIENT, FINE]
     assert torch.isnan(found.scores[0]).tolist() == [False, True, False]
 
 
-# Settings
-
-
-def test_the_battery_is_passed():
-    check_scorer(COSINE)
+def test_a_plug_in_that_is_normalised_passes_the_battery():
     check_scorer(Normalised())
     assert load_scorer("TracIn(cosine=True, name='TracIn.cosine')") == COSINE and not TracIn().normalised
-
-
-def test_the_battery_refuses_a_property_that_is_no_truth_value():
-    @dataclass(frozen=True)
-    class Wrong(Normalised):
-        @property
-        def normalised(self):
-            return "yes"
-
-    with pytest.raises(AssertionError, match="expected `normalised` to be True or False, got 'yes'"):
-        check_scorer(Wrong())
-
-
-def test_settings_that_exclude_each_other_are_refused():
-    with pytest.raises(ValueError, match="cosine divides by norms over all blocks, block_scale by .*; leave one out"):
-        TracIn(block_scale=True, cosine=True)
-    with pytest.raises(ValueError, match="cosine must be True or False, got 'no'"):
-        replace(COSINE, cosine="no")
-
-
-def test_losses_do_not_matter_by_their_scale(model, tmp_path):
-    """16 times a sample's loss is 16 times its gradient: its TracIn moves, its cosine does not."""
-    items = tiny_items(dtype=torch.float64)
-    weights = torch.tensor([1.0, 16.0] * 4, dtype=torch.float64)
-
-    def losses(own, batch):
-        values = OBJECTIVE.losses(own, batch)
-        return values * weights[(batch.uids - 10) // 3] if len(batch.uids) == 8 else values
-
-    work = job(model, select_blocks(model, "lora"), OBJECTIVE._replace(losses=losses))
-    found = score_pool(work, tiny_plan(items, 8), tiny_streams(items, goals(), 3), [TracIn(), COSINE], tmp_path / "a")
-    plain = streamed(model, tmp_path / "b", 3, "lora", [TracIn(), COSINE])
-    order = found.uids.argsort()
-    torch.testing.assert_close(found.scores[2:, order], plain[2:], rtol=1e-8, atol=1e-12)
-    torch.testing.assert_close(found.scores[:2, order], plain[:2] * weights, rtol=1e-8, atol=1e-12)
