@@ -144,8 +144,8 @@ def _parser(command: str, function: Any) -> Any:
 def _refuse_moved(moved: Mapping[str, str], arguments: list[str]) -> None:
     """Say where an option went that the command had once."""
     for name, where in moved.items():
-        if _early_value(arguments, name) is not None:
-            raise ValueError(f"--{name} is no longer an option of this command: {where}")
+        if _early_value(arguments, name, missing := object()) is not missing:  # a saved configuration may have null
+            raise ValueError(f"--{name} is no longer an option of this command: {where}; leave it out here")
 
 
 def _preset_defaults(parser: Any, module: ModuleType, arguments: list[str]) -> None:
@@ -156,7 +156,7 @@ def _preset_defaults(parser: Any, module: ModuleType, arguments: list[str]) -> N
     parser.set_defaults({f"settings.{field.name}": getattr(preset, field.name) for field in fields(preset)})
 
 
-def _early_value(arguments: list[str], key: str) -> str | None:
+def _early_value(arguments: list[str], key: str, missing: Any = None) -> Any:
     """Find one option before the parser exists: its value on the command line, else in the configuration file."""
     import yaml
 
@@ -168,13 +168,13 @@ def _early_value(arguments: list[str], key: str) -> str | None:
             return given
         config = given if flag == "--config" else config
     if config is None or not os.path.isfile(config):
-        return None
+        return missing
     with open(config, encoding="utf-8") as file:
         try:
             content = yaml.safe_load(file)
         except yaml.YAMLError:
-            return None  # the parser says what is wrong with it
-    return content.get(key) if isinstance(content, dict) else None
+            return missing  # the parser says what is wrong with it
+    return content.get(key, missing) if isinstance(content, dict) else missing
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import yaml
@@ -35,7 +35,8 @@ def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
-    assert "--out" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: vlmsel {command} ") and "\n  --out OUT " in shown
 
 
 def test_abbreviations_are_refused_on_one_line(capsys):
@@ -159,3 +160,71 @@ def test_every_option_is_explained(command, capsys):
     plain = [" ".join(option.split()) for option in options]
     assert len(options) > 3
     assert not [text for text in plain if re.match(r"--\S+ (\S+ )?\((type|required)", text)]
+
+
+# Groups of options, each of which is an option of the command itself
+
+
+GROUPED = {
+    "score": ["--model=m", "--pool=p", "--targets.gqa=g", "--images=pics", "--batch_tokens=7", "--fit_samples=3"],
+    "rescore": ["--store=s", "--targets=[gqa]", "--fit_samples=3", "--curvature_on=host"],
+}
+
+
+def groups_of(values):
+    return {name: value for name, value in values.items() if cli.is_flat(type(value))}
+
+
+def test_options_of_groups_reach_their_group():
+    _, values = cli.parse("score", [*GROUPED["score"], "--out=o"])
+    reading, batches, fit = (values[name] for name in ("reading", "batches", "fit"))
+    assert (reading.images, batches.batch_tokens, fit.fit_samples) == ("pics", 7, 3)
+    assert (reading.max_length, batches.batch_size, fit.seed) == (2048, None, 0)
+    _, values = cli.parse("rescore", [*GROUPED["rescore"], "--out=o"])
+    assert (values["fit"].fit_samples, values["place"].curvature_on, values["targets"]) == (3, "host", ("gqa",))
+
+
+@pytest.mark.parametrize("command", GROUPED)
+def test_the_saved_configuration_is_flat_and_gives_the_same_run_again(command, tmp_path):
+    _, values = cli.parse(command, [*GROUPED[command], "--out=o"])
+    groups, saved = groups_of(values), yaml.safe_load(values["config"])
+    assert len(groups) > 1 and not set(groups) & set(saved)
+    for group in groups.values():
+        assert all(saved[field.name] == getattr(group, field.name) for field in fields(group))
+    (tmp_path / "config.yaml").write_text(values["config"])
+    _, again = cli.parse(command, ["--config", f"{tmp_path}/config.yaml", "--out=o"])
+    assert again == values
+
+
+@pytest.mark.parametrize("command", GROUPED)
+def test_no_group_is_an_option(command, tmp_path, capsys):
+    _, values = cli.parse(command, [*GROUPED[command], "--out=o"])
+    for name, group in groups_of(values).items():
+        option = fields(group)[0].name
+        assert cli.main([command, *GROUPED[command], "--out=o", f"--{name}.{option}", "1"]) == 2
+        line = f"error: unrecognized arguments: --{name}.{option} 1; `vlmsel {command} --help` lists the options\n"
+        assert capsys.readouterr().err == line
+        (tmp_path / "nested.yaml").write_text(yaml.safe_dump({name: {option: 1}}))
+        assert cli.main([command, *GROUPED[command], "--out=o", "--config", f"{tmp_path}/nested.yaml"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: Option '{name}.{option}' is not accepted (in {tmp_path}/")
+
+
+@pytest.mark.parametrize("place", ["command line", "file"])
+@pytest.mark.parametrize("value", ["runs/store", "null"])
+@pytest.mark.parametrize("key", ["from_store", "targets_of", "leave_out"])
+def test_an_option_that_moved_says_where_it_is_now(key, value, place, tmp_path, capsys):
+    """Configurations that were saved before the move have all of these keys, mostly with null."""
+    (tmp_path / "old.yaml").write_text(f"{key}: {value}\nscorers: [TracIn]\n")
+    words = ["--config", f"{tmp_path}/old.yaml"] if place == "file" else [f"--{key}", value]
+    assert cli.main(["score", *words, "--out", f"{tmp_path}/run"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: --{key} is no longer an option of this command: ") and line.count("\n") == 1
+    assert "`vlmsel rescore --store DIR`" in line and line.endswith("; leave it out here\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["--version"], ["scroe"], ["select", "--frac", "1"]])
+def test_python_m_vlmsel_is_the_command(words, capsys):
+    done = subprocess.run([sys.executable, "-m", "vlmsel", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == cli.main(words)
+    assert (done.stdout, done.stderr) == tuple(capsys.readouterr())

@@ -5,9 +5,9 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+from score_words import refused, table, words
 
 from vlmsel import cli, runs
-from vlmsel.scoring.table import read_table
 
 
 def turns(question="<image>\nWhat is it?", answer="a circle", roles=("human", "gpt")):
@@ -45,16 +45,7 @@ def options(world, aligned, folder, out, **more):
         "out": out,
         **more,
     }
-    return ["score", *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
-
-
-def refused(arguments, capsys):
-    """Return the one line that a command ends with."""
-    capsys.readouterr()
-    assert cli.main([str(word) for word in arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.rstrip().endswith(("image]", "sample]"))]
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
+    return words("score", given)
 
 
 SAMPLES = {
@@ -93,8 +84,7 @@ def test_unusable_samples_are_reported_and_move_no_other(world, aligned, folder,
     assert sorted(reported) == [uid for uid in range(len(records)) if uid not in places]
     for place, (name, (_, reason)) in zip(places, SAMPLES.items(), strict=False):
         assert reason in reported[place + 1], name
-    clean, _ = read_table(tmp_path / "clean/scores.parquet")
-    found, _ = read_table(tmp_path / "mixed/scores.parquet", pool)
+    clean, found = table(tmp_path / "clean"), table(tmp_path / "mixed", pool)
     assert found["uid"] == list(range(len(records)))
     for name in ("loss", "TracIn/gqa", "HyperINF/gqa"):
         assert [found[name][uid] for uid in places] == clean[name]
@@ -178,7 +168,7 @@ def test_an_unusable_target_sample_is_reported_and_the_others_count(world, align
     assert cli.main(options(world, aligned, folder, tmp_path / "b", **{"targets.gqa": target})) == 0
     (entry,) = runs.read_json(tmp_path / "b/skipped_gqa.json")
     assert entry["uid"] == 0 and "cut.png" in entry["reason"]
-    tables = [read_table(tmp_path / run / "scores.parquet")[0] for run in "ab"]
+    tables = [table(tmp_path / run) for run in "ab"]
     assert tables[0] == tables[1]
     target.write_text(json.dumps([SAMPLES["cut"][0]]))
     assert cli.main(options(world, aligned, folder, tmp_path / "c", **{"targets.gqa": target})) == 2
@@ -221,11 +211,11 @@ def test_select_refuses(case, world, scored, tmp_path, capsys):
     (tmp_path / "broken.yaml").write_text("a: [1\n b: {")
     (tmp_path / "type.yaml").write_text("fraction: lots\n")
     before = (world / "pool.json").read_bytes()
-    words, expected = BAD_SELECTIONS[case]
+    more, expected = BAD_SELECTIONS[case]
     names = {"tmp": tmp_path, "world": world}
-    words = [word.format(**names) for word in words]
+    more = [word.format(**names) for word in more]
     base = ["--scores", scored, "--pool", world / "pool.json", "--out", tmp_path / "chosen.json", "--scorer", "TracIn"]
-    line = refused(["select", *base, *words], capsys)
+    line = refused(["select", *base, *more], capsys)
     assert (expected.format(**names) if "{tmp}" in expected else expected) in line
     assert (world / "pool.json").read_bytes() == before and not (tmp_path / "chosen.json").exists()
 
@@ -244,7 +234,7 @@ BAD_PHASES = {
 @pytest.mark.parametrize("case", BAD_PHASES)
 def test_phases_refuse(case, command, world, aligned, folder, tmp_path, capsys):
     (folder / "broken.yaml").write_text("a: [1\n b: {")
-    words, expected = BAD_PHASES[case]
+    more, expected = BAD_PHASES[case]
     base = [
         "--model",
         aligned,
@@ -255,5 +245,5 @@ def test_phases_refuse(case, command, world, aligned, folder, tmp_path, capsys):
         "--out",
         tmp_path / "r",
     ]
-    line = refused([command, *base, *(word.format(folder=folder) for word in words)], capsys)
+    line = refused([command, *base, *(word.format(folder=folder) for word in more)], capsys)
     assert expected.format(folder=folder) in line

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from score_words import score_words
+from score_words import about, score_words, table
 
 from vlmsel import cli, runs
 from vlmsel.models.open import open_subject
-from vlmsel.scoring.table import read_table
 
 SCORERS = ["HyperINF", "DataInf", "LiSSA", "LiSSA(batch='stream',name='stream')", "TracIn", "Exact", "Random(seed=3)"]
 NAMES = ["HyperINF", "DataInf", "LiSSA", "stream", "TracIn", "Exact", "Random"]
@@ -36,11 +35,11 @@ def select_arguments(world, scored, out, *more):
 
 
 def test_every_scorer_and_target_has_a_column(world, scored):
-    table, about = read_table(scored / "scores.parquet", world / "pool.json")
-    assert set(table) - {"uid", "source", "tokens", "loss"} == {f"{n}/{t}" for n in NAMES for t in ("gqa", "pope")}
-    assert table["uid"] == list(range(12))
-    assert all(math.isfinite(value) for name in table if name != "source" for value in table[name])
-    assert set(about["details"]) == set(NAMES) - {"Random"}
+    found = table(scored, world / "pool.json")
+    assert set(found) - {"uid", "source", "tokens", "loss"} == {f"{n}/{t}" for n in NAMES for t in ("gqa", "pope")}
+    assert found["uid"] == list(range(12))
+    assert all(math.isfinite(value) for name in found if name != "source" for value in found[name])
+    assert set(about(scored)["details"]) == set(NAMES) - {"Random"}
     assert not (scored / "skipped.json").exists()
 
 
@@ -52,7 +51,7 @@ def test_the_resolved_configuration_replays_the_run(scored, tmp_path, capsys):
     assert cli.main(["score", "--config", f"{scored}/config.yaml", "--out", str(scored)]) == 0
     assert (scored / "directions.safetensors").stat().st_mtime_ns == before
     assert cli.main(["score", "--config", f"{scored}/config.yaml", "--out", str(tmp_path / "again")]) == 0
-    assert read_table(scored / "scores.parquet")[0] == read_table(tmp_path / "again/scores.parquet")[0]
+    assert table(scored) == table(tmp_path / "again")
     assert "12 samples, 14 scores each (influence: lowest = most helpful)" in capsys.readouterr().out
 
 
@@ -80,8 +79,7 @@ def test_a_file_gives_options_and_the_command_line_overrides_them(world, scored,
 def test_the_lowest_scores_are_selected_and_tuned_on(world, aligned, scored, tmp_path, capsys):
     out = tmp_path / "chosen.json"
     assert cli.main(select_arguments(world, scored, out, "--fraction", "0.25", "--target", "gqa")) == 0
-    table, _ = read_table(scored / "scores.parquet")
-    lowest = sorted(range(12), key=table["HyperINF/gqa"].__getitem__)[:3]
+    lowest = sorted(range(12), key=table(scored)["HyperINF/gqa"].__getitem__)[:3]
     pool, manifest = runs.read_json(world / "pool.json"), runs.read_json(f"{out}.manifest.json")
     assert manifest["uids"] == lowest and manifest["of"] == 12
     assert runs.read_json(out) == [pool[uid] for uid in sorted(lowest)]
@@ -99,11 +97,11 @@ def test_a_run_that_lost_a_part_makes_it_again(world, aligned, tmp_path, gone):
         world, aligned, tmp_path / "run", scorers="[TracIn,HyperINF(damping=10.0)]", fit_samples=5
     )
     assert cli.main(arguments) == 0
-    expected = read_table(tmp_path / "run/scores.parquet")[0]
+    expected = table(tmp_path / "run")
     for path in [*(tmp_path / "run" / gone).glob("*"), tmp_path / "run" / gone]:
         path.rmdir() if path.is_dir() else path.unlink()
     assert cli.main(arguments) == 0
-    assert read_table(tmp_path / "run/scores.parquet")[0] == expected
+    assert table(tmp_path / "run") == expected
 
 
 def test_a_run_does_not_go_on_with_other_inputs(world, aligned, tmp_path, capsys):
@@ -138,7 +136,7 @@ def test_half_precision_backbones_rank_nearly_alike(world, aligned, tmp_path):
     for dtype in ("float32", "bfloat16"):
         arguments = score_arguments(world, aligned, tmp_path / dtype, scorers="[TracIn]", dtype=dtype)
         assert cli.main(arguments) == 0
-    half, full = (read_table(tmp_path / d / "scores.parquet")[0]["TracIn/gqa"] for d in ("bfloat16", "float32"))
+    half, full = (table(tmp_path / d)["TracIn/gqa"] for d in ("bfloat16", "float32"))
     assert statistics.correlation(half, full) > 0.99
 
 
@@ -153,14 +151,15 @@ def test_files_and_command_line_together_give_the_targets(world, tmp_path):
 def test_settings_with_commas_need_no_quotes(world, aligned, tmp_path):
     scorers = "[HyperINF(damping=10.0,side='short'),DataInf(damping=1.0, name='mine')]"
     assert cli.main(score_arguments(world, aligned, tmp_path / "run", scorers=scorers)) == 0
-    assert {"HyperINF/gqa", "mine/pope"} <= set(read_table(tmp_path / "run/scores.parquet")[0])
+    assert {"HyperINF/gqa", "mine/pope"} <= set(table(tmp_path / "run"))
 
 
 def test_random_alone_and_no_part_measured(world, aligned, tmp_path):
     arguments = score_arguments(world, aligned, tmp_path / "run", scorers="[Random]", scale_samples="null")
     assert cli.main(arguments) == 0
-    table, _ = read_table(tmp_path / "run/scores.parquet")
-    assert all(math.isfinite(value) for value in table["Random/gqa"] + table["loss"])
+    found = table(tmp_path / "run")
+    assert all(math.isfinite(value) for value in found["Random/gqa"] + found["loss"])
+    assert found["Random/gqa"] != found["Random/pope"]
     assert "scale_samples: null" in (tmp_path / "run/config.yaml").read_text()
 
 

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from score_words import score_words
+from score_words import score_words, table
 
 from vlmsel import cli, runs
-from vlmsel.scoring.table import FIXED, read_table
+from vlmsel.scoring.table import FIXED
 
 LINEAR = ["HyperINF", "DataInf", "LiSSA", "TracIn", "Exact"]  # in the target
 CLOSE = {"HyperINF": 1e-3, "Exact": 1e-3}  # inverses multiply the rounding of float32
@@ -23,7 +23,7 @@ def scored(world, aligned, tmp_path_factory):
     out = tmp_path_factory.mktemp("each")
     for name, each in (("sets", "false"), ("each", "true")):
         assert cli.main(words(world, aligned, out / name, each_target=each)) == 0
-    return [read_table(out / name / "scores.parquet")[0] for name in ("sets", "each")]
+    return [table(out / name) for name in ("sets", "each")]
 
 
 def test_every_target_sample_has_a_column_per_scorer(world, scored):
@@ -48,9 +48,9 @@ def test_target_samples_that_cannot_be_used_have_no_column(world, aligned, tmp_p
     (tmp_path / "gqa.json").write_text(json.dumps([{"id": 0}, records[0], {**records[1], "image": "none.png"}]))
     more = {"targets.gqa": tmp_path / "gqa.json", "each_target": "true", "scorers": "[TracIn]"}
     assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
-    table = read_table(tmp_path / "run/scores.parquet")[0]
-    assert [name for name in table if "gqa" in name] == ["TracIn/gqa:1"]
-    assert all(math.isfinite(value) for value in table["TracIn/gqa:1"])
+    found = table(tmp_path / "run")
+    assert [name for name in found if "gqa" in name] == ["TracIn/gqa:1"]
+    assert all(math.isfinite(value) for value in found["TracIn/gqa:1"])
     assert [entry["uid"] for entry in runs.read_json(tmp_path / "run/skipped_gqa.json")] == [0, 2]
 
 
@@ -58,14 +58,14 @@ def test_a_target_file_without_usable_samples_is_refused(world, aligned, tmp_pat
     (tmp_path / "gqa.json").write_text(json.dumps([{"id": 0}]))
     more = {"targets.gqa": tmp_path / "gqa.json", "each_target": "true"}
     assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 2
-    assert "target gqa" in capsys.readouterr().err
+    assert f"target gqa: {tmp_path}/gqa.json: no usable sample" in capsys.readouterr().err
 
 
 def test_single_targets_are_stored_and_scored_from_the_store(world, aligned, scored, tmp_path):
     more = {"each_target": "true", "scorers": "[TracIn]", "store": tmp_path / "store"}
     assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
-    again = ["--from_store", f"{tmp_path}/store", "--targets_of", "[gqa:1]", "--out", f"{tmp_path}/again"]
-    assert cli.main(["score", *again, "--scorers", "[TracIn]", "--device", "cpu"]) == 0
-    table = read_table(tmp_path / "again/scores.parquet")[0]
-    assert set(table) == {*FIXED, "TracIn/gqa:1"}
-    assert table["TracIn/gqa:1"] == pytest.approx(scored[1]["TracIn/gqa:1"], rel=1e-4, abs=1e-6)
+    again = ["--store", f"{tmp_path}/store", "--targets", "[gqa:1]", "--out", f"{tmp_path}/again"]
+    assert cli.main(["rescore", *again, "--scorers", "[TracIn]", "--device", "cpu"]) == 0
+    found = table(tmp_path / "again")
+    assert set(found) == {*FIXED, "TracIn/gqa:1"}
+    assert found["TracIn/gqa:1"] == pytest.approx(scored[1]["TracIn/gqa:1"], rel=1e-4, abs=1e-6)
