@@ -179,16 +179,40 @@ def parse_all(
     return parsed
 
 
+def need(record: Any, key: str, *kinds: type) -> Any:
+    """Return a value of a record that is of one of the kinds, str unless said otherwise.
+
+    Raises:
+        ValueError: the record is no object, lacks the key, or has a value of another kind.
+    """
+    kinds = kinds or (str,)
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(f"no {key!r}; is this the benchmark's official file?")
+    if not isinstance(record[key], kinds) or (isinstance(record[key], bool) and bool not in kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{key!r} must be {names}, got {str(record[key])[:40]!r}; mend it")
+    return record[key]
+
+
+def check_ids(path: str | Path, ids: Sequence[str], noun: str) -> None:
+    """Check that a file's ids differ.
+
+    Raises:
+        ValueError: names the first id that comes again, and how many do.
+    """
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
+        raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
+
+
 def check_whole(path: str | Path, ids: Sequence[str], labels: Sequence[int | None], noun: str) -> None:
     """Check that a file's ids differ and that all of its records have a label or none has.
 
     Raises:
         ValueError: names the first id that comes again, or the first record without a label, with counts.
     """
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
-        raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
+    check_ids(path, ids, noun)
     bare = [name for name, label in zip(ids, labels, strict=True) if label is None]
     if bare and len(bare) < len(ids):
         raise ValueError(
