@@ -121,7 +121,7 @@ def _gqa(files: TaskFiles) -> list[Question]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dictionary of questions by id, as GQA's files have")
     # read as pairs, because a dictionary keeps only the last of two questions with one id
-    pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+    pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     check_ids(path, [identity for identity, _ in pairs], "question")
     rows = [(f"question {identity}", (identity, record)) for identity, record in content.items()]
     found = parse_all(path, rows, lambda _, row: _gqa_question(*row), "question")
