@@ -76,19 +76,17 @@ def read_lines(path: str | Path) -> list[str]:
     return lines
 
 
-def json_rows(path: str | Path, lined: bool | None = None) -> Rows:
-    """Read the records of a JSON list or of JSON lines, blank ones left out.
-
-    `lined` says which; where it is None, the first character tells.
+def json_rows(path: str | Path) -> Rows:
+    """Read the records of a JSON list or of JSON lines, blank ones left out; the content tells which, not the name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, not UTF-8, or no JSON list where it is not JSON lines.
+        ValueError: the file is empty, not UTF-8, or one JSON value over several lines that is no list.
     """
     text = read_text(path)
-    if lined or (lined is None and not text.lstrip().startswith("[")):
-        return ((f"line {at}", _parsed(line)) for at, line in enumerate(text.split("\n"), 1) if line.strip())
     content = _parsed(text, "a JSON file")
+    if not text.lstrip().startswith("[") and (isinstance(content, Unread) or "\n" not in text.strip()):
+        return ((f"line {at}", _parsed(line)) for at, line in enumerate(text.split("\n"), 1) if line.strip())
     if isinstance(content, Unread):
         raise ValueError(f"{path}: {content.reason}")
     if not isinstance(content, list):

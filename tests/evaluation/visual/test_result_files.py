@@ -176,6 +176,8 @@ def test_our_own_predictions_are_read_in_any_order(tmp_path, task):
     path = write_lines(tmp_path / "predictions.jsonl", lines)
     found = read_results(task, [path], questions)
     assert found == answers and list(found) == [q.id for q in questions]
+    path.write_bytes("\ufeff".encode() + path.read_bytes())
+    assert read_results(task, [path], questions) == answers
 
 
 def test_a_questions_own_id_comes_before_an_images(tmp_path):

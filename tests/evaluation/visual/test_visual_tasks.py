@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -473,3 +474,13 @@ def test_popes_constant_is_yes_wherever_something_is_there():
     labels = ["no", "no", "no", "yes"]
     constant, metrics = POPE([Question(str(i), "", "", (own,), "random") for i, own in enumerate(labels)]).majority()
     assert (constant, metrics["f1"], metrics["accuracy"]) == ("yes", pytest.approx(0.4), 0.25)
+
+
+@pytest.mark.parametrize("task", ["vqav2", "gqa", "pope", "textvqa"])
+def test_byte_order_marks_change_nothing(task, world, tmp_path):
+    paths = [Path(path) for path in world[task]["questions"]]
+    noted = world[task].get("annotations")
+    expected = load_task(task, TaskFiles(paths, annotations=noted))
+    marked = [write(tmp_path / path.name, "\ufeff" + path.read_text()) for path in paths]
+    notes = noted and write(tmp_path / "notes.json", "\ufeff" + Path(noted).read_text())
+    assert load_task(task, TaskFiles(marked, annotations=notes)).questions == expected.questions

@@ -103,7 +103,7 @@ def _entries(path: Path) -> tuple[str, list[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path}: not a text file ({problem}); {_CONTAINERS}") from None
     if text.startswith("["):

@@ -153,7 +153,7 @@ def _gqa(files: TaskFiles) -> list[Question]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dictionary of questions by id, as GQA's files have")
     # read as pairs, because a dictionary keeps only the last of two questions with one id
-    pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+    pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     if twice := _repeated([identity for identity, _ in pairs]):
         raise ValueError(f"{path}: question {twice} occurs more than once; take one of the two out")
     found = _each(content.items(), lambda one: _gqa_question(one[0], one[1], f"{path}: question {one[0]}"))
@@ -200,7 +200,7 @@ def _pope_category(path: Path) -> list[Question]:
 def _pope_records(path: Path) -> list[tuple[str, Any]]:
     """Return a file's records with their places."""
     try:
-        text = path.read_text(encoding="utf-8").rstrip("\n")
+        text = path.read_text(encoding="utf-8-sig").rstrip("\n")
     except UnicodeDecodeError as problem:
         raise ValueError(f"{path}: not a text file ({problem}); POPE's files are JSON lines") from None
     if text.startswith("[\n"):
