@@ -11,7 +11,7 @@ from __future__ import annotations
 from vlmsel import processes, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.folders import without
-from vlmsel.data.labelled_sets import Source
+from vlmsel.data.labelled import Source
 from vlmsel.models.classifier import EncoderLora, Tune
 from vlmsel.models.devices import pick_device
 from vlmsel.reporting.detection import heading, show_detection

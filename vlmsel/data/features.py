@@ -80,10 +80,6 @@ class FeatureSpec:
         """
         return self.patches * self.width * DTYPES[self.dtype].itemsize
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain types, as JSON gives them back."""
-        return json.loads(json.dumps(asdict(self)))
-
 
 @dataclass(frozen=True)
 class FeatureReader:
@@ -129,18 +125,13 @@ class FeatureFolder:
 
     def __contains__(self, digest: str) -> bool:
         """Tell whether there are whole features of the picture with this hash."""
-        try:
-            return feature_path(self.folder, digest).stat().st_size == self.spec.picture_bytes
-        except OSError:
-            return False
+        found = stamp(feature_path(self.folder, digest))
+        return found is not None and found[0] == self.spec.picture_bytes
 
     def digest(self, path: Path) -> str | None:
         """Return the hash of a picture that has not changed since it was read; None when it may have."""
         *stamped, digest = self._seen.get(str(path), (None,))
-        try:
-            return digest if stamped == stamp(path) else None
-        except OSError:
-            return None
+        return digest if stamped == stamp(path) else None
 
     def reader(self, paths: Mapping[str, Path]) -> FeatureReader:
         """Return the features of those named pictures that have some."""
@@ -180,7 +171,7 @@ def writing(folder: str | Path, spec: FeatureSpec) -> Iterator[FeatureFolder]:
     try:
         kept = FeatureFolder(folder, spec)
         if not (folder / SPEC).is_file():
-            runs.write_json(folder / SPEC, {"spec": spec.as_json(), "environment": runs.environment()})
+            runs.write_json(folder / SPEC, {"spec": asdict(spec), "environment": runs.environment()})
         runs.tidy(folder)
         yield kept
     finally:
@@ -193,23 +184,22 @@ def feature_path(folder: Path, digest: str) -> Path:
     return folder / digest[:2] / f"{digest}.bin"
 
 
-def stamp(path: Path) -> list[int]:
-    """Return a file's length and the times when its content and its entry last changed, in ns.
-
-    Raises:
-        OSError: it is gone.
-    """
-    found = os.stat(path)
+def stamp(path: Path) -> list[int] | None:
+    """Return a file's length and the times when its content and its entry last changed, in ns; None when it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def look(path: Path) -> list[Any]:
-    """Return a picture's stamp and, behind it, the hash of its bytes.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    return [*stamp(path), runs.file_hash(path)]  # the stamp first, so that a later change shows
+def look(path: Path) -> list[Any] | None:
+    """Return a picture's stamp and, behind it, the hash of its bytes; None when it cannot be read."""
+    before = stamp(path)  # the stamp first, so that a later change shows
+    try:
+        return before and [*before, runs.file_hash(path)]
+    except OSError:
+        return None
 
 
 def require_room(folder: Path, spec: FeatureSpec, count: int) -> None:
@@ -238,7 +228,7 @@ def require_spec(folder: Path, spec: FeatureSpec) -> None:
     Raises:
         ValueError: it holds other files, or features of another tower, image mode or dtype.
     """
-    path, now = folder / SPEC, spec.as_json()
+    path, now = folder / SPEC, json.loads(json.dumps(asdict(spec)))
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(runs.contents(folder))):
             raise ValueError(f"{folder}: exists and is no folder of features (no {SPEC}); give another folder")

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vlmsel.data.glue import GLUE_TASKS, read_glue
+from vlmsel.data.glue import GLUE_TASKS, GlueExample, read_glue
 from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
 from vlmsel.data.multiple_choice import read_choices
 from vlmsel.evaluation.asking import PopeMode
@@ -104,9 +104,10 @@ def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
         choices = read_choices(name, path, files.annotations)
         _require_labels([question.answer for question in choices], path)
         return ChoiceTask(name, choices)
-    glue = read_glue(name, path)
-    _require_labels([example.label for example in glue.examples], path)
-    return GlueTask(name, glue.examples, len(glue.skipped))
+    rows = read_glue(name, path)
+    examples = [row for _, row in rows if isinstance(row, GlueExample)]
+    _require_labels([example.label for example in examples], path)
+    return GlueTask(name, examples, len(rows) - len(examples))
 
 
 def _check_files(name: str, files: TaskFiles) -> None:

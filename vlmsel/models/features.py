@@ -105,17 +105,10 @@ def _without_features(kept: FeatureFolder, missing: Mapping[str, Path]) -> list[
     """Hash pictures that may have changed; return hash, name and path of each distinct one that has no features."""
     paths = [path for path in missing.values() if kept.digest(path) is None]
     with ThreadPool(THREADS) as pool:
-        looks = shown(pool.imap(_try_look, paths, 16), "comparing images", "image", len(paths))
+        looks = shown(pool.imap(look, paths, 16), "comparing images", "image", len(paths))
         kept.remember({str(path): seen for path, seen in zip(paths, looks, strict=True) if seen is not None})
     digests = {kept.digest(path): (name, path) for name, path in missing.items()}
     return [(digest, *where) for digest, where in digests.items() if digest is not None and digest not in kept]
-
-
-def _try_look(path: Path) -> list[Any] | None:
-    try:
-        return look(path)
-    except OSError:
-        return None
 
 
 def _fill(
