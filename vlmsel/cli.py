@@ -175,7 +175,3 @@ def _early_value(arguments: list[str], key: str, missing: Any = None) -> Any:
         except yaml.YAMLError:
             return missing  # the parser says what is wrong with it
     return content.get(key, missing) if isinstance(content, dict) else missing
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,24 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from vlmsel.data.batches import Batch
+from vlmsel.gradients.persample import evaluating
 from vlmsel.models.language import cache_name, decode, decoder_and_head, pad_id, unwrap
 from vlmsel.models.splice import IMAGE_ID
 from vlmsel.models.vlm import VLM
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode within the block and back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

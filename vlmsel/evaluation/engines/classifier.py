@@ -8,8 +8,8 @@ import torch
 
 from vlmsel.data.glue import GLUE_TASKS
 from vlmsel.evaluation.engines.base import Engine
+from vlmsel.gradients.persample import evaluating
 from vlmsel.models.classifier import Classifier
-from vlmsel.models.generation import evaluating
 
 
 class ClassifierEngine(Engine):

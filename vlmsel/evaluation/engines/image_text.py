@@ -22,7 +22,8 @@ from vlmsel.data.sample import Turn
 from vlmsel.data.templates import IMAGE, find_template
 from vlmsel.evaluation.engines.base import Ask, Spellings, first_ids, within, word_scores
 from vlmsel.evaluation.engines.likelihood import LanguageEngine
-from vlmsel.models.generation import evaluating, replaced_settings
+from vlmsel.gradients.persample import evaluating
+from vlmsel.models.generation import replaced_settings
 from vlmsel.models.language import pad_id, set_padding
 
 # What processors return with one value per token; token types are 0 for text.

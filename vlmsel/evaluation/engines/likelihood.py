@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vlmsel.data.batches import length_batches
 from vlmsel.evaluation.engines.base import Engine
-from vlmsel.models.generation import evaluating
+from vlmsel.gradients.persample import evaluating
 from vlmsel.models.language import POSITIONS, check_head, max_positions, pad_id, unwrap
 from vlmsel.models.losses import token_losses
 from vlmsel.models.splice import IGNORE
