@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,7 +25,7 @@ from vlmsel.gradients import Factor
 from vlmsel.solvers import sherman_morrison
 
 Zeros = Callable[[tuple[int, ...], torch.dtype], Tensor]  # (shape, dtype) -> zeros that lie somewhere
-State = Mapping[str, Shaped[Tensor, "..."]]
+State = dict[str, Shaped[Tensor, "..."]]
 
 
 def zeros_on(device: torch.device | str, shape: tuple[int, ...], dtype: torch.dtype) -> Shaped[Tensor, "*shape"]:
