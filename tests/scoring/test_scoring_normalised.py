@@ -14,7 +14,6 @@ from torch import nn
 from vlmsel import score_gradients
 from vlmsel.gradients import select_blocks
 from vlmsel.gradients.store.reader import GradientStore
-from vlmsel.gradients.store.writer import StoreWriter
 from vlmsel.scorers import GradientScorer, HyperINF, Solved, TracIn
 from vlmsel.scorers.load import load_scorer
 from vlmsel.scorers.testing import check_scorer
@@ -22,9 +21,10 @@ from vlmsel.scoring import source
 from vlmsel.scoring.curvature import FitSources, Preconditioned, Targets
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.pool_pass import Share, score_pool
+from vlmsel.scoring.pool_table import Records
 from vlmsel.scoring.score_pass import ScoreReducer
 from vlmsel.scoring.source import FINE, NO_GRADIENT, ModelSource, StoreSource
-from vlmsel.scoring.store_pass import store_pool
+from vlmsel.scoring.store_pass import StoreSpec, write_store
 
 COSINE = TracIn(cosine=True, name="TracIn.cosine")
 SHAPES = {"a": (5, 3), "b": (1, 4), "c": (2, 6)}
@@ -157,9 +157,10 @@ def test_streamed_scores_are_those_of_a_loop(model, spec, tmp_path):
 
 def test_stored_gradients_give_the_same(model, tmp_path):
     live = run(model)
-    assert store_pool(live.pool, live.targets, StoreWriter(tmp_path / "store", live.blocks), Share())
-    store = GradientStore.open(tmp_path / "store")
-    stored, targets = StoreSource(store), Targets(live.targets.names, store.target_gradients)
+    spec, records = StoreSpec(str(tmp_path / "store")), Records([""] * 40, [0] * 40, {})
+    write_store(spec, live.pool, live.targets, records, Share(), {}, None)
+    store = GradientStore.open(spec.folder)
+    stored, targets = StoreSource(store, set(store.uids.tolist())), Targets(live.targets.names, store.target_gradients)
     found = score_pool(stored, FitSources(stored, stored), targets, SCORERS, tmp_path / "out")
     assert_close(in_order(found), by_hand(model), 3e-5)  # float32 is what is stored
 
