@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vlmsel import processes
 from vlmsel.gradients.projection import Projection
 from vlmsel.gradients.store.format import StoreSettings, shard_path
@@ -117,7 +119,8 @@ def _write_shards(pool: GradientSource, writer: StoreWriter, spans: Sequence[ran
 
 
 def _write_shard(span: range, read: Read[Gradients], writer: StoreWriter, note: Callable[[int], Any]) -> None:
-    packed, left_out = [], {}
+    packed: list[dict[str, Tensor]] = []
+    left_out: dict[int, tuple[str, float]] = {}
     for found in (found for pieces in read(span) for found in pieces):
         note(len(found.uids))
         kept, bad = found.clean()

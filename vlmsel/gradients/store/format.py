@@ -4,9 +4,9 @@
     shards/<number>.safetensors      uids [n] int64, losses [n] float32, per block gradients [n, rows, cols]
     targets.safetensors              per block the targets' mean gradients [targets, rows, cols], float32
 
-Every file of tensors has a header. It names the settings that the file belongs to by their digest, so that shards of two
-stores cannot be mixed. A shard's says which batches it was written from and which of their samples it lacks, that of the
-targets what these are called and were made from.
+Every file of tensors has a header, which names the settings that the file belongs to by their digest: shards of two
+stores cannot be mixed. A shard's header also says which batches it was written from and which of their samples it
+lacks, that of the targets what these are called and were made from.
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def open_tensors(
 
 def _difference(found: Layout, expected: Layout) -> str | None:
     """Say what is wrong with the first tensor that differs."""
-    names = (name for name in [*expected, *found] if found.get(name) != expected.get(name))
-    first = next(names, None)
-    nothing = "nothing"
-    return first and f"{first} is {found.get(first, nothing)}, expected {expected.get(first, nothing)}"
+    for name in [*expected, *found]:
+        if found.get(name) != expected.get(name):
+            return f"{name} is {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+    return None
 
 
 def check_free(folder: Path, needs: int) -> None:
