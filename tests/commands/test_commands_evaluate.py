@@ -266,7 +266,7 @@ def test_files_that_cannot_be_read(home, tmp_path, capsys, option, content, mess
             "vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations",
         ),
         ({"images": None}, "vqav2 asks about images; give the folder that they are in as images"),
-        ({"ocr": __file__}, "vqav2 has no file of OCR tokens; textvqa has"),
+        ({"ocr": __file__}, "vqav2 has no file of OCR tokens; leave ocr ("),
         ({"model": None}, "give one of --model, --models and --predictions, got none"),
         ({"predictions": "a"}, "give one of --model, --models and --predictions, got model and predictions"),
         ({"models.a": "a"}, "give one of --model, --models and --predictions, got model and models"),

@@ -184,7 +184,7 @@ def given_tasks(home, tmp_path, entries, *more):
     ("entries", "more", "message"),
     [
         ({"okvqa": {"questions": "a"}}, [], "no task is called 'okvqa'; there are vqav2, gqa, pope, textvqa, qasc"),
-        ({"okvqa": {"questions": "a"}}, [], "set `task` of the entry 'okvqa' to one of them"),
+        ({"okvqa": {"questions": "a"}}, [], "; set task to one of them"),
         ({"piqa": {"question": "a"}}, [], "tasks.piqa has no setting 'question'; there are questions, images,"),
         ({"piqa": {"annotations": "a"}}, [], "tasks.piqa has no questions; name the benchmark's file"),
         ({"piqa": {"questions": 3}}, [], "tasks.piqa.questions must be text, got 3"),
