@@ -67,11 +67,11 @@ def _inputs(model: VLM, batch: Batch) -> dict[str, Any]:
     ids, mask = batch.input_ids, batch.attention_mask
     images = torch.arange(len(batch.pixel_values), device=model.device)
     start = ids[:1, :end].expand(len(images), -1)
-    begun = Batch(start, start, torch.ones_like(start), batch.pixel_values, images, images, images)
-    _, embeddings = model.embed(begun)
+    shown = {"pixel_values": batch.pixel_values, "image_index": images, "image_samples": images}
+    _, embeddings = model.embed(Batch(start, start, torch.ones_like(start), images, **shown))
     cache = _read(model, embeddings)
     cache.batch_select_indices(batch.image_index)
-    rest = Batch(ids[:, end:], ids[:, end:], mask[:, end:], None, images[:0], images[:0], batch.uids)
+    rest = Batch(ids[:, end:], ids[:, end:], mask[:, end:], batch.uids, None, images[:0], images[:0])
     plan, text = model.embed(rest, left=True)
     # generate takes the sequence as a whole and skips what the cache holds, whose embeddings may be anything
     held = text.new_zeros(1, 1, 1).expand(len(text), embeddings.shape[1], text.shape[2])
