@@ -17,17 +17,17 @@ def join(segments: Sequence[Segment], bos: str = "<s>", eos: str = "</s>") -> st
 
 def training_text(template: Template, turns: Sequence[Turn], eos: str = "</s>") -> str:
     """Give the whole conversation as the model is trained on it, the first BOS left out."""
-    return join(template.training_segments(turns), eos=eos)
+    return join(template.segments(turns), eos=eos)
 
 
 def generation_prompt(template: Template, turns: Sequence[Turn]) -> str:
     """Give the prompt, BOS left out."""
-    return join(template.prompt_segments(turns))
+    return join(template.segments(turns, prompt=True))
 
 
 def per_turn_text(template: Template, turns: Sequence[Turn], eos: str = "</s>") -> list[str]:
     """Give the text of each turn on its own, answers without the blank that joins them to their prompts."""
-    segments = template.training_segments(turns)
+    segments = template.segments(turns)
     return [s.text.removeprefix(template.lead if s.supervised else "") + (eos if s.ends else "") for s in segments]
 
 

@@ -18,7 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from vlmsel.models.assembly import assemble, build
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.language import quiet_transformers
+from vlmsel.models.lora import attach_lora
 from vlmsel.models.losses import head_rows, sample_means, token_losses
+from vlmsel.models.projector import build_projector
 from vlmsel.models.subject import Subject
 from vlmsel.models.vision import VisionTower
 from vlmsel.models.vlm import VLM
@@ -93,6 +95,18 @@ def save_backbones(folder: Path, seed: int = 0, quick_gelu: bool = False) -> tup
         tiny_language(seed).save_pretrained(llama)
     tiny_tokenizer().save_pretrained(llama)
     return clip, llama
+
+
+def llava_7b(config: VLMConfig) -> VLM:
+    """A model of Llama-2-7B's and its tower's shapes; backbones have no weights."""
+    shape = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    with torch.device("meta"):
+        language = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=32)).requires_grad_(False)
+        tower, projector = None, torch.nn.Sequential()
+        if config.vision is not None:
+            tower = VisionTower(open_clip.CLIP(**open_clip.get_model_config(config.vision)).visual, config.vision_layer)
+            projector = build_projector(config.projector, tower.width, 4096, 0)
+        return VLM(config, tower, projector, attach_lora(language, config.lora) if config.lora else language)
 
 
 def tiny_vlm(tmp_path: Path | None = None, dtype: torch.dtype = torch.float32, lora: bool = True) -> VLM:

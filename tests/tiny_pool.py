@@ -80,11 +80,16 @@ def tiny_items(images: Sequence[int] = POOL, dtype=torch.float32, seed: int = 0,
     return items
 
 
-def tiny_plan(items: Sequence[Item], batch_size: int = 3, positions: Sequence[int] | None = None) -> BatchPlan:
+def tiny_plan(
+    items: Sequence[Item],
+    batch_size: int = 3,
+    positions: Sequence[int] | None = None,
+    device: Any = "cpu",
+) -> BatchPlan:
     """Batches of like lengths, as the score command makes them."""
     positions = range(len(items)) if positions is None else positions
     groups = length_batches([len(items[i].input_ids) for i in positions], batch_size)
-    return BatchPlan(Items(items), COLLATE, [[positions[i] for i in group] for group in groups])
+    return BatchPlan(Items(items), COLLATE, [[positions[i] for i in group] for group in groups], torch.device(device))
 
 
 class Run:
@@ -114,7 +119,7 @@ class Run:
         plan: TargetPlan | None = None,
     ) -> None:
         self.subject, self.blocks, self.budget = Changed(model, losses), model.blocks(spec), Budget()
-        self.pool, part = self.source(tiny_plan(items, batch_size)), self.source(tiny_plan(items, batch_size, fit))
+        self.pool, part = (self.source(tiny_plan(items, batch_size, chosen, model.device)) for chosen in (None, fit))
         self.fit = FitSources(part, part)
         sets = {name: Items(own) for name, own in targets.items()}
         self.plan = plan or TargetPlan.of(model, sets, Batching(10**6, batch_size))

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmsel.data.batches import Batch, Collator, Item
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig, resolve
-from vlmsel.models.presets import ARCHITECTURES, preset
+from vlmsel.models.presets import LLAMA2_7B, preset
 from vlmsel.models.vision import VisionTower, load_vision
 from vlmsel.models.vlm import VLM
 
@@ -34,8 +34,11 @@ IMAGE = -200
 def random_model(config: VLMConfig, dtype: torch.dtype, device: str) -> VLM:
     """A model of the preset's shapes with random weights, made on the device."""
     torch.manual_seed(0)
-    if config.language in ARCHITECTURES:
-        shape = transformers.AutoConfig.for_model(**ARCHITECTURES[config.language])
+    if config.language == LLAMA2_7B:
+        sizes = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+        shape = transformers.LlamaConfig(
+            **sizes, num_attention_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5
+        )
     else:
         shape = transformers.AutoConfig.from_pretrained(resolve(config.language))
     with torch.device(device):

@@ -78,8 +78,7 @@ def instruction_records(path: Path) -> list[str]:
     Raises:
         ValueError: it is no such list; names the first record and how many there are.
     """
-    rows = json_rows(path, lined=False)
-    if not (parsed := parse_all(path, rows, lambda number, record: parse_instruction(record), "question")):
+    if not (parsed := parse_all(path, json_rows(path), lambda number, record: parse_instruction(record), "question")):
         raise ValueError(f"{path}: no question in it; take LLM-Adapters' file")
     clear = [one for one in parsed if one["cands"].count(one["answer"]) == 1]
     if len(clear) < len(parsed):

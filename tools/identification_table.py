@@ -3,18 +3,19 @@
     python tools/identification_table.py runs/score/scores.parquet --test grammars_test.json [--target test]
 
 The scores are those of `vlmsel score --each_target true --targets.test grammars_test.json`; `source` is the class in
-both files. AUC and recall are those of DataInf's study (vlmsel/evaluation/identification.py). Writes
+both files. AUC and recall are those of DataInf's study (vlmsel/studies/identification.py). Writes
 `identification.md`, the table, and `identification.json`, the numbers of every class and test sample.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vlmsel import runs
 from vlmsel.data.formats import read_samples
@@ -62,15 +63,13 @@ def study(scores: Path, test: Path, target: str) -> dict[str, list[Identified]]:
     uids = sorted(next(iter(found.values())))
     if strange := [uid for uid in uids if uid not in samples]:
         raise ValueError(f"{test}: has no usable sample {strange[0]}, which {scores} has scores on; give its test file")
-    kept = [row for row in columns["uid"] if all(math.isfinite(columns[c[uids[0]]][row]) for c in found.values())]
-    if len(kept) < len(columns["uid"]):
-        print(f"{scores}: {len(columns['uid']) - len(kept)} training samples without scores are left out")
-    kinds = [columns["source"][row] for row in kept]
+    first = np.stack([columns[names[uids[0]]] for names in found.values()])
+    kept = np.isfinite(first).all(axis=0)
+    if not kept.all():
+        print(f"{scores}: {int((~kept).sum())} training samples without scores are left out")
+    kinds, own = columns["source"][kept].tolist(), [samples[uid] for uid in uids]
     return {
-        scorer: identify(
-            [[columns[names[uid]][row] for row in kept] for uid in uids], kinds, [samples[u] for u in uids]
-        )
-        for scorer, names in found.items()
+        scorer: identify([columns[names[uid]][kept] for uid in uids], kinds, own) for scorer, names in found.items()
     }
 
 
@@ -98,7 +97,7 @@ def as_json(found: Mapping[str, Sequence[Identified]]) -> dict[str, Any]:
                 kind: {name: asdict(spread) for name, spread in spreads.items()}
                 for kind, spreads in by_class(each).items()
             },
-            "test_samples": [asdict(one) for one in each],
+            "test_samples": [one._asdict() for one in each],
         }
         for scorer, each in found.items()
     }

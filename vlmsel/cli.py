@@ -14,10 +14,12 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
+
+from vlmsel.commands.groups import grouped, groups_of
 
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
@@ -113,28 +115,21 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     module = import_module(f"vlmsel.commands.{command}")
     function = getattr(module, command)
     _refuse_moved(getattr(module, "MOVED", {}), arguments)
-    groups = {name: kind for name, kind in get_type_hints(function).items() if is_flat(kind)}
-    parser = _parser(command, function, groups)
+    parser = _parser(command, function)
     if hasattr(module, "PRESETS"):
         _preset_defaults(parser, module, arguments)
     found = parser.parse_args(arguments)
     found.pop("config", None)
-    values = dict(parser.instantiate(found).__dict__)
-    for name, kind in groups.items():
-        values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+    values = grouped(function, parser.instantiate(found).__dict__)
     found.pop("out", None)  # a moved folder still holds the same run
     text = parser.dump(found, skip_validation=True, skip_unset=False)
     return function, {**values, "config": f"# vlmsel {command}\n{text}"}
 
 
-def is_flat(kind: Any) -> bool:
-    """Tell whether a parameter is a group of options, each of which is an option of the command itself."""
-    return is_dataclass(kind) and getattr(kind, "flat", False) is True
-
-
-def _parser(command: str, function: Any, groups: Mapping[str, Any]) -> Any:
+def _parser(command: str, function: Any) -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    groups = groups_of(function)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"vlmsel {command}", description=COMMANDS[command], allow_abbrev=False, exit_on_error=False
@@ -180,7 +175,3 @@ def _early_value(arguments: list[str], key: str, missing: Any = None) -> Any:
         except yaml.YAMLError:
             return missing  # the parser says what is wrong with it
     return content.get(key, missing) if isinstance(content, dict) else missing
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -54,7 +54,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON.
+    """Read JSON, with or without a byte order mark.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -64,7 +64,7 @@ def read_json(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path}: not a JSON file ({problem})") from None
 
@@ -105,19 +105,19 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     """
     folder = Path(folder)
     path = folder / "config.yaml"
-    if folder.exists() and not path.is_file() and (not folder.is_dir() or list(_contents(folder))):
+    if folder.exists() and not path.is_file() and (not folder.is_dir() or list(contents(folder))):
         raise ValueError(f"{folder}: exists but is not a run folder (no config.yaml); choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    _lock(folder / f"{_LOCK}{worker}")
+    lock(folder / f"{_LOCK}{worker}")
     if not worker:
-        _tidy(folder)
+        tidy(folder)
     if path.is_file() and (difference := _difference(path.read_text(encoding="utf-8"), config)):
-        if any(not _before_results(file.name) for file in _contents(folder)):
+        if any(not _before_results(file.name) for file in contents(folder)):
             raise ValueError(
                 f"{folder}: holds a run of another configuration ({difference}); "
                 "choose another --out or delete the folder"
             )
-        _clear(_contents(folder))
+        _clear(contents(folder))
     if not path.is_file():
         write_text(path, config)
     write_json(folder / "environment.json", environment())
@@ -135,7 +135,7 @@ def same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
         ValueError: something changed since the run began; names it.
     """
     path = folder / "inputs.json"
-    begun = any(not _before_results(file.name) for file in _contents(folder))
+    begun = any(not _before_results(file.name) for file in contents(folder))
     earlier = read_json(path) if path.is_file() and begun else dict(inputs)
     changed = [name for name in {**earlier, **inputs} if earlier.get(name) != inputs.get(name)]
     if changed:
@@ -163,14 +163,14 @@ def report_left_out(path: Path, reasons: Mapping[int, str], total: int, source: 
     )
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Delete what killed processes left half-written; nobody else is at work in the folder."""
     for file in folder.rglob("*.part"):
         if file.is_file():
             file.unlink()
 
 
-def _contents(folder: Path) -> Iterator[Path]:
+def contents(folder: Path) -> Iterator[Path]:
     """Give what lies in a folder, but for what a killed process may leave behind."""
     return (file for file in folder.iterdir() if not file.name.startswith(_LOCK) and not file.name.endswith(".part"))
 
@@ -184,24 +184,30 @@ def _clear(files: Iterable[Path]) -> None:
         file.unlink()
 
 
-def _lock(path: Path) -> None:
+def lock(path: Path) -> int | None:
     """Keep other processes out of a folder until this one ends: two would write the same files.
 
     The system drops a record lock when its process ends, however it ends, but also when the process closes the file;
-    so it is left open. Opening a folder again in the same process is no conflict.
+    so it is left open, and who wants to unlock the folder closes what is returned, if anything. Opening a folder again
+    in the same process is no conflict.
+
+    Raises:
+        ValueError: another process has the folder.
     """
     if fcntl is None:
-        return
+        return None
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         os.close(handle)
         raise ValueError(
-            f"{path.parent}: another process is at work in this folder; wait until it ends, or choose another --out"
+            f"{path.parent}: another process is at work in this folder; wait until it ends, or choose another one"
         ) from None
     except OSError:  # a file system without locks
         os.close(handle)
+        return None
+    return handle
 
 
 def _difference(old: str, new: str) -> str:

@@ -21,7 +21,7 @@ from vlmsel import cli, runs
 from vlmsel.data.multiple_choice import read_choices
 from vlmsel.reporting.results import result_rows
 from vlmsel.reporting.tables import as_markdown, as_text, shown
-from vlmsel.studies.study import MAJORITY, Seed, Study, read_evaluations, seeds_of
+from vlmsel.studies.study import MAJORITY, Seed, Study, read_evaluations
 
 HERE = Path(__file__).parent
 TASK = "hellaswag"
@@ -145,7 +145,7 @@ def main() -> None:
         show(args.out, args.fractions)
     else:
         choices = {label(scorer, fraction): (scorer, fraction) for fraction in args.fractions for scorer in SCORERS}
-        LanguageStudy(args, choices, more).run(seeds_of(args.out, [args.seed]), [*choices, FULL, BEFORE])
+        LanguageStudy(args, choices, more).run(args.out, [args.seed], [*choices, FULL, BEFORE])
 
 
 if __name__ == "__main__":

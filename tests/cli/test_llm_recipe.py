@@ -18,6 +18,7 @@ BLOCKS = {"dense": "last-block", "lora": "lora"}
 def study(*words):
     spec = importlib.util.spec_from_file_location("study", FOLDER / "study.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules["study"] = module  # where its dataclass looks itself up
     spec.loader.exec_module(module)
     sys.argv = ["study.py", *map(str, words)]
     module.main()

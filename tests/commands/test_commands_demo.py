@@ -4,11 +4,10 @@ import json
 import re
 
 import pytest
-from PIL import Image
+from pictures import has, pixels
 
 from vlmsel import cli
 from vlmsel.data.world.files import TASKS
-from vlmsel.runs import read_json
 from vlmsel.studies.demo import ARMS
 from vlmsel.studies.study import MAJORITY
 
@@ -30,14 +29,17 @@ def done(tmp_path_factory):
 def test_table_has_every_model_and_task(done):
     results = json.loads((done / "results.json").read_text())
     assert list(results["percent"]) == [MAJORITY, *ARMS]
-    for model in ARMS:
-        found = {task: read_json(done / f"seed0/evaluate/{model}/{task}/metrics.json") for task in TASKS}
-        percent = {task: [100 * one["metrics"][one["headline"]]] for task, one in found.items()}
-        assert {task: pytest.approx(values) for task, values in percent.items()} == results["percent"][model]
+    assert all(set(row) == set(TASKS) for row in results["percent"].values())
+    for name in ARMS:
+        for task in TASKS:
+            found = json.loads((done / "seed0/evaluate" / name / task / "metrics.json").read_text())
+            headline = found["metrics"][found["headline"]]
+            assert results["percent"][name][task] == [100 * headline], (name, task)
     table = (done / "table.md").read_text().splitlines()
     assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, *ARMS]
-    with Image.open(done / "table.png") as picture:
-        assert picture.width > 2.5 * picture.height and picture.convert("L").getextrema() == (0, 255)
+    picture = pixels(done / "table.png")
+    assert picture.shape == (int(120 * (0.42 * len(ARMS) + 1.3)), 120 * 5 * 5 // 2, 3)
+    assert has(picture, "tab:blue") and has(picture, "0.35") and has(picture, "0.6")
 
 
 def test_every_step_is_an_ordinary_run_folder(done):

@@ -220,11 +220,11 @@ def given(home, tmp_path, **settings):
     return cli.main(["evaluate", "--device", "cpu", *(str(w) for k, v in kept.items() for w in (f"--{k}", v))])
 
 
-NO_ANSWERS = 'are not {"question_id", "answer"}'
+NO_ANSWERS = 'line 1: not {"question_id", "answer"}'
 MESSAGES = {  # where they differ from those of a questions file
     ("annotations", b'{"questions": []}'): "no 'annotations'; is this the benchmark's official file?",
     ("annotations", b'{"data_subtype": "val2014", "questions": []}'): "no 'annotations'; is this the benchmark's",
-    ("predictions", b"{"): "1 of 1 lines in",
+    ("predictions", b"{"): "line 1: not JSON",
     ("predictions", b"\xff\xfe\x00"): "not a text file",
     ("predictions", b'{"questions": []}'): NO_ANSWERS,
     ("predictions", b'{"data_subtype": "val2014", "questions": []}'): NO_ANSWERS,
@@ -266,7 +266,7 @@ def test_files_that_cannot_be_read(home, tmp_path, capsys, option, content, mess
             "vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations",
         ),
         ({"images": None}, "vqav2 asks about images; give the folder that they are in as images"),
-        ({"ocr": __file__}, "vqav2 has no file of OCR tokens; textvqa has"),
+        ({"ocr": __file__}, "vqav2 has no file of OCR tokens; leave ocr ("),
         ({"model": None}, "give one of --model, --models and --predictions, got none"),
         ({"predictions": "a"}, "give one of --model, --models and --predictions, got model and predictions"),
         ({"models.a": "a"}, "give one of --model, --models and --predictions, got model and models"),

@@ -184,7 +184,7 @@ def given_tasks(home, tmp_path, entries, *more):
     ("entries", "more", "message"),
     [
         ({"okvqa": {"questions": "a"}}, [], "no task is called 'okvqa'; there are vqav2, gqa, pope, textvqa, qasc"),
-        ({"okvqa": {"questions": "a"}}, [], "set `task` of the entry 'okvqa' to one of them"),
+        ({"okvqa": {"questions": "a"}}, [], "; set task to one of them"),
         ({"piqa": {"question": "a"}}, [], "tasks.piqa has no setting 'question'; there are questions, images,"),
         ({"piqa": {"annotations": "a"}}, [], "tasks.piqa has no questions; name the benchmark's file"),
         ({"piqa": {"questions": 3}}, [], "tasks.piqa.questions must be text, got 3"),
@@ -287,7 +287,7 @@ def test_answers_in_files_are_texts_to_one_benchmark(home, tmp_path, capsys):
 
 def launch(words, processes):
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    return subprocess.run([*start, "-m", "vlmsel.cli", *words], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*start, "-m", "vlmsel", *words], capture_output=True, text=True, timeout=300)
 
 
 def by_id(path):
@@ -352,7 +352,7 @@ def test_a_thousand_answers_are_the_same_in_batches_of_any_size(many, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_answers(many, tmp_path):
     call = arguments(many, tmp_path / "run", "mine", model=many / "vlm", batch_size=8)
     path = tmp_path / "run/predictions.jsonl"
-    run = subprocess.Popen([sys.executable, "-m", "vlmsel.cli", *call], stderr=subprocess.DEVNULL)
+    run = subprocess.Popen([sys.executable, "-m", "vlmsel", *call], stderr=subprocess.DEVNULL)
     while not path.is_file() or path.read_bytes().count(b"\n") < MANY // 2:
         assert run.poll() is None, "the run ended before it was killed"
         time.sleep(0.01)

@@ -16,7 +16,7 @@ from vlmsel.data import features as features_module
 from vlmsel.data import images as images_module
 from vlmsel.data.batches import Collator
 from vlmsel.data.dataset import PromptEncoder, Reading, SampleDataset
-from vlmsel.data.features import FeatureCache, writing
+from vlmsel.data.features import FeatureFolder
 from vlmsel.data.images import Pictures
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.models import features as computing
@@ -84,6 +84,11 @@ def counted(monkeypatch, model):
     return seen
 
 
+def kept_files(folder):
+    """The files of features in a folder and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.bin")}
+
+
 def forbidden(*args):
     raise AssertionError("no picture should be opened")
 
@@ -143,10 +148,10 @@ def test_the_second_time_neither_the_tower_runs_nor_a_picture_is_opened(model, i
     assert calls == [3, 3, 1]
     expected = batch_of(make(model, images, first))
     monkeypatch.setattr(images_module, "load_image", forbidden)
-    before = sorted(os.listdir(tmp_path / "f/shards"))
+    before = kept_files(tmp_path / "f")
     data = make(model, images, open_features(model, images, NAMES, tmp_path / "f"))
     assert data.check() == {} and torch.equal(batch_of(data).pixel_values, expected.pixel_values)
-    assert calls == [3, 3, 1] and sorted(os.listdir(tmp_path / "f/shards")) == before
+    assert calls == [3, 3, 1] and kept_files(tmp_path / "f") == before
 
 
 def test_a_changed_picture_is_computed_again_and_no_other(model, images, tmp_path, monkeypatch):
@@ -171,7 +176,7 @@ def test_one_picture_under_two_names_is_stored_once(model, images, tmp_path, mon
     reader = open_features(model, images, [*NAMES, "copy.png"], tmp_path / "f", batch_size=batch_size)
     assert sum(calls) == 7 and torch.equal(reader("copy.png"), reader("0.png"))
     again = open_features(model, images, ["copy.png"], tmp_path / "f")
-    assert sum(calls) == 7 and again.places == {"copy.png": reader.places["0.png"]}
+    assert sum(calls) == 7 and again.digests == {"copy.png": reader.digests["0.png"]}
 
 
 def test_pictures_that_were_moved_or_touched_are_compared_by_their_bytes(model, images, tmp_path, monkeypatch):
@@ -181,50 +186,56 @@ def test_pictures_that_were_moved_or_touched_are_compared_by_their_bytes(model, 
     calls, usage = counted(monkeypatch, model), namedtuple("usage", "free")
     monkeypatch.setattr(features_module.shutil, "disk_usage", lambda folder: usage(0))  # none is needed
     new = open_features(model, tmp_path / "moved", NAMES, tmp_path / "f")
-    assert calls == [] and new.places == old.places
+    assert calls == [] and new.digests == old.digests
     monkeypatch.setattr("vlmsel.runs.file_hash", forbidden)
-    assert open_features(model, tmp_path / "moved", NAMES, tmp_path / "f").places == old.places
+    assert open_features(model, tmp_path / "moved", NAMES, tmp_path / "f").digests == old.digests
 
 
-def test_a_killed_builder_goes_on_after_its_last_shard(model, images, tmp_path, monkeypatch):
-    append, folder = FeatureCache.append, tmp_path / "f"
+def test_a_killed_builder_goes_on_after_its_last_picture(model, images, tmp_path, monkeypatch):
+    save, folder = FeatureFolder.save, tmp_path / "f"
 
-    def killed_at_the_third(cache, pictures, features):
-        if (folder / "shards/000001.safetensors").exists():
-            (folder / "shards/000002.safetensors.part").write_bytes(b"half")
+    def killed_at_the_fifth(kept, digest, features):
+        if len(kept_files(folder)) == 4:
             raise KeyboardInterrupt
-        append(cache, pictures, features)
+        save(kept, digest, features)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureCache, "append", killed_at_the_third)
+        patch.setattr(FeatureFolder, "save", killed_at_the_fifth)
         with pytest.raises(KeyboardInterrupt):
-            open_features(model, images, NAMES, folder, batch_size=2, shard_rows=2)
-    assert sorted(os.listdir(folder / "shards")) == [
-        "000000.safetensors",
-        "000001.safetensors",
-        "000002.safetensors.part",
-    ]
+            open_features(model, images, NAMES, folder, batch_size=2)
+    before = kept_files(folder)
     calls = counted(monkeypatch, model)
-    reader = open_features(model, images, NAMES, folder, batch_size=2, shard_rows=2)
-    assert calls == [2, 1] and list(reader.places) == NAMES
-    assert sorted(os.listdir(folder / "shards")) == [f"00000{i}.safetensors" for i in range(4)]
+    reader = open_features(model, images, NAMES, folder, batch_size=2)
+    assert calls == [2, 1] and list(reader.digests) == NAMES
+    assert len(before) == 4 and before.items() <= kept_files(folder).items()
     whole = open_features(model, images, NAMES, tmp_path / "whole")
     for name in NAMES:
         torch.testing.assert_close(reader(name), whole(name), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("batch_size", "shard_rows"), [(3, 2), (2, 3), (7, 1), (1, 7)])
-def test_sizes_of_batches_and_shards_do_not_matter(model, images, tmp_path, batch_size, shard_rows):
+def test_sizes_of_batches_do_not_matter(model, images, tmp_path):
     expected = open_features(model, images, NAMES, tmp_path / "whole")
-    found = open_features(
-        model.vision, "pad", images, NAMES, tmp_path / "f", batch_size=batch_size, shard_rows=shard_rows
-    )
-    assert len(os.listdir(tmp_path / "f/shards")) == -(-7 // shard_rows)
-    for name in NAMES:
-        torch.testing.assert_close(found(name), expected(name), atol=1e-12, rtol=0)
+    for batch_size in (1, 3, 7):
+        found = open_features(model, images, NAMES, tmp_path / str(batch_size), batch_size=batch_size)
+        for name in NAMES:
+            torch.testing.assert_close(found(name), expected(name), atol=1e-12, rtol=0)
 
 
-def test_pictures_that_cannot_be_read_are_left_to_the_check(model, images, tmp_path):
+def test_a_picture_that_changes_while_it_is_read_is_refused(model, images, tmp_path, monkeypatch):
+    load = images_module.load_image
+
+    def painted_over(folder, name):
+        found = load(folder, name)
+        if name == "3.png" and (tmp_path / "f/stamps.json").exists():
+            paint(images / name, 50)
+        return found
+
+    monkeypatch.setattr(images_module, "load_image", painted_over)
+    with pytest.raises(ValueError, match="3.png changed while it was read; run again when nothing writes there"):
+        open_features(model, images, NAMES, tmp_path / "f")
+
+
+def test_pictures_that_cannot_be_read_are_left_to_the_check(model, images, tmp_path, monkeypatch):
     (images / "broken.png").write_bytes(b"no image")
     bad = [*SAMPLES, sample(11, "What?", "x", "none.png"), sample(12, "What?", "x", "0.png", "broken.png")]
     names = [name for one in bad for name in one.images]
@@ -233,9 +244,8 @@ def test_pictures_that_cannot_be_read_are_left_to_the_check(model, images, tmp_p
     assert data.usable() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="sample 12: .*'broken.png' cannot be read"):
         data[5]
-    spec = data.pictures.features.spec
-    with writing(tmp_path / "f", spec):  # what cannot be read is no reason to write
-        open_features(model, images, names, tmp_path / "f")
+    monkeypatch.setattr(computing, "writing", forbidden)  # what cannot be read is no reason to write
+    open_features(model, images, names, tmp_path / "f")
 
 
 def test_a_picture_that_came_later_is_asked_for(model, images, tmp_path):
@@ -297,14 +307,14 @@ def test_too_little_room_is_refused_before_the_tower_runs(model, images, tmp_pat
     with pytest.raises(ValueError, match="7 pictures need 0.0 MB .4 patches x 16 x 8 bytes each"):
         open_features(model, images, NAMES, tmp_path / "f")
     assert calls == []
-    assert len(open_features(model, images, NAMES[:6], tmp_path / "f").places) == 6
+    assert len(open_features(model, images, NAMES[:6], tmp_path / "f").digests) == 6
 
 
 def test_only_the_main_process_computes(model, images, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "is_main", lambda: False)
     monkeypatch.setattr(processes, "wait", lambda: None)
     calls = counted(monkeypatch, model)
-    assert open_features(model, images, NAMES, tmp_path / "f").places == {}
+    assert open_features(model, images, NAMES, tmp_path / "f").digests == {}
     assert calls == [] and not (tmp_path / "f").exists()
     monkeypatch.setattr(processes, "wait", lambda: build())
 
@@ -313,7 +323,7 @@ def test_only_the_main_process_computes(model, images, tmp_path, monkeypatch):
         monkeypatch.setattr(processes, "wait", lambda: None)
         open_features(model, images, NAMES, tmp_path / "f")
 
-    assert list(open_features(model, images, NAMES, tmp_path / "f").places) == NAMES
+    assert list(open_features(model, images, NAMES, tmp_path / "f").digests) == NAMES
 
 
 def test_data_for_a_model_hold_features_when_there_is_a_folder(world, aligned, tmp_path):

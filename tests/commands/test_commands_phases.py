@@ -75,7 +75,7 @@ def test_the_whole_language_model_is_tuned_from_an_aligned_model_with_adapters(w
 def test_a_killed_process_goes_on_to_the_same_weights(world, aligned, tmp_path):
     more = ["--settings.epochs", 10, "--settings.save_every", 2]
     assert cli.main(tune(world, aligned, tmp_path / "whole", *more)) == 0
-    command = [sys.executable, "-m", "vlmsel.cli", *tune(world, aligned, tmp_path / "cut", *more)]
+    command = [sys.executable, "-m", "vlmsel", *tune(world, aligned, tmp_path / "cut", *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # the same sums in the same order
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
         while process.poll() is None and not list((tmp_path / "cut").glob("checkpoints/*/trainer_state.json")):

@@ -3,10 +3,12 @@
 import csv
 import io
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from vlmsel.data.glue import GLUE_TASKS, GlueExample, read_glue
+from vlmsel.data.rows import Unread
 
 HEADERS = {
     "cola": "source\tlabel\tmark\tsentence",
@@ -54,7 +56,11 @@ def content(task, *rows):
 def read(tmp_path):
     def read_file(task, text):
         (tmp_path / "dev.tsv").write_bytes(text.encode())
-        return read_glue(task, tmp_path / "dev.tsv")
+        rows = read_glue(task, tmp_path / "dev.tsv")
+        return SimpleNamespace(
+            examples=[row for _, row in rows if isinstance(row, GlueExample)],
+            skipped=[(place, row.reason) for place, row in rows if isinstance(row, Unread)],
+        )
 
     return read_file
 

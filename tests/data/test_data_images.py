@@ -95,7 +95,7 @@ def test_squash_keeps_everything_and_crop_does_not():
 
 
 def test_an_unknown_mode_lists_the_modes():
-    with pytest.raises(ValueError, match="pad, crop, squash, letterbox; got 'stretch'"):
+    with pytest.raises(ValueError, match="'pad', 'crop', 'squash', 'letterbox'; got 'stretch'"):
         square(noise(2, 2), 2, "stretch")
 
 

@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option, logiqa_text
-from vlmsel.data.multiple_choice import TASKS, ChoiceQuestion, read_choices
+from vlmsel.data.multiple_choice import (
+    TASKS,
+    ChoiceQuestion,
+    hellaswag_text,
+    logiqa_option,
+    logiqa_text,
+    read_choices,
+)
 
 
 def qasc(number=0, key="B", texts=("sand", "weather", "forests")):
@@ -110,7 +116,7 @@ def test_every_letter_of_qasc_is_its_place(read, key):
 def test_hellaswag_is_cleaned_and_its_label_may_be_a_number_or_a_text(read):
     number, text = read("hellaswag", lines(hellaswag(24, 3), hellaswag(25, "2")))
     assert (number.id, number.answer, text.id, text.answer) == ("24", 3, "25", 2)
-    assert number.question == hellaswag_query(hellaswag()) == "Roof shingle removal: A man is on a roof. He"
+    assert number.question == "Roof shingle removal: A man is on a roof. He"
     assert number.choices == tuple(hellaswag_text(ending) for ending in hellaswag()["endings"])
     assert number.choices[1] == " levels tiles." and number.choices[3] == "pulls up. roofing."
 

@@ -27,24 +27,25 @@ def test_a_list_and_lines_are_told_by_the_first_character(write, mark):
 
 
 def test_a_line_that_is_no_json_keeps_its_place(write):
-    (first, bad, last) = json_rows(write("rows", "1\n{broken\n[2]\n"), lined=True)
+    (first, bad, last) = json_rows(write("rows", "1\n{broken\n[2]\n"))
     assert (first, last) == (("line 1", 1), ("line 3", [2]))
     assert bad[0] == "line 2" and isinstance(bad[1], Unread) and bad[1].reason.startswith("not JSON (Expecting")
     with pytest.raises(ValueError, match="not JSON"):
         readable(bad[1])
+    assert list(json_rows(write("rows", '{"a": 1}'))) == [("line 1", {"a": 1})]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{}", "expected a list of records, got an object"),
+        ("{\n}", "expected a list of records, got an object"),
         ("[1", "not a JSON file (Expecting"),
         ("\n", "file is empty"),
     ],
 )
 def test_what_is_no_list_is_refused(write, content, said):
     with pytest.raises(ValueError) as error:
-        json_rows(write("rows.json", content), lined=False)
+        json_rows(write("rows.json", content))
     assert "rows.json: " in str(error.value) and said in str(error.value)
 
 

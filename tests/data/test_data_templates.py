@@ -38,9 +38,9 @@ def test_text_is_question_blank_answer_and_its_rounds_stand_apart():
 
 def test_blanks_at_the_end_of_a_bare_question_belong_to_the_answer():
     turns = [Turn("human", "q \n"), Turn("gpt", "a")]
-    first, second = TEMPLATES["text"].training_segments(turns)
+    first, second = TEMPLATES["text"].segments(turns)
     assert (first.text, second.text) == ("q", " \n a")
-    assert [s.text for s in TEMPLATES["text"].prompt_segments(turns[:1])] == ["q"]
+    assert [s.text for s in TEMPLATES["text"].segments(turns[:1], prompt=True)] == ["q"]
 
 
 def test_training_text(case):
@@ -56,7 +56,7 @@ def test_per_turn_text(case):
 
 def test_supervised_text(case):
     template = find_template(case["template"])
-    segments = template.training_segments(turns_of(case))
+    segments = template.segments(turns_of(case))
     expected = case.get("supervised", [t.text for t in turns_of(case) if t.role == "gpt"])
     strip = "" if "supervised" in case else " "
     assert [s.text.strip(strip) if strip else s.text for s in segments if s.supervised] == expected
@@ -111,32 +111,32 @@ def test_turns_without_a_marker_keep_their_blanks_where_llava_keeps_them():
 
 @pytest.mark.parametrize("name", ["vicuna_v1", "pure"])
 def test_marker_is_literal_without_images(name):
-    segments = TEMPLATES[name].training_segments([Turn("human", "say <image>"), Turn("gpt", "<image>")], False)
+    segments = TEMPLATES[name].segments([Turn("human", "say <image>"), Turn("gpt", "<image>")], False)
     assert "say <image>" in segments[0].text
     assert segments[1].text == " <image>"
 
 
 def test_eos_is_whatever_the_tokenizer_calls_it():
     assert training_text(TEMPLATES["pure"], ROUNDS[:2], eos="<|end|>") == "In: q1\nOut: a1<|end|>"
-    assert "<|begin|>[INST] q2" in join(TEMPLATES["llava_llama_2"].training_segments(ROUNDS), bos="<|begin|>")
+    assert "<|begin|>[INST] q2" in join(TEMPLATES["llava_llama_2"].segments(ROUNDS), bos="<|begin|>")
 
 
 @pytest.mark.parametrize("roles", [[], ["gpt"], ["human", "human"], ["gpt", "human"], ["human", "gpt", "gpt"]])
 def test_turns_must_alternate(template, roles):
     with pytest.raises(ValueError, match="alternate"):
-        template.training_segments([Turn(role, "x") for role in roles])
+        template.segments([Turn(role, "x") for role in roles])
 
 
 def test_a_question_alone_is_nothing_to_train_on_and_an_answer_no_prompt(template):
     with pytest.raises(ValueError, match="needs an answer"):
-        template.training_segments(ROUNDS[:1])
+        template.segments(ROUNDS[:1])
     with pytest.raises(ValueError, match="must end in a human turn"):
         generation_prompt(template, ROUNDS[:2])
 
 
 def test_plain_takes_one_round():
     with pytest.raises(ValueError, match="plain takes one human and one gpt turn, got 4 turns"):
-        TEMPLATES["plain"].training_segments(ROUNDS)
+        TEMPLATES["plain"].segments(ROUNDS)
 
 
 def test_unknown_template_lists_the_known():

@@ -209,7 +209,7 @@ def test_two_processes_that_gave_two_answers(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text(line("0"))
     (tmp_path / "predictions.1.jsonl").write_text(line("0", "no"))
-    with pytest.raises(ValueError, match=r"predictions.1.jsonl gives question 0 another answer than .*delete"):
+    with pytest.raises(ValueError, match=r"predictions.1.jsonl: line 1 gives question 0 another answer than .*delete"):
         answer(Model(), path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from vlmsel.data.choice_text import hellaswag_query, hellaswag_text, logiqa_option
+from vlmsel.data.multiple_choice import READERS, hellaswag_text, logiqa_option
 from vlmsel.evaluation.metrics import (
     GLUE,
     f1_error,
@@ -80,7 +80,8 @@ def check_glue_metrics(case):
 
 
 def check_hellaswag_query(case):
-    assert hellaswag_query(case["prediction"]) == case["expected"]
+    read = READERS["hellaswag"](0, {**case["prediction"], "endings": list("abcd")})
+    assert read.question == case["expected"]
 
 
 def check_logiqa_option(case):

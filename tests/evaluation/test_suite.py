@@ -259,7 +259,10 @@ def test_scores_that_are_no_numbers_are_refused_with_their_question(tmp_path, ba
         ValueError, match=r"question 2: the model's scores are .* 1 of the batch's 2 questions.*weights"
     ):
         ask(task, Sorter(scores), tmp_path)
-    assert set(read_lines(tmp_path / "run/predictions.jsonl", "scores")) == {"0", "1"}  # NaN never lies in a file
+    assert set(read_lines(tmp_path / "run/predictions.jsonl", answer="scores")) == {
+        "0",
+        "1",
+    }  # NaN never lies in a file
     words = dict.fromkeys(pope(PopeLogit).ids, [-1.0, -2.0]) | {"popular/1": [bad, -1.0]}
     with pytest.raises(ValueError, match="question popular/1: the model's scores are"):
         ask(pope(PopeLogit), Scripted(words), tmp_path / "pope")
@@ -268,7 +271,7 @@ def test_scores_that_are_no_numbers_are_refused_with_their_question(tmp_path, ba
 def test_nan_in_a_file_of_answers_is_refused(tmp_path):
     (tmp_path / "predictions.jsonl").write_text('{"question_id": "0", "prompt": "q", "scores": [NaN, 1.0]}\n')
     with pytest.raises(ValueError, match="line 1 is no prediction; delete the file"):
-        read_lines(tmp_path / "predictions.jsonl", "scores")
+        read_lines(tmp_path / "predictions.jsonl", answer="scores")
 
 
 def test_questions_about_one_image_share_a_batch(tmp_path):

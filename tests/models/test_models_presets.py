@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import sample_losses
+from tiny_models import llava_7b, sample_losses
 
 from vlmsel.models import config
 from vlmsel.models.assembly import build
@@ -22,7 +22,7 @@ def count(parameters):
 
 
 def test_llava_7b_has_the_papers_numbers_of_parameters():
-    model = build(preset("llava-7b"), device="meta")
+    model = llava_7b(preset("llava-7b"))
     assert (model.vision.patches, model.vision.width, model.vision.image_size) == (576, 1024, 336)
     assert count(model.projector.parameters()) == CASES["projector_1024_4096"] == 20_979_712
     assert count(lora_parameters(model).values()) == CASES["lora_hyperinf_r64_qv_llama2_7b"] == 33_554_432
@@ -37,7 +37,7 @@ def test_llava_7b_has_the_papers_numbers_of_parameters():
 
 def test_llava_7b_with_llavas_own_lora():
     lora = LoraSpec(r=128, alpha=256, rslora=False, targets=ALL_LINEAR, dropout=0.05)
-    model = build(replace(preset("llava-7b"), lora=lora), device="meta")
+    model = llava_7b(replace(preset("llava-7b"), lora=lora))
     assert count(lora_parameters(model).values()) == CASES["lora_llava_r128_all_linear_llama2_7b"] == 319_815_680
     assert lora.scale == CASES["lora_scale_llava"] == 2.0
 

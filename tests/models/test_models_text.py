@@ -7,11 +7,11 @@ import peft
 import pytest
 import torch
 from tiny_huggingface import save_language
-from tiny_models import sample_losses, tiny_vlm, wake_lora
+from tiny_models import llava_7b, sample_losses, tiny_vlm, wake_lora
 
 from vlmsel.data.batches import Collator, Item
 from vlmsel.models import checkpoint
-from vlmsel.models.assembly import build, load
+from vlmsel.models.assembly import load
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.generation import generate
 from vlmsel.models.language import load_language
@@ -190,7 +190,7 @@ def test_a_model_that_sees_and_one_that_does_not_never_take_each_others_weights(
 
 def test_the_text_presets_are_the_language_models_of_the_others():
     assert preset("tiny-text").language == preset("tiny").language
-    model = build(preset("llama2-7b"), device="meta")
+    model = llava_7b(preset("llama2-7b"))
     assert sum(p.numel() for p in model.parameters()) == 6_738_415_616
 
 

@@ -1,13 +1,11 @@
 """The vision tower: which features it gives, and which towers are refused."""
 
-import json
-
 import pytest
 import torch
 from tiny_models import save_backbones, tiny_clip
 
 from vlmsel.models.config import VLMConfig
-from vlmsel.models.vision import VisionTower, load_vision, normalise, shape_vision, uses_quick_gelu
+from vlmsel.models.vision import VisionTower, load_vision, normalise, uses_quick_gelu
 
 
 def penultimate(visual, pixels):
@@ -102,12 +100,3 @@ def test_sources_that_cannot_be_loaded_are_named(tmp_path):
     (clip / "open_clip_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="no .safetensors weights"):
         load_vision(VLMConfig(f"local-dir:{clip}", "x"))
-
-
-def test_shapes_alone_need_no_weights(tmp_path):
-    clip, _ = save_backbones(tmp_path)
-    (clip / "open_clip_model.safetensors").unlink()
-    tower = shape_vision(VLMConfig(f"local-dir:{clip}", "x", quick_gelu=False))
-    assert (tower.patches, tower.width) == (4, 16)
-    assert all(p.is_meta for p in tower.parameters())
-    assert json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 16

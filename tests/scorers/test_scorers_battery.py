@@ -1,18 +1,30 @@
 """The battery passes every built-in scorer, and fails a plug-in for each thing that it looks at, saying what."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from vlmsel.gradients.factors import OuterFactor
-from vlmsel.scorers import Accumulator, DataInf, Exact, HyperINF, LiSSA, Random, Scorer, TracIn
+from vlmsel.scorers import (
+    DataInf,
+    Exact,
+    GradientScorer,
+    HyperINF,
+    LiSSA,
+    Random,
+    SampleScorer,
+    Solved,
+    Statistic,
+    TracIn,
+)
 from vlmsel.scorers.testing import check_scorer
 
 BUILT_IN = [
     TracIn(),
     TracIn(block_scale=True, name="scaled"),
+    TracIn(cosine=True, name="cosine"),
     DataInf(),
     DataInf(damping=100.0),
     LiSSA(),
@@ -39,274 +51,333 @@ def test_built_in_scorers_pass(scorer):
     check_scorer(scorer)
 
 
-class Squares(Accumulator):
-    """P v = v times the mean squared norm of the gradients: right in every way; the broken ones differ in one thing."""
+class Squares(Statistic):
+    """Σ ‖g‖²: right in every way; the broken ones differ in one thing."""
 
-    def __init__(self, targets):
-        super().__init__(targets)
+    def __init__(self, block):
+        super().__init__(block)
         self.total = torch.zeros((), dtype=torch.float64)
 
-    def update(self, factor):
-        self.count += factor.samples
+    def gather(self, factor):
         self.total += factor.sq_norm().double().sum()
+
+    def tensors(self):
+        return {"total": self.total}
 
     def mean(self):
         return float(self.total) / max(1, self.count)
 
-    def solve(self):
-        return self.targets * self.mean()
-
-    def state(self):
-        return {"count": torch.tensor(self.count), "total": self.total}
-
-    def load_state(self, state):
-        self.count = int(state["count"])
-        self.total.copy_(state["total"])
-
 
 @dataclass(frozen=True)
-class Plug(Scorer):
-    make: Callable[[torch.Tensor], Accumulator] = Squares
+class Plug(GradientScorer):
+    """P v = v times the mean squared norm of the gradients; `after` makes something else of it."""
+
+    gathers: Callable = Squares
+    after: Callable = lambda h, statistic: Solved(h)
     name: str = "Plug"
 
-    def accumulator(self, targets, mean_square=None):
-        return self.make(targets)
+    def statistic(self, block):
+        return self.gathers(block)
+
+    def solve(self, statistic, v):
+        return self.after(v * statistic.mean(), statistic)
+
+
+def fails(scorer, message):
+    """Expect the battery to fail a scorer, in one sentence."""
+    with pytest.raises(AssertionError, match=message) as failed:
+        check_scorer(scorer)
+    assert "\n" not in str(failed.value)
 
 
 def test_a_right_plug_in_passes():
     check_scorer(Plug())
 
 
-class WrongShape(Squares):
-    def solve(self):
-        return super().solve().flatten(1)
+def one_row_fails(h, statistic):
+    if h.shape[1] == 1:
+        raise RuntimeError("rows and\ncolumns")
+    return Solved(h)
 
 
-class AlwaysFloat32(Squares):
-    def solve(self):
-        return super().solve().float()
+def at_least_one(h, statistic):
+    return Solved(h if len(h) else h.new_zeros(1, *h.shape[1:]))
 
 
-class NotFinite(Squares):
-    def solve(self):
-        return super().solve() / torch.zeros(())
+def used_up(h, statistic):
+    if statistic.spendable:
+        statistic.total.zero_()
+        return Solved(torch.zeros_like(h))
+    return Solved(h)
 
 
-class UnwrittenDetails(Squares):
-    def solve(self):
-        self.details = {"total": self.total}
-        return super().solve()
-
-
-class WritesTargets(Squares):
-    def solve(self):
-        return self.targets.mul_(self.mean())
+@pytest.mark.parametrize(
+    "after, message",
+    [
+        (
+            lambda h, _: Solved(h.flatten(1)),
+            r"Plug on a block \[6, 3\]: expected h of the targets' shape \(2, 6, 3\), got \(2, 18\)",
+        ),
+        (lambda h, _: h, r"expected `solve` to return Solved\(h, details\), got <class 'torch.Tensor'>"),
+        (lambda h, _: Solved(h.float()), "expected float64 for float64 targets, got torch.float32"),
+        (lambda h, _: Solved(h / torch.zeros(())), "expected finite numbers in h"),
+        (lambda h, s: Solved(h, {"total": s.total}), "Expected `details` that JSON can hold.* It raised TypeError"),
+        (lambda h, s: Solved(s.block.targets.mul_(2)), "expected targets and gradients to be left as they are"),
+        (lambda h, s: (s.total.mul_(2), Solved(h))[1], "expected the same h from solving twice"),
+        (used_up, "expected the same h from a statistic that is `spendable`"),
+        (one_row_fails, r"Plug on a block \[1, 5\]: Expected h .* It raised RuntimeError: rows and columns$"),
+        (lambda h, _: Solved(h.double()), "expected float32 for float32 targets, got torch.float64"),
+        (
+            lambda h, _: Solved(h if h.dtype == torch.float64 else 1.02 * h),
+            "expected float32 within 1% of float64",
+        ),
+        (lambda h, _: Solved(h * h.abs()), "expected P to be linear"),
+        (lambda h, _: Solved(h - h.mean(0)), "expected each target's h to be what it is alone"),
+        (at_least_one, "expected no h for no target"),
+        (
+            lambda h, s: Solved(h / torch.tensor(s.mean())),
+            "expected finite h, and so scores of 0, from samples without a gradient",
+        ),
+        (
+            lambda h, s: Solved(h * (s.total / torch.tensor(s.count)).to(h)),
+            "expected finite h, and so scores of 0, from no sample at all",
+        ),
+    ],
+)
+def test_a_solution_that_is_broken_is_told_what_was_expected(after, message):
+    fails(Plug(after=after), message)
 
 
 class WritesGradients(Squares):
-    def update(self, factor):
-        super().update(factor)
+    def gather(self, factor):
+        super().gather(factor)
         factor.values.mul_(0.5)
 
 
-class NoSingleRow(Squares):
-    def solve(self):
-        if self.targets.shape[1] == 1:
-            raise RuntimeError("rows and\ncolumns")
-        return super().solve()
-
-
 class AssertsWithoutWords(Squares):
-    def update(self, factor):
+    def gather(self, factor):
         assert factor.samples == 0
-
-
-class AlwaysFloat64(Squares):
-    def solve(self):
-        return super().solve().double()
-
-
-class Imprecise(Squares):
-    def solve(self):
-        solved = super().solve()
-        return solved if solved.dtype == torch.float64 else 1.02 * solved
-
-
-class Squared(Squares):
-    def solve(self):
-        return super().solve() * self.targets.abs()
-
-
-class Mixed(Squares):
-    def solve(self):
-        solved = super().solve()
-        return solved - solved.mean(0)
-
-
-class AtLeastOne(Squares):
-    def solve(self):
-        return super().solve() if len(self.targets) else self.targets.new_zeros(1, *self.targets.shape[1:])
 
 
 class MeanOfMeans(Squares):
     """Every batch weighs the same, whatever its size."""
 
-    def update(self, factor):
+    def gather(self, factor):
         if factor.samples:
-            self.count += 1
-            self.total += factor.sq_norm().double().mean()
+            self.total += factor.samples * factor.sq_norm().double()[0]
 
 
 class NeedsSamples(Squares):
-    def update(self, factor):
-        super().update(factor)
-        self.total += 0 * factor.sq_norm().max()
+    def gather(self, factor):
+        self.total += factor.sq_norm().double().sum() + 0 * factor.sq_norm().max()
 
 
-class FirstSample(Squares):
-    def update(self, factor):
-        if not self.count and factor.samples:
-            self.count, self.total = 1, factor.sq_norm().double()[0].clone()
+class FirstBatch(Squares):
+    """Looks at the scale of the first batch of samples."""
+
+    def gather(self, factor):
+        if factor.samples and not self.total:
+            self.total += factor.sq_norm().double()[0]
+
+    def mean(self):
+        return float(self.total)
 
 
 class TokensOnly(Squares):
-    def update(self, factor):
-        super().update(factor)
+    def gather(self, factor):
+        super().gather(factor)
         if isinstance(factor, OuterFactor):
             self.total += factor.left.double().square().sum()
 
 
 class Forgets(Squares):
-    def state(self):
-        return {"count": torch.tensor(self.count)}
-
-    def load_state(self, state):
-        self.count = int(state["count"])
+    def tensors(self):
+        return {}
 
 
 class ForgetsCount(Squares):
-    def load_state(self, state):
+    def load(self, state):
         self.total.copy_(state["total"])
 
 
 class GoesOnInIt(Squares):
-    def load_state(self, state):
+    def load(self, state):
         self.count, self.total = int(state["count"]), state["total"]
 
 
-class PlainState(Squares):
-    def state(self):
-        return {"count": self.count, "total": self.total}
+class PlainNumbers(Squares):
+    def tensors(self):
+        return {"total": float(self.total)}
 
 
-class Divides(Squares):
-    def solve(self):
-        return self.targets / torch.tensor(self.mean())
+class Mean(Squares):
+    """Holds the mean itself, which adding up does not merge."""
+
+    def gather(self, factor):
+        whole = self.total * self.count + factor.sq_norm().double().sum()
+        self.total = whole / max(1, self.count + factor.samples)
+
+    def mean(self):
+        return float(self.total)
 
 
-class DividesEmpty(Squares):
-    """Guards against gradients of zero but not against a pass without samples."""
+class Merged(Mean):
+    def merge(self, state):
+        total, other = self.total * self.count, state["total"] * state["count"]
+        self.count += int(state["count"])
+        self.total = (total + other) / max(1, self.count)
 
-    def solve(self):
-        return self.targets * (self.total / torch.tensor(self.count)).to(self.targets)
+
+class MergedByShare(Mean):
+    """Divides by its own count, which may be 0."""
+
+    def merge(self, state):
+        share = state["count"] / torch.tensor(self.count)
+        self.count += int(state["count"])
+        self.total = (self.total + share * state["total"]) / (1 + share)
+
+
+class MergesTensorsOnly(Squares):
+    def merge(self, state):
+        self.total += state["total"]
+
+
+class CountsFirst(Squares):
+    def update(self, factor):
+        self.count += factor.samples
+        self.gather(factor)
+
+
+class SampleBySample(Squares):
+    def gather(self, factor):
+        for number in range(factor.samples):
+            super().gather(factor.select(slice(number, number + 1)))
+
+
+class ReadsTargets(Squares):
+    def __init__(self, block):
+        super().__init__(block)
+        self.norm = float(block.targets.norm())
+
+
+class Keeps(Squares):
+    """Grows with the samples, but counts what it holds now."""
+
+    def __init__(self, block):
+        super().__init__(block)
+        self.kept = torch.zeros(0, dtype=torch.float64)
+
+    def gather(self, factor):
+        self.kept = torch.cat([self.kept, factor.sq_norm().double()])
+
+    def tensors(self):
+        return {"kept": self.kept}
+
+    def load(self, state):
+        self.count, self.kept = int(state["count"]), state["kept"].clone()
+
+    def merge(self, state):
+        self.count, self.kept = self.count + int(state["count"]), torch.cat([self.kept, state["kept"]])
+
+    def mean(self):
+        return float(self.kept.sum()) / max(1, self.count)
+
+
+class KeepsAndSays(Keeps):
+    def bytes(self, samples):
+        return 8 * samples
+
+
+class Unhashable(Squares):
+    key = {"squares"}
 
 
 class Normalizes(Squares):
     """Sums g/‖g‖, which is no number for the one sample without a gradient."""
 
-    def update(self, factor):
-        self.count += factor.samples
+    def gather(self, factor):
         norms = factor.sq_norm().double().sqrt()
         if norms.any():
             self.total += (norms / norms).sum()
 
 
+@pytest.mark.parametrize("gathers", [Merged, KeepsAndSays])
+def test_other_right_statistics_pass(gathers):
+    check_scorer(Plug(gathers))
+
+
 @pytest.mark.parametrize(
-    "make, message",
+    "gathers, message",
     [
-        (WrongShape, r"Plug on a block \[6, 3\]: expected h of the targets' shape \(2, 6, 3\), got \(2, 18\)"),
-        (AlwaysFloat32, "expected float64 for float64 targets, got torch.float32"),
-        (NotFinite, "expected finite numbers in h"),
-        (UnwrittenDetails, "Expected `details` that JSON can hold.* It raised TypeError"),
-        (WritesTargets, "expected targets and gradients to be left as they are"),
         (WritesGradients, "expected targets and gradients to be left as they are"),
-        (NoSingleRow, r"Plug on a block \[1, 5\]: Expected h .* It raised RuntimeError: rows and columns$"),
         (AssertsWithoutWords, r"Plug on a block \[6, 3\]: Expected h = P v .* It raised AssertionError"),
-        (AlwaysFloat64, "expected float32 for float32 targets, got torch.float64"),
-        (Imprecise, "expected float32 within 1% of float64"),
-        (Squared, "expected P to be linear"),
-        (Mixed, "expected each target's h to be what it is alone"),
-        (AtLeastOne, "expected no h for no target"),
         (MeanOfMeans, "expected the same h from one batch as from several"),
         (NeedsSamples, "Expected the same h however the samples are cut into batches. It raised"),
-        (FirstSample, "expected the same h in any order of the batches"),
+        (FirstBatch, "expected the same h in any order of the batches"),
         (TokensOnly, "expected the same h from formed gradients as from factors of tokens"),
         (Forgets, "expected a resumed pass to end exactly as one that was never stopped"),
-        (ForgetsCount, "expected `load_state` to restore the count of samples"),
-        (GoesOnInIt, "expected `load_state` to copy what it is given"),
-        (PlainState, r"expected `state\(\)` to be a dictionary of tensors"),
-        (Divides, "expected finite h, and so scores of 0, from samples without a gradient"),
-        (DividesEmpty, "expected finite h, and so scores of 0, from no sample at all"),
+        (ForgetsCount, "expected `load` to restore the count of samples"),
+        (GoesOnInIt, "expected `load` to copy what it is given"),
+        (PlainNumbers, "expected `tensors` to be a dictionary of tensors"),
+        (Mean, "expected the same h from several processes' statistics merged as from one.*; `merge` adds up tensors"),
+        (MergedByShare, "expected the same h from several .* though a process have no sample"),
+        (MergesTensorsOnly, "expected `merge` to add the counts of samples"),
+        (
+            CountsFirst,
+            "expected an update that runs out of memory to have taken in nothing: allocate before you change",
+        ),
+        (SampleBySample, "expected an update that runs out of memory to have taken in nothing"),
+        (ReadsTargets, "Expected a statistic to start for targets without numbers .* It raised RuntimeError"),
+        (Keeps, r"expected `bytes\(9\)` to be what is held then, 72 bytes, got 0"),
+        (Unhashable, "Expected a statistic .* It raised TypeError: unhashable type: 'set'"),
         (Normalizes, "expected a sample without a gradient among others to score 0"),
     ],
 )
-def test_an_accumulator_that_is_broken_is_told_what_was_expected(make, message):
-    with pytest.raises(AssertionError, match=message) as failed:
-        check_scorer(Plug(make))
-    assert "\n" not in str(failed.value)
+def test_a_statistic_that_is_broken_is_told_what_was_expected(gathers, message):
+    fails(Plug(gathers), message)
+
+
+class Ordered(MeanOfMeans):
+    ordered = True
+
+
+class OrderedForgets(Forgets):
+    ordered = True
+
+
+def test_a_statistic_that_says_so_may_depend_on_its_batches_but_must_resume():
+    check_scorer(Plug(Ordered))
+    fails(Plug(OrderedForgets), "a resumed pass")
 
 
 @dataclass(frozen=True)
-class Batchwise(Plug):
-    @property
-    def depends_on_batches(self):
-        return True
-
-
-def test_a_scorer_that_says_so_may_depend_on_its_batches_but_must_resume():
-    check_scorer(Batchwise(MeanOfMeans))
-    with pytest.raises(AssertionError, match="a resumed pass"):
-        check_scorer(Batchwise(Forgets))
-
-
-@dataclass(frozen=True)
-class Undeclared(Scorer):
+class Undeclared(GradientScorer):
     """Uses the mean square where it is given."""
 
+    demanded: bool = False
+    needs_mean_square: bool = False
+    normalised: bool = False
     name: str = "Undeclared"
 
-    def accumulator(self, targets, mean_square=None):
-        return TracIn().accumulator(targets * (mean_square or 1.0))
+    def statistic(self, block):
+        factor = block.damping(1.0, self.name) if self.demanded else block.mean_square or 1.0
+        return Squares(replace(block, targets=block.targets * factor))
 
-
-@dataclass(frozen=True)
-class Declared(Undeclared):
-    @property
-    def needs_mean_square(self):
-        return True
-
-
-@dataclass(frozen=True)
-class Needing(Undeclared):
-    def accumulator(self, targets, mean_square=None):
-        return DataInf().accumulator(targets, mean_square)
+    def solve(self, statistic, v):
+        return Solved(statistic.block.targets * statistic.mean())
 
 
 def test_the_need_of_the_mean_square_must_be_declared():
-    check_scorer(Declared())
-    with pytest.raises(
-        AssertionError, match="expected `mean_square` to change nothing, for `needs_mean_square` is false"
-    ):
-        check_scorer(Undeclared())
-    with pytest.raises(AssertionError, match="It raised ValueError: DataInf needs the mean squared gradient entry"):
-        check_scorer(Needing())
+    check_scorer(Undeclared(demanded=True, needs_mean_square=True))
+    fails(Undeclared(), "expected `mean_square` to change nothing, for `needs_mean_square` is false")
+    fails(Undeclared(demanded=True), "It raised ValueError: Undeclared needs the mean squared gradient entry")
 
 
-class Undecorated(Scorer):
+class Undecorated(GradientScorer):
     name = "Undecorated"
 
-    def accumulator(self, targets, mean_square=None):
-        return Squares(targets)
+    def solve(self, statistic, v):
+        return Solved(v)
 
 
 @dataclass
@@ -315,26 +386,19 @@ class Thawed(Undecorated):
 
 
 @dataclass(frozen=True)
-class FixedName(Scorer):
-    def accumulator(self, targets, mean_square=None):
-        return Squares(targets)
-
-
-FixedName.name = "FixedName"  # a plain attribute, not a field
+class FixedName(Undecorated):
+    pass
 
 
 @dataclass(frozen=True, eq=False)
-class Identity(Scorer):
+class Identity(Undecorated):
     name: str = "Identity"
-
-    def accumulator(self, targets, mean_square=None):
-        return Squares(targets)
 
 
 @pytest.mark.parametrize(
     "scorer, message",
     [
-        (object(), "object: expected a vlmsel.scorers.Scorer"),
+        (object(), "object: expected a vlmsel.scorers.GradientScorer or a SampleScorer"),
         (Undecorated(), "Undecorated: expected a frozen dataclass"),
         (Thawed(), "Thawed: expected a frozen dataclass"),
         (Plug(name="a/b"), "Plug: expected a name that is a text without '/'.*; got 'a/b'"),
@@ -342,74 +406,67 @@ class Identity(Scorer):
         (Plug(name=None), "expected a name that is a text without '/'.*; got None"),
         (FixedName(), "FixedName: expected `name` to be a field"),
         (Identity(), "Identity: expected a scorer made from the same fields to be equal"),
+        (Undeclared(normalised="yes"), "expected `normalised` to be True or False, got 'yes'"),
+        (Undeclared(needs_mean_square=None), "expected `needs_mean_square` to be True or False, got None"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_settings_that_are_broken_are_told_what_was_expected(scorer, message):
-    with pytest.raises(AssertionError, match=message):
-        check_scorer(scorer)
+    fails(scorer, message)
+
+
+# Without gradients
 
 
 @dataclass(frozen=True)
-class Draws(Scorer):
-    """Scores without gradients, drawn by a function of its own."""
+class Longest(SampleScorer):
+    """A plug-in that looks at samples: longer than a target's are better; `function` makes something else of it."""
 
-    function: Callable = Random().draw
-    name: str = "Draws"
+    function: Callable = lambda scores, samples: scores
+    name: str = "Longest"
 
-    @property
-    def uses_gradients(self):
-        return False
-
-    def accumulator(self, targets, mean_square=None):
-        raise NotImplementedError
-
-    def draw(self, uids, targets):
-        return self.function(uids, targets)
+    def score(self, samples, targets):
+        means = torch.stack([own.tokens.double().mean() for own in targets.values()])
+        return self.function(means[:, None] - samples.tokens, samples)
 
 
-def test_right_draws_pass():
-    check_scorer(Draws())
+@dataclass(frozen=True)
+class Reads(Longest):
+    """Looks at everything else that samples say."""
+
+    def score(self, samples, targets):
+        own = [len(text) + len(source) for text, source in zip(samples.texts, samples.sources, strict=True)]
+        return super().score(samples, targets) + samples.losses + torch.tensor(own)
 
 
-def raises(uids, targets):
+@pytest.mark.parametrize("scorer", [Longest(), Reads()])
+def test_right_scorers_of_samples_pass(scorer):
+    check_scorer(scorer)
+
+
+def raises(scores, samples):
     raise KeyError("uid")
 
 
 @pytest.mark.parametrize(
     "function, message",
     [
-        (lambda uids, targets: torch.zeros(len(uids)), r"Draws: expected scores of shape \(2, 5\), got \(5,\)"),
-        (lambda uids, targets: torch.full((len(targets), len(uids)), torch.nan), "Draws: expected finite scores"),
-        (lambda uids, targets: torch.randn(len(targets), len(uids)), "expected the same draw when it is repeated"),
-        (
-            lambda uids, targets: torch.arange(len(uids)).expand(len(targets), -1).float(),
-            "expected a sample's score to depend on its uid",
-        ),
-        (
-            lambda uids, targets: torch.arange(len(targets)).float()[:, None] + uids,
-            "expected a target's scores to depend on its name",
-        ),
-        (raises, r"Expected scores without gradients .* It raised KeyError"),
+        (lambda scores, _: scores[0], r"Longest: expected scores of shape \(2, 5\), got \(5,\)"),
+        (lambda scores, _: scores / 0.0, "Longest: expected finite scores"),
+        (lambda scores, _: scores + torch.randn(1), "expected the same scores when they are asked for again"),
+        (lambda scores, _: scores.argsort(1), "expected a sample's score to depend on that sample"),
+        (lambda scores, _: scores.argsort(0), "expected a target's scores to depend on that target"),
+        (raises, "Longest: Expected scores without gradients .* It raised KeyError"),
     ],
 )
-def test_draws_that_are_broken_are_told_what_was_expected(function, message):
-    with pytest.raises(AssertionError, match=message):
-        check_scorer(Draws(function))
+def test_scores_of_samples_that_are_broken_are_told_what_was_expected(function, message):
+    fails(Longest(function), message)
 
 
 @dataclass(frozen=True)
-class Undrawn(Scorer):
-    name: str = "Undrawn"
-
-    @property
-    def uses_gradients(self):
-        return False
-
-    def accumulator(self, targets, mean_square=None):
-        raise NotImplementedError
+class Both(Longest, Plug):
+    """Of both kinds."""
 
 
-def test_a_scorer_without_gradients_must_draw():
-    with pytest.raises(AssertionError, match=r"Undrawn: expected `draw\(uids, targets\)`"):
-        check_scorer(Undrawn())
+def test_a_scorer_is_of_one_kind():
+    fails(Both(), "Both: expected a vlmsel.scorers.GradientScorer or a SampleScorer")

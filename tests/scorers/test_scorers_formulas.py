@@ -6,9 +6,10 @@ import naive_scorers as naive
 import pytest
 import torch
 
+from vlmsel import score_gradients
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import OuterFactor
-from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn, score_gradients
+from vlmsel.scorers import BlockTargets, DataInf, Exact, HyperINF, LiSSA, TracIn
 
 SHAPES = [(5, 3), (3, 6), (4, 4), (1, 5), (5, 1)]  # rows, cols
 DEEP = LiSSA(depth=600, damping=1.0)
@@ -19,18 +20,23 @@ def problem(rows, cols, n=7):
     return naive.draw(n, rows, cols, seed=1), naive.draw(2, rows, cols, seed=2)
 
 
-def solve(scorer, gradients, targets):
-    """h = P v for each target, from two batches."""
-    accumulator = scorer.accumulator(targets, naive.mean_square(gradients))
-    for batch in (gradients[:3], gradients[3:]):
-        accumulator.update(Factor.from_dense(batch))
-    return accumulator.solve(), accumulator.details
+def solve(scorer, batches, targets, mean_square=None):
+    """h = P v for each target, from these batches of gradients or factors, and what was recorded of it."""
+    statistic = scorer.statistic(BlockTargets(targets, mean_square))
+    for batch in batches if statistic is not None else ():
+        statistic.update(Factor.from_dense(batch) if isinstance(batch, torch.Tensor) else batch)
+    return scorer.solve(statistic, targets)
+
+
+def solve_two(scorer, gradients, targets):
+    """Solve from two batches."""
+    return solve(scorer, (gradients[:3], gradients[3:]), targets, naive.mean_square(gradients))
 
 
 def check(scorer, twin, shape, **tolerance):
     gradients, targets = problem(*shape)
     expected = torch.stack([twin(gradients, v) for v in targets])
-    torch.testing.assert_close(solve(scorer, gradients, targets)[0], expected, **tolerance)
+    torch.testing.assert_close(solve_two(scorer, gradients, targets).h, expected, **tolerance)
     scores = score_gradients({"w": gradients}, {"w": targets}, scorer)
     torch.testing.assert_close(
         scores, torch.tensor([naive.scores(gradients, h) for h in expected], dtype=torch.float64), **tolerance
@@ -90,7 +96,7 @@ def test_scorers_of_the_fim_agree_with_a_direct_solution(scorer, shape):
 def test_exact_is_the_same_in_sample_and_in_parameter_space(n):
     gradients, targets = naive.draw(n, 3, 4, seed=3), naive.draw(2, 3, 4, seed=4)
     expected = torch.stack([naive.direct(gradients, v, 0.1) for v in targets])
-    torch.testing.assert_close(solve(Exact(), gradients, targets)[0], expected)
+    torch.testing.assert_close(solve_two(Exact(), gradients, targets).h, expected)
 
 
 @pytest.mark.parametrize("solver", ["schulz", "cholesky"])
@@ -105,11 +111,10 @@ def test_hyperinf_on_factors_of_tokens_is_that_on_formed_gradients():
     factor = OuterFactor(naive.draw(6, 3, 8), naive.draw(6, 3, 5, seed=1))
     targets = naive.draw(2, 8, 5, seed=2)
     for side in ("long", "short"):
-        accumulator = HyperINF(side=side).accumulator(targets)
-        accumulator.update(factor)
+        found = solve(HyperINF(side=side), [factor], targets).h
         which = "rows" if side == "long" else "cols"
         expected = torch.stack([naive.hyperinf(factor.dense(), v, 0.1, which) for v in targets])
-        torch.testing.assert_close(accumulator.solve(), expected, **CLOSE)
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_extra_damping_is_added_to_that_relative_to_the_gradients():
@@ -128,8 +133,8 @@ def test_blocks_are_damped_by_themselves_and_summed():
 def test_great_damping_is_block_scaled_tracin(scorer):
     """The limit in which curvature drops out: P v = v / λ."""
     gradients, targets = problem(3, 6)
-    scaled = solve(TracIn(block_scale=True), gradients, targets)[0]
-    torch.testing.assert_close(1e7 * solve(scorer, gradients, targets)[0], scaled, rtol=1e-5, atol=1e-5)
+    scaled = solve_two(TracIn(block_scale=True), gradients, targets).h
+    torch.testing.assert_close(1e7 * solve_two(scorer, gradients, targets).h, scaled, rtol=1e-5, atol=1e-5)
 
 
 def test_datainf_is_exact_for_one_sample():
@@ -152,37 +157,33 @@ def test_the_helpful_sample_has_the_lowest_score():
 def test_streaming_lissa_takes_a_step_per_batch_with_that_batch_s_curvature(depth):
     gradients, targets = problem(3, 4, n=8)
     mean_square = naive.mean_square(gradients)
-    accumulator = LiSSA(depth, damping=0.5, batch="stream").accumulator(targets, mean_square)
     lam, trace = 0.5 * mean_square, 12 * mean_square
-    r = targets / (lam + trace)
-    for number, start in enumerate((0, 1, 3, 6)):
-        batch = gradients[start : (1, 3, 6, 8)[number]]
-        accumulator.update(Factor.from_dense(batch))
+    r, batches = targets / (lam + trace), gradients.split((1, 2, 3, 2))
+    for number, batch in enumerate(batches):
         own_trace = sum(naive.dot(g, g) for g in batch) / len(batch)
         s = 1 / (max(trace, own_trace) + lam)
         product = [sum(naive.dot(g, row) * g for g in batch) / len(batch) + lam * row for row in r]
         if number < depth:
             r = s * targets + r - s * torch.stack(product)
-    torch.testing.assert_close(accumulator.solve(), r)
-    assert accumulator.details["steps"] == min(4, depth)
+    found = solve(LiSSA(depth, damping=0.5, batch="stream"), batches, targets, mean_square)
+    torch.testing.assert_close(found.h, r)
+    assert found.details["steps"] == min(4, depth)
 
 
 def test_streaming_lissa_tends_to_the_exact_solution_when_every_batch_is_the_pool():
     gradients, targets = problem(2, 3)
-    accumulator = LiSSA(400, damping=1.0, batch="stream").accumulator(targets, naive.mean_square(gradients))
-    for _ in range(400):
-        accumulator.update(Factor.from_dense(gradients))
+    scorer = LiSSA(400, damping=1.0, batch="stream")
+    found = solve(scorer, [gradients] * 400, targets, naive.mean_square(gradients))
     expected = torch.stack([naive.direct(gradients, v, 1.0) for v in targets])
-    torch.testing.assert_close(accumulator.solve(), expected, **CLOSE)
+    torch.testing.assert_close(found.h, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("scorer", [DataInf(), LiSSA(batch="stream")])
 def test_damping_must_be_measured_before_the_pass(scorer):
     with pytest.raises(ValueError, match=f"{scorer.name} needs the mean squared gradient entry"):
-        scorer.accumulator(torch.zeros(1, 2, 2))
-    accumulator = scorer.accumulator(torch.zeros(1, 2, 2), 0.0)
+        scorer.statistic(BlockTargets(torch.zeros(1, 2, 2)))
     with pytest.raises(ValueError, match=r"a block \[2, 2\] has gradients, but .* measure the damping on more samples"):
-        accumulator.update(Factor.from_dense(torch.ones(1, 2, 2)))
+        solve(scorer, [torch.ones(1, 2, 2)], torch.zeros(1, 2, 2), 0.0)
 
 
 def rotated(rows, cols, low):
@@ -194,7 +195,7 @@ def rotated(rows, cols, low):
 
 def test_where_float32_cannot_converge_cholesky_in_float64_solves_the_system():
     gradients, targets = rotated(2, 12, 1e-12), naive.draw(1, 2, 12)
-    solved, details = solve(HyperINF(damping=1e-8, dtype="float32"), gradients, targets)
+    solved, details = solve_two(HyperINF(damping=1e-8, dtype="float32"), gradients, targets)
     assert not details["converged"] and details["solver"].startswith("cholesky in float64")
     assert details["residuals"][-1] > 1e-3
     torch.testing.assert_close(solved[0], naive.hyperinf(gradients, targets[0], 1e-8, "cols"), rtol=1e-5, atol=1e-5)
@@ -203,7 +204,7 @@ def test_where_float32_cannot_converge_cholesky_in_float64_solves_the_system():
 def test_float64_on_request_sums_and_solves_in_float64():
     """Small damping on float32 gradients: their products must not be rounded before they are summed."""
     gradients, targets = rotated(2, 12, 1e-12).float(), naive.draw(1, 2, 12).float()
-    solved = solve(HyperINF(damping=1e-8, dtype="float64"), gradients, targets)[0]
+    solved = solve_two(HyperINF(damping=1e-8, dtype="float64"), gradients, targets).h
     assert solved.dtype == torch.float32
     expected = naive.hyperinf(gradients.double(), targets[0].double(), 1e-8, "cols")
     assert (solved[0].double() - expected).norm() < 1e-5 * expected.norm()
@@ -211,7 +212,7 @@ def test_float64_on_request_sums_and_solves_in_float64():
 
 def test_details_record_the_damping_and_the_residuals():
     gradients, targets = problem(3, 6)
-    details = solve(HyperINF(damping=0.2), gradients, targets)[1]
+    details = solve_two(HyperINF(damping=0.2), gradients, targets).details
     assert details["damping"] == pytest.approx(0.2 * naive.mean_square(gradients))
     assert details["samples"] == 7 and details["converged"] and details["side"] == "cols"
     assert details["residuals"][-1] <= 1e-9 < details["residuals"][0]
@@ -221,14 +222,14 @@ def test_what_float32_cannot_hold_positive_definite_names_the_mend():
     gradients = naive.draw(1, 2, 60, scale=1e3).float()
     for solver in ("schulz", "cholesky"):
         with pytest.raises(ValueError, match=r"mine on a block \[2, 60\]: .* not positive .* or use .*dtype='float64'"):
-            solve(HyperINF(1e-13, solver=solver, name="mine"), gradients, gradients)
+            solve_two(HyperINF(1e-13, solver=solver, name="mine"), gradients, gradients)
 
 
 def test_the_fim_of_a_large_block_is_refused_with_its_size():
     with pytest.raises(
         ValueError, match=r"block \[64, 4096\] is a matrix of 262144² numbers .*256 GiB.* curvature='gfim'"
     ):
-        HyperINF(curvature="fim").accumulator(torch.zeros(1, 1, 1).expand(1, 64, 4096))
+        HyperINF(curvature="fim").statistic(BlockTargets(torch.zeros(1, 1, 1).expand(1, 64, 4096)))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,8 @@ def test_the_fim_of_a_large_block_is_refused_with_its_size():
         (lambda: LiSSA(published=True, batch="stream"), "leave scale and batch out"),
         (lambda: LiSSA(published="no"), "published must be True or False, got 'no'"),
         (lambda: TracIn(block_scale="no"), "block_scale must be True or False, got 'no'"),
+        (lambda: TracIn(cosine="no"), "cosine must be True or False, got 'no'"),
+        (lambda: TracIn(block_scale=True, cosine=True), "norms over all blocks, block_scale by .*; leave one out"),
         (lambda: HyperINF(curvature="hessian"), "curvature must be one of"),
         (lambda: HyperINF(side="left"), "side must be one of"),
         (lambda: HyperINF(solver="lu"), "solver must be one of"),

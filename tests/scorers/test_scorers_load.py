@@ -10,29 +10,28 @@ from vlmsel.scorers.load import load_scorer
 
 PLUGIN = """
 from dataclasses import dataclass
-from vlmsel.scorers import Scorer, TracIn
+from vlmsel.scorers import GradientScorer, Scorer, Solved
 
 @dataclass(frozen=True)
-class Plug(Scorer):
+class Plug(GradientScorer):
     alpha: float = 1.0
     name: str = "Plug"
 
-    def accumulator(self, targets, mean_square=None):
-        return TracIn().accumulator(targets * self.alpha)
+    def solve(self, statistic, v):
+        return Solved(v * self.alpha)
 
 def preset():
     return Plug(alpha=3.0, name="Plug.three")
 
 @dataclass(frozen=True)
 class Nameless(Scorer):
-    def accumulator(self, targets, mean_square=None):
-        return TracIn().accumulator(targets)
+    pass
 
 @dataclass(frozen=True)
 class Slashed(Plug):
     name: str = "a/b"
 
-class Abstract(Scorer):
+class Abstract(GradientScorer):
     name = "Abstract"
 
 def refuses():
@@ -95,7 +94,7 @@ def test_a_plug_in_loads_by_its_import_path(plugin):
         ("", "no scorer is called ''"),
         ("Hyperinf", "no scorer is called 'Hyperinf'; there are HyperINF, DataInf, LiSSA, TracIn, Exact, Random, or"),
         ("HyperINF.publised", "HyperINF has no preset 'publised'"),
-        ("HyperINF.accumulator", "HyperINF has no preset 'accumulator'"),
+        ("HyperINF.statistic", "HyperINF has no preset 'statistic'"),
         ("DataInf.official", "DataInf has no preset 'official'"),
         ("HyperINF(", "expected a name and settings such as HyperINF"),
         ("HyperINF(10)", "expected a name and settings"),

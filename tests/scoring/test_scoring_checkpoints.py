@@ -3,22 +3,19 @@
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import OBJECTIVE, job, loop, loop_means, tiny_items, tiny_plan, tiny_streams
+from tiny_pool import Run, Stopped, loop, loop_means, scores_by_hand, stopping, tiny_items
 
 from vlmsel.gradients import select_blocks
-from vlmsel.scorers import DataInf, Random, TracIn, score_gradients
-from vlmsel.scoring import pool_pass as run
-from vlmsel.scoring.checkpoints import add_checkpoints, first_order, score_checkpoint
-from vlmsel.scoring.pool_pass import Scored, Share, score_pool
+from vlmsel.scorers import DataInf, Random, TracIn
+from vlmsel.scoring.arrays import score_gradients
+from vlmsel.scoring.checkpoints import Checkpoints, add_checkpoints, first_order, score_checkpoints
+from vlmsel.scoring.pool_pass import Scored, Share
 
 FORMS = [TracIn(), TracIn(block_scale=True, name="scaled"), TracIn(cosine=True, name="cosine")]
 RATES = [1e-3, 5e-4]
 ITEMS = tiny_items(dtype=torch.float64)
 GOALS = {"one": tiny_items([1, 2, 0], torch.float64, seed=1), "text": tiny_items([0, 0], torch.float64, seed=2)}
-
-
-class Stopped(Exception):
-    pass
+TWO = Share(chunk=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +32,26 @@ def models():
     return found
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(run, "CHUNK", 2)
+class Training:
+    """A subject that loads its checkpoints from memory."""
+
+    def __init__(self, models):
+        self.models, self.now = models, models[-1]
+
+    def load_trained(self, place):
+        self.now = self.models[int(place.name)]
 
 
-def score_at(model, out, scorers=FORMS, objective=OBJECTIVE):
-    work = job(model, select_blocks(model, "projector+lora"), objective)
-    found = score_checkpoint(work, tiny_plan(ITEMS), tiny_streams(ITEMS, GOALS), scorers, out, Share())
-    return found, work.bad.reasons
-
-
-def summed(models, out, objective=OBJECTIVE, rates=RATES):
+def summed(models, out, losses=None, rates=RATES):
     """Score the pool at the last model with other scorers too, then at every one of them, and add up."""
-    work = job(models[-1], select_blocks(models[-1], "projector+lora"))
-    scored = score_pool(work, tiny_plan(ITEMS), tiny_streams(ITEMS, GOALS), [*FORMS, DataInf(), Random()], out / "own")
-    found = [score_at(model, out / str(number), objective=objective)[0] for number, model in enumerate(models, 1)]
-    return add_checkpoints(scored, found, rates)
+    training, folders = Training(models), tuple(out / str(number) for number in range(len(models)))
+    checkpoints = Checkpoints(tuple(map(str, folders)), folders, tuple(rates), tuple(FORMS))
+
+    def score(scorers, folder):
+        return Run(training.now, ITEMS, GOALS, losses=losses).score(scorers, folder, TWO)
+
+    scored = Run(models[-1], ITEMS, GOALS).score([*FORMS, DataInf()], out / "own", TWO)
+    return score_checkpoints(checkpoints, training, scored, score, out)
 
 
 def columns(scored):
@@ -70,12 +70,13 @@ def test_the_sum_is_that_of_a_loop_over_checkpoints(models, tmp_path):
             for i in range(len(ITEMS)):
                 inner = sum((means[b.name][t] * gradients[b.name][i]).sum() for b in blocks)
                 expected[f"TracIn.CP/{goal}"][i] -= rate * inner
-        for form in FORMS[1:]:
-            for goal, row in zip(GOALS, score_gradients(gradients, means, form), strict=True):
+        scaled = scores_by_hand(gradients, means, FORMS[1], range(len(ITEMS)))
+        for form, rows in ((FORMS[1], scaled), (FORMS[2], score_gradients(gradients, means, FORMS[2]))):
+            for goal, row in zip(GOALS, rows, strict=True):
                 expected[f"{form.name}.CP/{goal}"] += rate * row
     found = summed(models, tmp_path)
     own = columns(found)
-    assert list(own)[-6:] == list(expected) and len(own) == 10 + 6
+    assert list(own)[-6:] == list(expected) and len(own) == 8 + 6
     for name, row in expected.items():
         torch.testing.assert_close(own[name], row, rtol=1e-9, atol=1e-9 * row.abs().max().item(), msg=name)
     assert found.details["TracIn.CP"] == {"learning_rates": RATES} and "DataInf" in found.details
@@ -90,52 +91,33 @@ def test_one_checkpoint_with_rate_one_is_tracin(models, tmp_path):
 
 
 def test_the_curvature_pass_is_run_only_for_a_scale_per_block(models, tmp_path):
-    seen = []
-
-    def losses(model, batch):
-        seen.extend(batch.uids.tolist())
-        return OBJECTIVE.losses(model, batch)
-
-    counting = OBJECTIVE._replace(losses=losses)
     targets = sum(map(len, GOALS.values()))
-    score_at(models[0], tmp_path / "a", FORMS[::2], counting)
-    assert len(seen) == targets + len(ITEMS)
-    seen.clear()
-    score_at(models[0], tmp_path / "b", FORMS, counting)
-    assert len(seen) == targets + 2 * len(ITEMS)
+    for scorers, passes in ((FORMS[::2], 1), (FORMS, 2)):
+        losses, calls = stopping(99)
+        Run(models[0], ITEMS, GOALS, losses=losses).score(scorers, tmp_path / str(passes))
+        assert sum(len(batch.uids) for batch in calls) == targets + passes * len(ITEMS)
 
 
 @pytest.mark.parametrize(("after", "left"), [(1, 16), (6, 11), (8, 8), (12, 8), (15, 1)])
 def test_a_run_stopped_within_or_between_checkpoints_goes_on(models, after, left, tmp_path):
     """2 batches of targets, 3 of the fit and 3 of the score pass at each checkpoint."""
-    calls = []
-
-    def losses(model, batch):
-        calls.append(batch)
-        if len(calls) > after:
-            raise Stopped
-        return OBJECTIVE.losses(model, batch)
-
     expected = columns(summed(models, tmp_path / "whole"))
     with pytest.raises(Stopped):
-        summed(models, tmp_path / "stopped", OBJECTIVE._replace(losses=losses))
-    calls.clear()
-    after = 99
-    found = columns(summed(models, tmp_path / "stopped", OBJECTIVE._replace(losses=losses)))
+        summed(models, tmp_path / "stopped", stopping(after)[0])
+    losses, calls = stopping(99)
+    found = columns(summed(models, tmp_path / "stopped", losses))
     assert len(calls) == left
     for name, row in expected.items():
         assert torch.equal(found[name], row), name
 
 
-def test_a_sample_that_is_not_finite_at_one_checkpoint_has_no_sum(models, tmp_path):
-    def losses(model, batch):
-        values = OBJECTIVE.losses(model, batch)
-        return values + torch.where((batch.uids == 31) & (model is models[0]), float("nan"), 0.0)
+def test_a_sample_that_is_not_finite_at_one_checkpoint_has_no_sum(models, tmp_path, capsys):
+    def losses(subject, batch):
+        first = subject.projector is models[0].projector
+        return subject.losses(batch) + torch.where((batch.uids == 31) & first, float("nan"), 0.0)
 
-    objective = OBJECTIVE._replace(losses=losses)
-    assert score_at(models[0], tmp_path / "1", objective=objective)[1] == {31: "the loss is not finite"}
-    assert score_at(models[1], tmp_path / "2", objective=objective)[1] == {}
-    found, expected = columns(summed(models, tmp_path, objective)), columns(summed(models, tmp_path / "clean"))
+    found, expected = columns(summed(models, tmp_path, losses)), columns(summed(models, tmp_path / "clean"))
+    assert "1 of 8 samples left out" in capsys.readouterr().out
     for name, row in found.items():
         lost = torch.isnan(row).nonzero().flatten().tolist()
         assert lost == ([7] if ".CP/" in name else []), name
@@ -144,7 +126,7 @@ def test_a_sample_that_is_not_finite_at_one_checkpoint_has_no_sum(models, tmp_pa
 
 
 def at(names, uids, *scores):
-    return Scored(torch.tensor(uids), torch.zeros(len(uids)), torch.tensor(scores), names, {})
+    return Scored(torch.tensor(uids), torch.zeros(len(uids)), torch.tensor(scores), names, {}, {})
 
 
 ONE = (("TracIn", "a"),)

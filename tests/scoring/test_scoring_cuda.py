@@ -1,19 +1,15 @@
 """Scoring on a GPU: the numbers of the CPU, wherever curvature lies, and memory that really runs out."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import OBJECTIVE, Items, job, tiny_items, tiny_plan, tiny_streams
+from tiny_pool import Run, tiny_items
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmsel.data.batches import Collator, Item
-from vlmsel.gradients import select_blocks
+from vlmsel.data.batches import Item
+from vlmsel.models.config import VLMConfig
+from vlmsel.models.vlm import VLM
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
-from vlmsel.scoring.batches import BatchPlan
-from vlmsel.scoring.curvature import Streams
-from vlmsel.scoring.pool_pass import score_pool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SCORERS = [TracIn(), DataInf(), LiSSA(damping=10.0), HyperINF(damping=10.0), Exact(damping=10.0)]
@@ -23,19 +19,11 @@ def gaps(found, expected):
     return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
-def on(device, plan):
-    return replace(plan, device=torch.device(device))
-
-
 def scores(device, out, place="auto", dtype=torch.float64):
     model = tiny_vlm(dtype=dtype)
     wake_lora(model)
-    items = tiny_items(dtype=dtype)
-    plain = tiny_streams(items, {"a": tiny_items([1, 0, 2], dtype, seed=1), "b": tiny_items([2], dtype, seed=2)})
-    targets = {name: on(device, plan) for name, plan in plain.targets.items()}
-    streams = Streams(on(device, plain.fit), on(device, plain.scale), targets)
-    work = replace(job(model.to(device), select_blocks(model, "projector+lora")), place=place)
-    found = score_pool(work, on(device, tiny_plan(items)), streams, SCORERS, out)
+    targets = {"a": tiny_items([1, 0, 2], dtype, seed=1), "b": tiny_items([2], dtype, seed=2)}
+    found = Run(model.to(device), tiny_items(dtype=dtype), targets).score(SCORERS, out, place=place)
     return found.scores[:, found.uids.argsort()], found.losses[found.uids.argsort()]
 
 
@@ -61,26 +49,24 @@ def texts(count=64, length=512):
 
 
 def score_texts(model, items, out, size):
-    groups = [list(range(start, start + size)) for start in range(0, len(items), size)]
-    plan = BatchPlan(Items(items), Collator(0), groups, torch.device("cuda"))
-    target = BatchPlan(Items(items[:2]), Collator(0), [[0, 1]], torch.device("cuda"))
-    work = job(model, select_blocks(model, "last-block"), OBJECTIVE)
-    return score_pool(work, plan, Streams(plan, plan, {"a": target}), [TracIn(), DataInf()], out), work
+    run = Run(model, items, {"a": items[:2]}, spec="last-block", batch_size=size)
+    return run.score([TracIn(), DataInf()], out), run.budget.tokens
 
 
 def test_memory_that_runs_out_halves_batches_and_changes_no_score(tmp_path, capsys):
     torch.manual_seed(0)
     shape = LlamaConfig(vocab_size=500, hidden_size=256, intermediate_size=512, num_hidden_layers=2)
-    model, items = LlamaForCausalLM(shape).cuda(), texts()
+    config = VLMConfig(vision=None, language="memory", template="text")
+    model, items = VLM(config, None, torch.nn.Sequential(), LlamaForCausalLM(shape)).cuda().eval(), texts()
     torch.cuda.empty_cache()
     expected, _ = score_texts(model, items, tmp_path / "small", 4)
     enough = torch.cuda.max_memory_reserved()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(2 * enough / torch.cuda.get_device_properties(0).total_memory)
     try:
-        found, work = score_texts(model, items, tmp_path / "large", 64)
+        found, tokens = score_texts(model, items, tmp_path / "large", 64)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "out of memory on a batch of 64 samples" in capsys.readouterr().out
-    assert not work.bad.reasons and work.budget.tokens is not None and work.budget.tokens < 64 * 512
+    assert not found.left_out and tokens is not None and tokens < 64 * 512
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-6 * float(expected.scores.abs().max()))

@@ -49,7 +49,8 @@ PROGRAM = """
     print("begun", flush=True)
     # a batch of the targets holds samples of both
     plan = TargetPlan(("one", "two"), (Items(goal),), tiny_plan(goal, 2), {{0: 0, 1: 1, 2: 0}})
-    found = Run(model, items, {{}}, batch_size=2, losses=losses, plan=plan).score(scorers, Path({out!r}), Share(chunk=2))
+    run = Run(model, items, {{}}, batch_size=2, losses=losses, plan=plan)
+    found = run.score(scorers, Path({out!r}), Share(chunk=2))
     if processes.is_main():
         order = found.uids.argsort()
         torch.save({{"scores": found.scores[:, order], "details": found.details}}, {out!r} + ".pt")

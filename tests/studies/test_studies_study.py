@@ -3,7 +3,7 @@
 import pytest
 
 from vlmsel import runs
-from vlmsel.studies.study import MAJORITY, Seed, Study, gather, read_evaluations, seeds_of, with_mean
+from vlmsel.studies.study import MAJORITY, Study, gather, read_evaluations, with_mean
 
 
 class Noting(Study):
@@ -28,20 +28,22 @@ class Noting(Study):
 
     def ask(self, seed, arm, model):
         self.steps.append(("ask", seed.number, arm))
-        return {"said": f"{model} in {seed.folder.name}"}
+        return {"said": f"{model} in {seed.folder}"}
 
 
 def test_every_arm_of_every_seed_is_subset_tuned_and_asked(tmp_path):
     study = Noting()
-    answers = study.run(seeds_of(tmp_path, range(2)), ["A", "B"])
-    assert answers == [{arm: {"said": f"model of {arm}{k} in seed{k}"} for arm in ("A", "B")} for k in (0, 1)]
+    answers = study.run(tmp_path, range(2), ["A", "B"])
+    assert answers == [
+        {arm: {"said": f"model of {arm}{k} in {tmp_path}/seed{k}"} for arm in ("A", "B")} for k in (0, 1)
+    ]
     arms = [(step, k, arm) for k in (0, 1) for arm in ("A", "B") for step in ("subset", "tune", "ask")]
     assert study.steps == [("prepare", 0), *arms[:6], ("prepare", 1), *arms[6:]]
 
 
 def test_answers_that_are_kept_need_no_step(tmp_path):
     study = Noting({(0, "B"): {}, (1, "A"): {"said": "before"}})
-    answers = study.run(seeds_of(tmp_path, [0, 1]), ["A", "B"])
+    answers = study.run(tmp_path, [0, 1], ["A", "B"])
     assert answers[0]["B"] == {} and answers[1]["A"] == {"said": "before"}
     assert [step[1:] for step in study.steps if step[0] == "ask"] == [(0, "A"), (1, "B")]
 
@@ -56,14 +58,10 @@ def test_a_study_that_was_stopped_goes_on_behind_what_is_kept(tmp_path):
 
     stopped = Stopping()
     with pytest.raises(KeyboardInterrupt):
-        stopped.run(seeds_of(tmp_path, range(2)), ["A", "B"])
+        stopped.run(tmp_path, range(2), ["A", "B"])
     again = Noting(stopped.known)
-    assert again.run(seeds_of(tmp_path, range(2)), ["A", "B"]) == Noting().run(seeds_of(tmp_path, range(2)), ["A", "B"])
+    assert again.run(tmp_path, range(2), ["A", "B"]) == Noting().run(tmp_path, range(2), ["A", "B"])
     assert [step for step in again.steps if step[0] == "tune"] == [("tune", 1, "A"), ("tune", 1, "B")]
-
-
-def test_seeds_have_folders_of_their_own(tmp_path):
-    assert seeds_of(tmp_path, [3]) == [Seed(3, tmp_path / "seed3")]
 
 
 def test_gathered_values_are_by_row_and_measure_in_the_order_of_the_seeds():

@@ -130,7 +130,7 @@ def test_right_options_that_are_there_twice_are_told_and_left_out(tmp_path, caps
         ("hellaswag", None, {"pool": 13}, "20 different questions cannot give 3 for the target, 5 for the test and 13"),
         ("hellaswag", None, {"target": 15}, "and any for the pool; ask for fewer"),
         ("qasc", json.dumps([{**qasc(0), "answerKey": ""}]), {}, "its answers are not public"),
-        (INSTRUCTIONS, "{}", {}, "expected a list of records, got an object"),
+        (INSTRUCTIONS, "{\n}", {}, "expected a list of records, got an object"),
         (INSTRUCTIONS, "[]", {}, "no question in it; take LLM-Adapters' file"),
         (INSTRUCTIONS, "[1, 2]", {}, "record 1 of 2: no 'instruction' with"),
         (INSTRUCTIONS, json.dumps([{**instruction(0), "answer": "answer9"}]), {}, "none of the 3 options"),

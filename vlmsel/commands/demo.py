@@ -18,13 +18,13 @@ from vlmsel.checks import check_at_least_one
 from vlmsel.commands.align import align
 from vlmsel.commands.evaluate import evaluate
 from vlmsel.commands.folders import without
+from vlmsel.commands.groups import grouped
 from vlmsel.commands.score import score
 from vlmsel.commands.select import select
 from vlmsel.commands.tune import tune
 from vlmsel.data.world.files import TASKS
 from vlmsel.reporting.results import show_results
 from vlmsel.studies.demo import ARMS, Demo, DemoSettings
-from vlmsel.studies.study import seeds_of
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "align": align,
@@ -52,7 +52,7 @@ def demo(out: str = "runs/demo", seeds: int = 1, settings: DemoSettings = SETTIN
     folder = runs.open_run(out, without(config, "seeds"))
     study = Demo(folder, settings, _call)
     study.align()
-    study.run(seeds_of(folder, range(seeds)), ARMS)
+    study.run(folder, range(seeds), ARMS)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
     show_results(folder, title, ARMS, {"settings": asdict(settings)})
     print(f"per seed under {folder / 'seed0'}: world/ score/scores.parquet selected/ tune/ evaluate/")
@@ -62,4 +62,5 @@ def _call(command: str, out: Path, **options: Any) -> None:
     """Run a command with its options as its configuration."""
     print(f"\n== vlmsel {command} -> {out}", flush=True)
     config = yaml.safe_dump(json.loads(json.dumps(options, default=asdict)))
-    COMMANDS[command](out=str(out), config=config, **options)
+    function = COMMANDS[command]
+    function(out=str(out), config=config, **grouped(function, options))

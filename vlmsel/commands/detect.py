@@ -11,7 +11,7 @@ from __future__ import annotations
 from vlmsel import processes, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.folders import without
-from vlmsel.data.labelled_sets import Source
+from vlmsel.data.labelled import Source
 from vlmsel.models.classifier import EncoderLora, Tune
 from vlmsel.models.devices import pick_device
 from vlmsel.reporting.detection import heading, show_detection
@@ -20,7 +20,6 @@ from vlmsel.scorers.base import gradient_scorers
 from vlmsel.scorers.load import load_scorers
 from vlmsel.studies.labelled_data import Amounts, draw, open_labelled
 from vlmsel.studies.mislabelled import ARM, Mislabelled, Recipe, require_same
-from vlmsel.studies.study import seeds_of
 from vlmsel.training.fine_tuning import FineTuning
 
 BEST = "HyperINF.100"  # found most wrong labels over SST-2, CoLA and MRPC (recipes/glue_mislabel), before LiSSA
@@ -115,7 +114,7 @@ def detect(
         model, tune, lora, training, tuple(loaded), blocks, fresh_head, max_length, batch_tokens, scale_samples, place
     )
     study = Mislabelled(recipe, found, drawn, config)
-    metrics = [answers[ARM] for answers in study.run(seeds_of(folder, range(seeds)), [ARM])]
+    metrics = [answers[ARM] for answers in study.run(folder, range(seeds), [ARM])]
     show_detection(folder, heading(found.title, metrics, amounts.flip), found.train, metrics, ranked)
 
 

@@ -71,7 +71,7 @@ def evaluate(
         asking = Asking(protocol, pope_mode, batch_size, max_new_tokens)
         entries = task_entries(task, tasks, questions=questions, images=images, annotations=annotations, ocr=ocr)
         sources = suite.model_sources(model, models, predictions, several=len(entries) > 1)
-        suite.check_entries(entries, asking, alone=task is not None, needs_images=not predictions)
+        suite.check_entries(entries, asking, named=bool(tasks), needs_images=not predictions)
         folder = open_together(out, config)
         benchmarks = suite.load_all(entries, asking, named=bool(tasks))
         if predictions:

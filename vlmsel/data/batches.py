@@ -11,13 +11,15 @@ there, one explicit generator draws everything, and text-only data are grouped b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from vlmsel.data.encoding import IGNORED
+
+P = TypeVar("P", bound="Padded")
 
 
 @dataclass(frozen=True)
@@ -36,53 +38,74 @@ class Item:
 
 
 @dataclass
-class Batch:
-    """Samples ready for a vision-language model; n samples of up to t ids, r image rows, m distinct images."""
+class Padded:
+    """Samples ready for a model, padded on the right; n samples of up to t ids."""
 
     input_ids: Tensor  # [n, t], -200 where an image stands
-    labels: Tensor  # [n, t], -100 where nothing is supervised
+    labels: Tensor  # [n, t], -100 where nothing is supervised; a classifier's [n]
     attention_mask: Tensor  # [n, t], 0 at padding
+    uids: Tensor  # [n]
+
+    shared: ClassVar[tuple[str, ...]] = ()  # fields whose rows are not the samples
+
+    def to(self: P, device: Any, non_blocking: bool = False) -> P:
+        """Copy to a device."""
+        held = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in held.items()})
+
+    def halves(self: P) -> tuple[P, P]:
+        """Cut a batch of two samples or more in two, each padded to its own longest sample."""
+        rows = torch.arange(len(self.uids), device=self.uids.device)
+        return self.part(rows[: len(rows) // 2]), self.part(rows[len(rows) // 2 :])
+
+    def part(self: P, rows: Tensor) -> P:
+        """Return the samples of some rows [k], padded to the longest of them."""
+        longest = int(self.attention_mask[rows].sum(dim=1).max())
+        own = {name: held for name, held in vars(self).items() if name not in self.shared and held is not None}
+        return replace(
+            self, **{name: held[rows, :longest] if held.dim() > 1 else held[rows] for name, held in own.items()}
+        )
+
+
+@dataclass
+class Batch(Padded):
+    """Samples ready for a vision-language model; r image rows, m distinct images."""
+
     pixel_values: Tensor | None  # [m, 3, S, S] bytes or features [m, patches, width], None without images
     image_index: Tensor  # [r] row of pixel_values
     image_samples: Tensor  # [r] row of input_ids
-    uids: Tensor  # [n]
+
+    shared: ClassVar[tuple[str, ...]] = ("pixel_values", "image_index", "image_samples")
 
     @property
     def row_samples(self) -> dict[str, Tensor]:
         """Say, by module, which sample a row belongs to where rows are not samples."""
         return {"projector": self.image_samples}
 
-    def to(self, device: Any, non_blocking: bool = False) -> Batch:
-        """Copy to a device."""
-        return moved(self, device, non_blocking)
-
-    def halves(self) -> tuple[Batch, Batch]:
-        """Cut a batch of two samples or more in two, each padded to its own longest sample."""
-        middle = len(self.uids) // 2
-        return self._part(0, middle), self._part(middle, len(self.uids))
-
-    def _part(self, start: int, stop: int) -> Batch:
-        mask = self.attention_mask[start:stop]
-        columns = mask.bool().any(dim=0)
-        rows = (self.image_samples >= start) & (self.image_samples < stop)
-        shown, index = self.image_index[rows].unique(return_inverse=True)
+    def part(self, rows: Tensor) -> Batch:
+        """Return the samples of some rows [k] with their pictures."""
+        places = torch.full_like(self.uids, -1)
+        places[rows] = torch.arange(len(rows), device=rows.device)
+        samples = places[self.image_samples]
+        shown, index = self.image_index[samples >= 0].unique(return_inverse=True)
         pixels = None if self.pixel_values is None or not len(shown) else self.pixel_values[shown]
-        return Batch(
-            input_ids=self.input_ids[start:stop, columns],
-            labels=self.labels[start:stop, columns],
-            attention_mask=mask[:, columns],
-            pixel_values=pixels,
-            image_index=index,
-            image_samples=self.image_samples[rows] - start,
-            uids=self.uids[start:stop],
-        )
+        chosen = super().part(rows)
+        return replace(chosen, pixel_values=pixels, image_index=index, image_samples=samples[samples >= 0])
 
 
-def moved(batch: Any, device: Any, non_blocking: bool = False) -> Any:
-    """Copy a batch, a dataclass whose fields are tensors or None, to a device."""
-    held = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    there = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in held.items() if tensor is not None}
-    return replace(batch, **there)
+def by_sample(items: Sequence[Any], pad_id: int) -> dict[str, Tensor]:
+    """Return the fields that all batches make alike of their encoded samples: ids, mask and uids.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    if not items:
+        raise ValueError("cannot make a batch of no samples")
+    return {
+        "input_ids": padded([item.input_ids for item in items], pad_id),
+        "attention_mask": padded([[1] * len(item.input_ids) for item in items], 0),
+        "uids": torch.tensor([item.uid for item in items]),
+    }
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -107,17 +130,13 @@ class Collator:
         Raises:
             ValueError: there are no items, or an item's pictures and their names differ in number.
         """
-        if not items:
-            raise ValueError("cannot make a batch of no samples")
         names, pixels, rows = _distinct_images(items)
         return Batch(
-            input_ids=padded([item.input_ids for item in items], self.pad_id),
+            **by_sample(items, self.pad_id),
             labels=padded([item.labels for item in items], IGNORED),
-            attention_mask=padded([[1] * len(item.input_ids) for item in items], 0),
             pixel_values=torch.stack(pixels) if pixels else None,
             image_index=torch.tensor(names, dtype=torch.long),
             image_samples=torch.tensor(rows, dtype=torch.long),
-            uids=torch.tensor([item.uid for item in items]),
         )
 
 

@@ -106,7 +106,7 @@ class SampleDataset(Dataset[Any]):
         """
         broken = self._broken_images()
         dealt = range(processes.rank(), len(self.samples), processes.count())
-        own = [(i, *self._look(self.samples[i], broken)) for i in _shown(dealt, "checking samples", "sample")]
+        own = [(i, *self._look(self.samples[i], broken)) for i in shown(dealt, "checking samples", "sample")]
         looks = sorted(look for part in processes.gather(own) for look in part)
         self._lengths = [length for _, length, _ in looks]
         self._usable = [position for position, _, reason in looks if not reason]
@@ -130,7 +130,7 @@ class SampleDataset(Dataset[Any]):
     def lengths(self) -> list[int]:
         """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
         if self._lengths is None:
-            self._lengths = [self._look(s, {})[0] for s in _shown(self.samples, "measuring samples", "sample")]
+            self._lengths = [self._look(s, {})[0] for s in shown(self.samples, "measuring samples", "sample")]
         return self._lengths
 
     def signed_lengths(self) -> list[int]:
@@ -146,7 +146,7 @@ class SampleDataset(Dataset[Any]):
         own = names[processes.rank() :: processes.count()]
         with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
             reasons = pool.imap(self.pictures.problem, own, chunksize=16)
-            pairs = zip(own, _shown(reasons, "checking images", "image", len(own)), strict=True)
+            pairs = zip(own, shown(reasons, "checking images", "image", len(own)), strict=True)
             broken = {name: reason for name, reason in pairs if reason}
         return {name: reason for part in processes.gather(broken) for name, reason in part.items()}
 
@@ -177,7 +177,7 @@ class PromptEncoder:
         return Item(uid, ids, [IGNORED] * len(ids), tuple(images), tuple(self.pictures(image) for image in images))
 
 
-def _shown(values: Iterable[Any], what: str, unit: str, total: int | None = None) -> Iterable[Any]:
+def shown(values: Iterable[Any], what: str, unit: str, total: int | None = None) -> Iterable[Any]:
     """Show a progress bar when it takes more than two seconds."""
     quiet = not processes.is_main()
     return tqdm(values, desc=what, unit=unit, total=total, delay=2, dynamic_ncols=True, disable=quiet)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from vlmsel.data.sample import Turn
@@ -61,11 +62,12 @@ def encode(
         ValueError: unknown template, turns that do not alternate, as many `<image>` markers as images expected, an
             image that would be cut, or nothing supervised left. The message is the reason to leave the sample out.
     """
+    _check_images(turns, images)
     template = _resolve(template)
-    segments = template.training_segments(turns, has_images=images > 0)
+    segments = template.segments(turns, has_images=images > 0)
     if loss_on == "all":
         segments = [replace(segment, supervised=True) for segment in segments]
-    ids, labels = _lay(segments, turns, images, tokenizer, template)
+    ids, labels = _lay(segments, images, tokenizer, template)
     if max_length is not None:
         kept = _fitting(ids, image_tokens, max_length)
         if IMAGE_ID in ids[kept:]:
@@ -85,9 +87,9 @@ def generation_ids(
     Raises:
         ValueError: as `encode`, or the last turn is an answer.
     """
+    _check_images(turns, images)
     template = _resolve(template)
-    segments = template.prompt_segments(turns, has_images=images > 0)
-    return _lay(segments, turns, images, tokenizer, template)[0]
+    return _lay(template.segments(turns, images > 0, prompt=True), images, tokenizer, template)[0]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> list[int]:
@@ -125,14 +127,9 @@ def _resolve(template: Template | str) -> Template:
 
 
 def _lay(
-    segments: Sequence[Segment],
-    turns: Sequence[Turn],
-    images: int,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
+    segments: Sequence[Segment], images: int, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> tuple[list[int], list[int]]:
-    """Lay segments out as ids and labels, after a check that every image has its marker."""
-    _check_images(turns, images)
+    """Lay segments out as ids and labels."""
     spliced = images > 0 and template.image_position == "text"
     bos = [tokenizer.bos_token_id] if _begins_with_bos(tokenizer, template) else []
     ids: list[int] = []
@@ -180,9 +177,5 @@ def _check_images(turns: Sequence[Turn], images: int) -> None:
 
 def _fitting(ids: Sequence[int], image_tokens: int, max_length: int) -> int:
     """Count the leading ids that fit into `max_length` positions."""
-    used = 0
-    for count, token in enumerate(ids):
-        used += image_tokens if token == IMAGE_ID else 1
-        if used > max_length:
-            return count
-    return len(ids)
+    used = accumulate(image_tokens if token == IMAGE_ID else 1 for token in ids)
+    return sum(positions <= max_length for positions in used)

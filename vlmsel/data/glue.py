@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from vlmsel.data.rows import Unread, check_whole, parse_all, read_lines, readable, table_rows
 
@@ -62,42 +61,23 @@ class GlueFormat:
         return GlueExample(cells.get(self.identity, str(number)), texts, place)
 
 
-@dataclass(frozen=True)
-class GlueFile:
-    """The rows of a file in its order, each with its place; one that is left out is an `Unread`."""
-
-    rows: tuple[tuple[str, GlueExample | Unread], ...]
-
-    @property
-    def examples(self) -> list[GlueExample]:
-        """The rows that can be used."""
-        return [row for _, row in self.rows if isinstance(row, GlueExample)]
-
-    @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """Place and reason of each row that was left out."""
-        return [(place, row.reason) for place, row in self.rows if isinstance(row, Unread)]
-
-
 _ENTAILMENT = ("entailment", "not_entailment")
-GLUE_TASKS = MappingProxyType(
-    {
-        "cola": GlueFormat(("sentence",), "label", ("unacceptable", "acceptable"), others=("source", "mark")),
-        "sst2": GlueFormat(("sentence",), "label", ("negative", "positive")),
-        "mrpc": GlueFormat(
-            ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), others=("#1 ID", "#2 ID")
-        ),
-        "qqp": GlueFormat(
-            ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), identity="id", skips=True
-        ),
-        "qnli": GlueFormat(("question", "sentence"), "label", _ENTAILMENT, worded=True),
-        "rte": GlueFormat(("sentence1", "sentence2"), "label", _ENTAILMENT, worded=True),
-    }
-)
+GLUE_TASKS = {
+    "cola": GlueFormat(("sentence",), "label", ("unacceptable", "acceptable"), others=("source", "mark")),
+    "sst2": GlueFormat(("sentence",), "label", ("negative", "positive")),
+    "mrpc": GlueFormat(
+        ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), others=("#1 ID", "#2 ID")
+    ),
+    "qqp": GlueFormat(
+        ("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), identity="id", skips=True
+    ),
+    "qnli": GlueFormat(("question", "sentence"), "label", _ENTAILMENT, worded=True),
+    "rte": GlueFormat(("sentence1", "sentence2"), "label", _ENTAILMENT, worded=True),
+}
 
 
-def read_glue(task: str, path: str | Path) -> GlueFile:
-    """Read a task's official TSV file.
+def read_glue(task: str, path: str | Path) -> list[tuple[str, GlueExample | Unread]]:
+    """Read a task's official TSV file; a row that is left out is an `Unread` in its place.
 
     Args:
         task: cola, sst2, mrpc, qqp, qnli or rte.
@@ -116,21 +96,18 @@ def read_glue(task: str, path: str | Path) -> GlueFile:
     _check_columns(path, task, columns)
     rows = list(given)
     parsed = parse_all(path, rows, shape.example, "row")
-    file = GlueFile(tuple((place, row) for (place, _), row in zip(rows, parsed, strict=True)))
-    if not file.examples:
+    if not (whole := [row for row in parsed if isinstance(row, GlueExample)]):
         raise ValueError(f"{path}: no row with {len(columns)} columns in it; take {task}'s official file")
-    check_whole(path, [one.id for one in file.examples], [one.label for one in file.examples], "row")
-    return file
+    check_whole(path, [one.id for one in whole], [one.label for one in whole], "row")
+    return [(place, row) for (place, _), row in zip(rows, parsed, strict=True)]
 
 
 def _check_columns(path: Path, task: str, columns: Sequence[str]) -> None:
     """Check that a header has what is read; it may lack the label only where it is a test file's."""
     shape, held = GLUE_TASKS[task], f"its first line has {', '.join(map(repr, columns))[:200]}"
-    missing = [name for name in shape.texts if name not in columns]
-    if missing:
-        raise ValueError(f"{path}: no column {missing[0]!r}, {held}; is this the official file of {task}?")
     known = {shape.label, shape.identity, *shape.texts, *shape.others}
-    if shape.label not in columns and not known.issuperset(columns):
-        raise ValueError(f"{path}: no column {shape.label!r}, {held}; is this the official file of {task}?")
+    needed = shape.texts if known.issuperset(columns) else (*shape.texts, shape.label)
+    if missing := [name for name in needed if name not in columns]:
+        raise ValueError(f"{path}: no column {missing[0]!r}, {held}; is this the official file of {task}?")
     if len(set(columns)) < len(columns):
         raise ValueError(f"{path}: a column occurs twice, {held}; take {task}'s official file")

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmsel.checks import check_choice
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.base import path_problem
 
@@ -140,7 +141,7 @@ class Pictures:
     features: FeatureReader | None = None
 
     def __post_init__(self) -> None:
-        require_mode(self.mode)
+        check_choice(MODES, image_mode=self.mode)
 
     def __call__(self, relative: str) -> Tensor:
         """Return a picture as uint8 [3, size, size], or its features [patches, width] when there is a folder of them.
@@ -179,7 +180,7 @@ def square(image: Image.Image, size: int, mode: str, mean: Sequence[float] = CLI
     Raises:
         ValueError: there is no such mode.
     """
-    require_mode(mode)
+    check_choice(MODES, image_mode=mode)
     fill = tuple(int(channel * 255) for channel in mean)
     if mode == "pad":
         image = expand2square(image, fill)
@@ -189,30 +190,16 @@ def square(image: Image.Image, size: int, mode: str, mean: Sequence[float] = CLI
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 
-def require_mode(mode: str) -> str:
-    """Return `mode`.
-
-    Raises:
-        ValueError: there is no such mode.
-    """
-    if mode not in MODES:
-        raise ValueError(f"image mode must be one of {', '.join(MODES)}; got {mode!r}")
-    return mode
-
-
 def expand2square(image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
     """Centre an image on a square of its longer side; an odd difference leaves one more line at the bottom or right."""
-    width, height = image.size
-    side = max(width, height)
-    return _paste(image, (side, side), ((side - width) // 2, (side - height) // 2), fill)
+    side = max(image.size)
+    return _paste(image, (side, side), ((side - image.width) // 2, (side - image.height) // 2), fill)
 
 
 def letterbox(image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
     """Pad by half the difference, rounded down, on both sides of the shorter edge."""
-    width, height = image.size
-    side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
-    return _paste(image, (width + 2 * left, height + 2 * top), (left, top), fill)
+    left, top = ((max(image.size) - edge) // 2 for edge in image.size)
+    return _paste(image, (image.width + 2 * left, image.height + 2 * top), (left, top), fill)
 
 
 def _paste(image: Image.Image, size: tuple[int, int], corner: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:

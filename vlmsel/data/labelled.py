@@ -10,7 +10,7 @@ reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,8 @@ from vlmsel.data.rows import Rows, Unread, read_rows, readable
 from vlmsel.data.sample import Problem, Sample, Turn
 
 GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv"}
-# The columns of the tasks in `datasets`, which differ from the official files' in MRPC's and CoLA's.
-GLUE_COLUMNS = {
-    **dict.fromkeys(("cola", "sst2"), ("sentence",)),
-    **dict.fromkeys(("mrpc", "rte"), ("sentence1", "sentence2")),
-    "qqp": ("question1", "question2"),
-    "qnli": ("question", "sentence"),
-}
+# The columns of the tasks in `datasets`, which differ from the official files' in MRPC's.
+GLUE_COLUMNS = {task: form.texts for task, form in GLUE_TASKS.items()} | {"mrpc": GLUE_TASKS["rte"].texts}
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,11 @@ def label_of(sample: Sample) -> str:
     return sample.turns[-1].text
 
 
+def plain(text: str) -> str:
+    """Replace what a terminal would not print as it is (control characters, marks that turn the direction)."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def read_labelled(path: str | Path, columns: Columns) -> LabelledFile:
     """Read a CSV, TSV, JSON-lines or JSON file (a list of objects).
 
@@ -98,7 +98,7 @@ def read_glue_folder(task: str, folder: str | Path, split: str) -> LabelledFile:
         label = None if example.label is None else classes[example.label]
         return {**dict(zip(names, example.texts, strict=True)), "label": label}
 
-    rows = [(place, row(example)) for place, example in read_glue(task, path).rows]
+    rows = [(place, row(example)) for place, example in read_glue(task, path)]
     return _labelled(str(path), (*names, "label"), rows, Columns(names), classes)
 
 
@@ -232,3 +232,58 @@ def class_names(labels: Sequence[str]) -> tuple[str, ...]:
             return 1, 0.0, word
 
     return tuple(sorted(set(labels), key=order))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data lie, as the command was told."""
+
+    task: str | None
+    data: str | None
+    train: str | None
+    validation: str | None
+    text_columns: tuple[str, ...] | None
+    label_column: str
+    true_label_column: str | None
+
+    @property
+    def title(self) -> str:
+        """The data's name."""
+        return self.task or Path(self.data or self.train or "").name
+
+    def read(self) -> tuple[LabelledFile, LabelledFile]:
+        """Read both files, the validation file by its true labels where it has them.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: options do not go together, or a file cannot be used.
+        """
+        task, data = self.task, self.data
+        if task is not None and task not in GLUE_TASKS:
+            raise ValueError(f"there is no GLUE task {task!r}; choose one of {', '.join(GLUE_TASKS)}")
+        if data is None:
+            if self.train is None or self.validation is None or task is not None:
+                raise ValueError(
+                    "give --task and --data (a GLUE folder), --data (a Hugging Face data set), or --train and "
+                    "--validation (CSV, TSV or JSON lines)"
+                )
+            return self._both(read_labelled, self.train, self.validation, ("text",))
+        if task is not None and any((Path(data) / name).is_file() for name in GLUE_FILES.values()):
+            if self.true_label_column is not None:
+                raise ValueError("GLUE's files have no column of true labels; leave --true_label_column out")
+            return read_glue_folder(task, data, "train"), read_glue_folder(task, data, "validation")
+        texts = GLUE_COLUMNS.get(task or "", ("text",))
+        names = self.train or "train", self.validation or "validation"
+        return self._both(lambda split, columns: read_dataset(data, split, columns, task), *names, texts)
+
+    def _both(
+        self, read: Callable[[str, Columns], LabelledFile], train: str, validation: str, texts: tuple[str, ...]
+    ) -> tuple[LabelledFile, LabelledFile]:
+        texts, label, truth = self.text_columns or texts, self.label_column, self.true_label_column
+        known = read(train, Columns(texts, label, truth))
+        try:
+            return known, read(validation, Columns(texts, truth or label))
+        except ValueError as problem:
+            if f"no column {truth!r}" not in str(problem):
+                raise
+        return known, read(validation, Columns(texts, label))

@@ -76,19 +76,17 @@ def read_lines(path: str | Path) -> list[str]:
     return lines
 
 
-def json_rows(path: str | Path, lined: bool | None = None) -> Rows:
-    """Read the records of a JSON list or of JSON lines, blank ones left out.
-
-    `lined` says which; where it is None, the first character tells.
+def json_rows(path: str | Path) -> Rows:
+    """Read the records of a JSON list or of JSON lines, blank ones left out; the content tells which, not the name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, not UTF-8, or no JSON list where it is not JSON lines.
+        ValueError: the file is empty, not UTF-8, or one JSON value over several lines that is no list.
     """
     text = read_text(path)
-    if lined or (lined is None and not text.lstrip().startswith("[")):
-        return ((f"line {at}", _parsed(line)) for at, line in enumerate(text.split("\n"), 1) if line.strip())
     content = _parsed(text, "a JSON file")
+    if not text.lstrip().startswith("[") and (isinstance(content, Unread) or "\n" not in text.strip()):
+        return ((f"line {at}", _parsed(line)) for at, line in enumerate(text.split("\n"), 1) if line.strip())
     if isinstance(content, Unread):
         raise ValueError(f"{path}: {content.reason}")
     if not isinstance(content, list):
@@ -179,16 +177,40 @@ def parse_all(
     return parsed
 
 
+def need(record: Any, key: str, *kinds: type) -> Any:
+    """Return a value of a record that is of one of the kinds, str unless said otherwise.
+
+    Raises:
+        ValueError: the record is no object, lacks the key, or has a value of another kind.
+    """
+    kinds = kinds or (str,)
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(f"no {key!r}; is this the benchmark's official file?")
+    if not isinstance(record[key], kinds) or (isinstance(record[key], bool) and bool not in kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{key!r} must be {names}, got {str(record[key])[:40]!r}; mend it")
+    return record[key]
+
+
+def check_ids(path: str | Path, ids: Sequence[str], noun: str) -> None:
+    """Check that a file's ids differ.
+
+    Raises:
+        ValueError: names the first id that comes again, and how many do.
+    """
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
+        raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
+
+
 def check_whole(path: str | Path, ids: Sequence[str], labels: Sequence[int | None], noun: str) -> None:
     """Check that a file's ids differ and that all of its records have a label or none has.
 
     Raises:
         ValueError: names the first id that comes again, or the first record without a label, with counts.
     """
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
-        raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
+    check_ids(path, ids, noun)
     bare = [name for name, label in zip(ids, labels, strict=True) if label is None]
     if bare and len(bare) < len(ids):
         raise ValueError(

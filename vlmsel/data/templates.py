@@ -68,35 +68,25 @@ class Template:
     forces_bos: bool = True
     questions: bool = True
 
-    def training_segments(self, turns: Sequence[Turn], has_images: bool = True) -> list[Segment]:
-        """Render alternating turns, from a question on; without images `<image>` is literal text.
+    def segments(self, turns: Sequence[Turn], has_images: bool = True, prompt: bool = False) -> list[Segment]:
+        """Render alternating turns, from a question on; a prompt ends in one, at the place where the answer starts.
+
+        Without images `<image>` is literal text.
 
         Raises:
-            ValueError: the turns do not alternate, or none is an answer.
+            ValueError: the turns do not alternate, a prompt ends in an answer or another conversation has none.
         """
-        self._check_roles(turns)
-        if len(turns) < 2:
-            raise ValueError("a conversation to train on needs an answer, got a question alone")
-        return _move_blanks([self._segment(position, turn, has_images) for position, turn in enumerate(turns)])
-
-    def prompt_segments(self, turns: Sequence[Turn], has_images: bool = True) -> list[Segment]:
-        """Render turns that end in a question, up to where the answer starts.
-
-        Raises:
-            ValueError: the turns do not alternate, or the last is an answer.
-        """
-        self._check_roles(turns)
-        if turns[-1].role != "human":
-            raise ValueError("a prompt must end in a human turn, got one that ends in an answer; leave that out")
-        return _move_blanks([self._segment(position, turn, has_images) for position, turn in enumerate(turns)])
-
-    def _check_roles(self, turns: Sequence[Turn]) -> None:
         roles = [turn.role for turn in turns]
         if not roles or any(role != ("human", "gpt")[i % 2] for i, role in enumerate(roles)):
             got = ", ".join(roles) or "none"
             raise ValueError(f"turns must alternate human, gpt, human, ... from a human one on; got {got}")
         if not self.questions and len(roles) > 2:
             raise ValueError(f"template {self.name} takes one human and one gpt turn, got {len(roles)} turns")
+        if prompt and roles[-1] == "gpt":
+            raise ValueError("a prompt must end in a human turn, got one that ends in an answer; leave that out")
+        if not prompt and len(roles) < 2:
+            raise ValueError("a conversation to train on needs an answer, got a question alone")
+        return _move_blanks([self._segment(position, turn, has_images) for position, turn in enumerate(turns)])
 
     def _segment(self, position: int, turn: Turn, has_images: bool) -> Segment:
         text = self._message(turn.text, has_images)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmsel.data.batches import moved, padded
+from vlmsel.data.batches import Padded, by_sample, padded
 
 
 @dataclass(frozen=True)
@@ -27,24 +27,11 @@ class Encoded:
     cut: bool = False
 
 
-@dataclass(frozen=True)
-class TextBatch:
-    """n samples of up to t tokens."""
+@dataclass
+class TextBatch(Padded):
+    """Samples ready for a classifier; labels [n] are classes."""
 
-    input_ids: Tensor  # [n, t]
-    attention_mask: Tensor  # [n, t], 0 at padding
     token_type_ids: Tensor | None  # [n, t]
-    labels: Tensor  # [n]
-    uids: Tensor  # [n]
-
-    def to(self, device: Any) -> TextBatch:
-        """Copy to a device."""
-        return moved(self, device)
-
-    def halves(self) -> tuple[TextBatch, TextBatch]:
-        """Cut a batch of two samples or more in two, each padded to its own longest sample."""
-        middle = len(self.uids) // 2
-        return self._part(slice(0, middle)), self._part(slice(middle, None))
 
     def by_length(self, parts: int) -> tuple[Tensor, list[TextBatch]]:
         """Cut a batch into up to `parts` of like length, each padded to its own longest sample; return rows and parts.
@@ -52,14 +39,7 @@ class TextBatch:
         The longest samples come first; `rows` [n] are those of the parts, one after the other.
         """
         order = self.attention_mask.sum(dim=1).argsort(descending=True, stable=True)
-        return order, [self._part(rows) for rows in order.chunk(parts)]
-
-    def _part(self, rows: slice | Tensor) -> TextBatch:
-        mask = self.attention_mask[rows]
-        columns = slice(0, int(mask.sum(dim=1).max()))
-        types = None if self.token_type_ids is None else self.token_type_ids[rows][:, columns]
-        ids = self.input_ids[rows][:, columns]
-        return TextBatch(ids, mask[:, columns], types, self.labels[rows], self.uids[rows])
+        return order, [self.part(rows) for rows in order.chunk(parts)]
 
 
 def encode_texts(tokenizer: Any, uid: int, texts: tuple[str, ...], label: int, limit: int) -> Encoded:
@@ -85,9 +65,7 @@ class TextCollator:
         """Pad samples to the longest of them."""
         typed = items[0].token_types is not None
         return TextBatch(
-            input_ids=padded([item.input_ids for item in items], self.pad_id),
-            attention_mask=padded([[1] * len(item.input_ids) for item in items], 0),
+            **by_sample(items, self.pad_id),
             token_type_ids=padded([item.token_types or [] for item in items], 0) if typed else None,
             labels=torch.tensor([item.label for item in items]),
-            uids=torch.tensor([item.uid for item in items]),
         )

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -99,17 +99,12 @@ def _prepared(
     if not responder.ahead:
         yield from ((batch, responder.prepare(batch)) for batch in batches)
         return
-    prepare = responder.prepare
     with ThreadPoolExecutor(max_workers=1) as thread:
-        waiting = [(batch, thread.submit(prepare, batch)) for batch in batches[:1]]
-        for following in [*batches[1:], None]:
-            if not waiting:
-                return
-            batch, prepared = waiting.pop()
-            ready = prepared.result()
-            if following is not None:
-                waiting.append((following, thread.submit(prepare, following)))
-            yield batch, ready
+        waiting: list[Future[Prepared]] = []
+        for batch, following in zip([[], *batches], [*batches, None], strict=True):
+            ready = [future.result() for future in waiting]
+            waiting = [] if following is None else [thread.submit(responder.prepare, following)]
+            yield from ((batch, prepared) for prepared in ready)
 
 
 # The files
@@ -132,12 +127,7 @@ def _earlier(path: Path, answer: str) -> dict[str, Line]:
         for file in _files(path):
             _drop_unfinished(file)
     processes.wait()
-    found: dict[str, Line] = {}
-    for file in _files(path):
-        for identity, line in read_lines(file, answer).items():
-            if found.setdefault(identity, line) != line:
-                raise ValueError(f"{file} gives question {identity} another answer than {path}; {BROKEN}")
-    return found
+    return read_lines(*_files(path), answer=answer)
 
 
 def _drop_unfinished(path: Path) -> None:
@@ -147,20 +137,20 @@ def _drop_unfinished(path: Path) -> None:
             file.truncate(whole)
 
 
-def read_lines(path: Path, answer: str = "text") -> dict[str, Line]:
-    """Return the lines of a predictions file by question id.
+def read_lines(*paths: Path, answer: str = "text") -> dict[str, Line]:
+    """Return the lines of predictions files by question id.
 
     Raises:
         ValueError: a line cannot be read, or a question has two different answers.
     """
     lines: dict[str, Line] = {}
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        line = _read_line(text, answer, f"{path}: line {number}")
-        if lines.setdefault(line["question_id"], line) != line:
-            raise ValueError(
-                f"{path}: line {number} gives question {line['question_id']} another answer than a line before it; "
-                f"{BROKEN}"
-            )
+    for path in paths:
+        for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            line = _read_line(text, answer, f"{path}: line {number}")
+            if lines.setdefault(name := line["question_id"], line) != line:
+                raise ValueError(
+                    f"{path}: line {number} gives question {name} another answer than a line before it; {BROKEN}"
+                )
     return lines
 
 
@@ -196,17 +186,20 @@ def _append(path: Path, lines: Sequence[Line]) -> None:
     """Add a batch to the file, which is made with the first answers: before them there is nothing to go on from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        file.write(_text(lines))
+
+
+def _text(lines: Iterable[Line]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _gather(path: Path, asked: Mapping[str, Line], answer: str) -> dict[str, Any]:
     """Merge what all processes wrote and return the answers to what was asked."""
     processes.wait()
-    found = {identity: line for file in _files(path) for identity, line in read_lines(file, answer).items()}
+    found = read_lines(*(files := _files(path)), answer=answer)
     processes.wait()  # nobody removes a file before all have read it
-    if processes.is_main() and len(files := _files(path)) > 1:
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.values())
-        runs.write_text(path, lines)
+    if processes.is_main() and len(files) > 1:
+        runs.write_text(path, _text(found.values()))
         for file in files[1:]:
             file.unlink()
     return {identity: found[identity][answer] for identity in asked}

@@ -10,7 +10,7 @@ is told (`undefined`, None) rather than printed as 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal
 
 from vlmsel.evaluation.visual.answers import strip_blanks, textvqa_answer, vqav2_answer
@@ -20,6 +20,18 @@ TEXTVQA_REFERENCES = 10
 GLUE = {"cola": ("mcc",), "mrpc": ("accuracy", "f1"), "qqp": ("accuracy", "f1")} | dict.fromkeys(
     ("sst2", "qnli", "rte"), ("accuracy",)
 )
+
+
+def require_answers(
+    ids: Sequence[str], answers: Container[str], what: str = "questions have no answer", mend: str = ""
+) -> None:
+    """Refuse answers to some of the questions only.
+
+    Raises:
+        ValueError: a question has no answer; says how many, and which is the first.
+    """
+    if lacking := [identity for identity in ids if identity not in answers]:
+        raise ValueError(f"{len(lacking)} of {len(ids)} {what}, the first: {lacking[0]}{mend}")
 
 
 # Means over questions and their standard errors over the drawing of questions

@@ -18,7 +18,7 @@ from vlmsel.evaluation.engines.base import Engine, within
 from vlmsel.evaluation.harness import answer_all
 from vlmsel.evaluation.results import Result, how_given, result, summary
 from vlmsel.evaluation.task import Task, TaskFiles
-from vlmsel.evaluation.tasks import TASKS, VISUAL_TASKS, load_task, require_file
+from vlmsel.evaluation.tasks import check_files, load_task, require_file
 from vlmsel.evaluation.visual.answer_files import read_results
 from vlmsel.evaluation.visual.result_files import write_results
 from vlmsel.evaluation.visual.tasks import VisualTask
@@ -61,30 +61,17 @@ def model_sources(
     return {"model": model} if model is not None else dict(models or {})
 
 
-def check_entries(entries: Mapping[str, TaskFiles], asking: Asking, alone: bool, needs_images: bool) -> None:
-    """Refuse settings that a benchmark lacks, or has no use for, before any file is read.
-
-    Args:
-        entries: the files of benchmarks by the name of their results.
-        asking: how they are asked.
-        alone: there is one benchmark, with no entry that could be mended.
-        needs_images: images will be shown.
+def check_entries(entries: Mapping[str, TaskFiles], asking: Asking, named: bool, needs_images: bool) -> None:
+    """Refuse settings that a benchmark lacks, or has no use for, before any file is read; a fault is `named`.
 
     Raises:
         ValueError: says which entry and setting.
     """
-    benchmarks = {name: files.task or name for name, files in entries.items()}
-    for name, benchmark in benchmarks.items():
+    for name, files in entries.items():
         require_folder_name(name)
-        who, images = name if name == benchmark else f"{name} ({benchmark})", entries[name].images
-        if benchmark not in TASKS:
-            mend = "" if alone else f"; set `task` of the entry {name!r} to one of them"
-            raise ValueError(f"no task is called {benchmark!r}; there are {', '.join(TASKS)}{mend}")
-        if images is not None and benchmark not in VISUAL_TASKS:
-            raise ValueError(f"{who} is a text task and has no images; leave images ({images}) out")
-        if images is None and benchmark in VISUAL_TASKS and needs_images:
-            raise ValueError(f"{who} asks about images; give the folder that they are in as images")
-    if asking.pope_mode is not None and "pope" not in benchmarks.values():
+        with within(name if named else None):
+            check_files(files.task or name, files, needs_images)
+    if asking.pope_mode is not None and "pope" not in [files.task or name for name, files in entries.items()]:
         raise ValueError(f"pope_mode {asking.pope_mode} is for the task pope; leave it out")
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Engine
 from vlmsel.evaluation.harness import Responder
-from vlmsel.evaluation.metrics import mean, standard_error
+from vlmsel.evaluation.metrics import mean, require_answers, standard_error
 
 Metrics = dict[str, Any]  # name -> a number, or None where it cannot be computed
 Answers = Mapping[str, Any]  # question id -> a text, or a list of log-probabilities
@@ -110,23 +110,13 @@ class Task(ABC):
     def majority(self) -> tuple[str, Metrics]:
         """Return the best constant answer and its metrics: what a blind model can reach."""
 
-    def require_all(self, answers: Answers) -> None:
-        """Refuse answers to some of the questions only.
-
-        Raises:
-            ValueError: a question has no answer.
-        """
-        lacking = [identity for identity in self.ids if identity not in answers]
-        if lacking:
-            raise ValueError(f"{len(lacking)} of {len(self.ids)} questions have no answer, the first: {lacking[0]}")
-
     def score(self, answers: Answers) -> Metrics:
         """Compute every metric from the answer to each question, by id.
 
         Raises:
             ValueError: a question has no answer.
         """
-        self.require_all(answers)
+        require_answers(self.ids, answers)
         means = {name: mean(values) for name, values in self.values(answers).items()}
         return means | self.others(answers)
 
@@ -136,6 +126,6 @@ class Task(ABC):
         Raises:
             ValueError: a question has no answer.
         """
-        self.require_all(answers)
+        require_answers(self.ids, answers)
         own = {name: standard_error(values) for name, values in self.values(answers).items()}
         return own | self.other_errors(answers)

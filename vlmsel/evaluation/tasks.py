@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vlmsel.data.glue import GLUE_TASKS, read_glue
+from vlmsel.data.glue import GLUE_TASKS, GlueExample, read_glue
 from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
 from vlmsel.data.multiple_choice import read_choices
 from vlmsel.evaluation.asking import PopeMode
@@ -18,8 +18,12 @@ from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQ
 
 VISUAL_TASKS = ("vqav2", "gqa", "pope", "textvqa")
 TASKS = (*VISUAL_TASKS, *CHOICE_TASKS, *GLUE_TASKS)
-
-
+# Which benchmarks have files beside their questions; what choices have is known to their reader.
+OWN_FILES = {
+    "images": ("images", VISUAL_TASKS),
+    "annotations": ("annotations file", ("vqav2", *CHOICE_TASKS)),
+    "ocr": ("file of OCR tokens", ("textvqa",)),
+}
 SETTINGS = tuple(field.name for field in fields(TaskFiles))
 
 
@@ -75,6 +79,26 @@ def require_file(path: str | Path) -> None:
         raise ValueError(f"{path}: a compressed file; unpack it first")
 
 
+def check_files(name: str, files: TaskFiles, needs_images: bool = False) -> None:
+    """Refuse files that a benchmark lacks or has no use for, before any is read.
+
+    Raises:
+        ValueError: there is no such task, or its files are too many or too few.
+    """
+    if name not in TASKS:
+        raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}; set task to one of them")
+    count, several = len(files.paths), name == "pope"
+    if not count or (count > 1 and not several):
+        raise ValueError(f"{name} needs {'question files' if several else 'one question file'}, got {count}")
+    for setting, (what, tasks) in OWN_FILES.items():
+        if (given := getattr(files, setting)) is not None and name not in tasks:
+            raise ValueError(f"{name} has no {what}; leave {setting} ({given}) out")
+    if files.annotations is None and name == "vqav2":
+        raise ValueError("vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations")
+    if files.images is None and name in VISUAL_TASKS and needs_images:
+        raise ValueError(f"{name} asks about images; give the folder that they are in as images")
+
+
 def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
     """Read a benchmark's official files.
 
@@ -88,7 +112,7 @@ def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
         ValueError: there is no such task, files are too many or too few, or one is not what it should be; names file
             and question.
     """
-    _check_files(name, files)
+    check_files(name, files)
     for file in (*files.paths, files.annotations, files.ocr):
         if file is not None:
             require_file(file)
@@ -104,28 +128,10 @@ def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
         choices = read_choices(name, path, files.annotations)
         _require_labels([question.answer for question in choices], path)
         return ChoiceTask(name, choices)
-    glue = read_glue(name, path)
-    _require_labels([example.label for example in glue.examples], path)
-    return GlueTask(name, glue.examples, len(glue.skipped))
-
-
-def _check_files(name: str, files: TaskFiles) -> None:
-    """Refuse files that a benchmark lacks or has no use for."""
-    if name not in TASKS:
-        raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
-    count, several = len(files.paths), name == "pope"
-    if not count or (count > 1 and not several):
-        raise ValueError(f"{name} needs {'question files' if several else 'one question file'}, got {count}")
-    if files.annotations is None and name == "vqav2":
-        raise ValueError(
-            f"{files.paths[0]}: vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations"
-        )
-    if files.annotations is not None and name in GLUE_TASKS:
-        raise ValueError(f"{name} has its labels in the question file; leave --annotations out")
-    if files.annotations is not None and name in VISUAL_TASKS and name != "vqav2":
-        raise ValueError(f"{name} has no annotations file")
-    if files.ocr is not None and name != "textvqa":
-        raise ValueError(f"{name} has no file of OCR tokens; textvqa has")
+    rows = read_glue(name, path)
+    examples = [row for _, row in rows if isinstance(row, GlueExample)]
+    _require_labels([example.label for example in examples], path)
+    return GlueTask(name, examples, len(rows) - len(examples))
 
 
 def _require_labels(labels: Sequence[int | None], path: Path) -> None:

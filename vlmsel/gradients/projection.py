@@ -18,10 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_count
-from vlmsel.gradients import Block, Factor
-from vlmsel.gradients.embedding_factor import LookupFactor
-from vlmsel.gradients.factors import DenseFactor, OuterFactor
-from vlmsel.gradients.sum_factor import SumFactor
+from vlmsel.gradients import Block, DenseFactor, Factor, LookupFactor, OuterFactor, SumFactor
 
 
 class Matrices(NamedTuple):
@@ -76,33 +73,20 @@ class Projection:
 
 def projected(factor: Factor, matrices: Matrices) -> Factor:
     """Return A g Bᵀ of every sample, as factors where the gradients are factors and formed otherwise."""
-    if matrices == (None, None):
+    rows, cols = matrices
+    if rows is None and cols is None:
         return factor
-    matrices = matrices.to(factor.values)
-    if isinstance(factor, OuterFactor):
-        return OuterFactor(_mapped(factor.left, matrices.rows), _mapped(factor.right, matrices.cols))
-    if isinstance(factor, LookupFactor):
-        return _projected_lookup(factor, matrices)
     if isinstance(factor, SumFactor):
         return SumFactor([projected(part, matrices) for part in factor.parts])
-    pieces = [project(piece, matrices) for piece in factor.pieces()]
-    return DenseFactor(torch.cat(pieces) if pieces else project(factor.dense(), matrices))
-
-
-def project(dense: Float[Tensor, "n rows cols"], matrices: Matrices) -> Float[Tensor, "n k l"]:
-    """Return A g Bᵀ of formed gradients."""
-    across = _mapped(dense, matrices.cols)
-    return across if matrices.rows is None else matrices.rows @ across
+    if isinstance(factor, OuterFactor):
+        return OuterFactor(_mapped(factor.left, rows), _mapped(factor.right, cols))
+    if isinstance(factor, LookupFactor):  # a token that looks up row r has the outer product of A's column r with B δ
+        delta = _mapped(factor.delta, cols)
+        return LookupFactor(factor.ids, delta, factor.rows) if rows is None else OuterFactor(rows.T[factor.ids], delta)
+    across = _mapped(factor.dense(), cols)
+    return DenseFactor(across if rows is None else rows @ across)
 
 
 def _mapped(x: Tensor, matrix: Tensor | None) -> Tensor:
     """[..., size] -> [..., kept]"""
     return x if matrix is None else x @ matrix.T
-
-
-def _projected_lookup(factor: LookupFactor, matrices: Matrices) -> Factor:
-    """A token that looks up row r gives δ to that row, so its outer product is column r of A with B δ."""
-    delta = _mapped(factor.delta, matrices.cols)
-    if matrices.rows is None:
-        return LookupFactor(factor.ids, delta, factor.rows)
-    return OuterFactor(matrices.rows.T[factor.ids], delta)

@@ -11,11 +11,11 @@ from torch import nn
 from vlmsel.models import checkpoint
 from vlmsel.models.config import VLMConfig
 from vlmsel.models.fingerprints import fingerprint
-from vlmsel.models.language import load_language, load_tokenizer, shape_language
+from vlmsel.models.language import load_language, load_tokenizer
 from vlmsel.models.lora import attach_lora
 from vlmsel.models.presets import preset
 from vlmsel.models.projector import build_projector
-from vlmsel.models.vision import VisionTower, load_vision, shape_vision
+from vlmsel.models.vision import VisionTower, load_vision
 from vlmsel.models.vlm import VLM
 
 
@@ -24,19 +24,14 @@ def build(
 ) -> VLM:
     """Build a model from pretrained backbones with a fresh projector and fresh adapters.
 
-    `dtype` is that of the frozen backbones; projector and adapters are float32, which training needs. On device `meta`
-    the model has shapes and no weights (nothing is loaded): for counting. `seed` draws the adapters.
+    `dtype` is that of the frozen backbones; projector and adapters are float32, which training needs. `seed` draws the
+    adapters.
 
     Raises:
         FileNotFoundError, ValueError: a backbone cannot be found or used; the message names it.
     """
-    if str(device) == "meta":
-        vision = None if config.vision is None else shape_vision(config)
-        language, tokenizer = shape_language(config.language), None
-    else:
-        vision = None if config.vision is None else load_vision(config, dtype)
-        language = load_language(config.language, dtype)
-        tokenizer = load_tokenizer(config.language)
+    vision = None if config.vision is None else load_vision(config, dtype)
+    language, tokenizer = load_language(config.language, dtype), load_tokenizer(config.language)
     return assemble(config, vision, language, tokenizer, seed).to(device)
 
 
@@ -45,13 +40,12 @@ def assemble(
 ) -> VLM:
     """Put loaded backbones together: freeze them, attach adapters to the language model, add a fresh projector."""
     language_model.requires_grad_(False).eval()
-    embedding = language_model.get_input_embeddings().weight
-    source = "meta" if embedding.is_meta else "cpu"
-    projector = nn.Sequential()
+    projector, eyes = nn.Sequential(), ""  # no eyes make no statement
     if vision is not None:
-        projector = build_projector(config.projector, vision.width, embedding.shape[1], config.projector_seed, source)
-    eyes = "" if vision is None or embedding.is_meta else fingerprint(vision)  # no eyes make no statement
-    prints = {} if embedding.is_meta else {"vision": eyes, "language": fingerprint(language_model)}
+        width = language_model.get_input_embeddings().weight.shape[1]
+        projector = build_projector(config.projector, vision.width, width, config.projector_seed)
+        eyes = fingerprint(vision)
+    prints = {"vision": eyes, "language": fingerprint(language_model)}
     if config.lora is not None:
         language_model = attach_lora(language_model, config.lora, seed)
     model = VLM(config, vision, projector, language_model, tokenizer)

@@ -7,7 +7,6 @@ some devices and in some dtypes they differ by rounding, and always when feature
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from os import cpu_count
 from pathlib import Path
@@ -15,19 +14,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from vlmsel import processes, runs
-from vlmsel.data.feature_files import DTYPES, FeatureSpec, Picture, stamp
-from vlmsel.data.features import FeatureCache, FeatureReader, require_room, writing
+from vlmsel import processes
+from vlmsel.data.dataset import shown
+from vlmsel.data.features import DTYPES, FeatureFolder, FeatureReader, FeatureSpec, look, require_room, writing
 from vlmsel.data.images import Pictures, find_image
 from vlmsel.models.fingerprints import fingerprint
 from vlmsel.models.vision import VisionTower
 
-SHARD_BYTES = 1 << 28  # held in memory until it is written, and lost when the process is killed
-SHARD_ROWS = 4096
+THREADS = min(8, cpu_count() or 1)
 T = TypeVar("T")
-Rows = dict[str, tuple[Picture, Tensor]]  # by the hash of a picture's bytes: its pixels or its features
 
 
 def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> FeatureSpec:
@@ -61,7 +57,6 @@ def open_features(
     folder: str | Path,
     dtype: str | None = None,
     batch_size: int = 32,
-    shard_rows: int | None = None,
 ) -> FeatureReader:
     """Return the features of pictures, after computing those that `folder` lacks or whose picture has changed.
 
@@ -76,32 +71,29 @@ def open_features(
         folder: where features are kept; made when it does not exist.
         dtype: what they are stored as: float32, bfloat16 or float16; as the tower computes when left out.
         batch_size: pictures that the tower takes at once.
-        shard_rows: pictures in a file; about 256 MB when left out.
 
     Raises:
         ValueError: the folder holds something else or a damaged file, another process writes there, the disk has too
             little room, or a number does not fit `dtype`.
     """
-    spec, folder = feature_spec(tower, mode, dtype), Path(folder)
+    spec, paths = feature_spec(tower, mode, dtype), _find(images, names)
+    reader = FeatureFolder(folder, spec).reader(paths)
+    missing = {name: path for name, path in paths.items() if name not in reader}
     pictures = Pictures(Path(images), spec.size, spec.mode, spec.mean)
-    paths = _find(images, names)
-    reader = FeatureCache(folder, spec).reader(paths)
-    if processes.is_main():
-        missing = {name: path for name, path in paths.items() if name not in reader}
-        build = _Build(tower, pictures, spec, batch_size, shard_rows or _shard_rows(spec))
-        build.complete(folder, missing)
+    # nothing is locked or written for pictures none of which can be read
+    if processes.is_main() and not all(map(pictures.problem, missing)):
+        with writing(folder, spec) as kept:
+            fresh = _without_features(kept, missing)
+            require_room(kept.folder, spec, len(fresh))
+            _fill(kept, tower, pictures, fresh, batch_size)
     processes.wait()
-    return reader if len(reader.places) == len(paths) else FeatureCache(folder, spec).reader(paths)
-
-
-def _shard_rows(spec: FeatureSpec) -> int:
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // spec.row_bytes))
+    return FeatureFolder(folder, spec).reader(paths) if missing else reader
 
 
 def _find(images: str | Path, names: Iterable[str]) -> dict[str, Path]:
     """Return the files of those names that have one."""
     found = {}
-    for name in tqdm(dict.fromkeys(names), desc="looking for images", unit="image", delay=2, dynamic_ncols=True):
+    for name in shown(dict.fromkeys(names), "looking for images", "image"):
         try:
             found[name] = find_image(images, name)
         except (ValueError, OSError):  # the data set's check tells
@@ -109,118 +101,65 @@ def _find(images: str | Path, names: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-@dataclass(frozen=True)
-class _Build:
-    """Computes features of pictures for one tower."""
+def _without_features(kept: FeatureFolder, missing: Mapping[str, Path]) -> list[tuple[str, str, Path]]:
+    """Hash pictures that may have changed; return hash, name and path of each distinct one that has no features."""
+    paths = [path for path in missing.values() if kept.digest(path) is None]
+    with ThreadPool(THREADS) as pool:
+        looks = shown(pool.imap(look, paths, 16), "comparing images", "image", len(paths))
+        kept.remember({str(path): seen for path, seen in zip(paths, looks, strict=True) if seen is not None})
+    digests = {kept.digest(path): (name, path) for name, path in missing.items()}
+    return [(digest, *where) for digest, where in digests.items() if digest is not None and digest not in kept]
 
-    tower: VisionTower
-    pictures: Pictures
-    spec: FeatureSpec
-    batch_size: int
-    shard_rows: int
 
-    def complete(self, folder: Path, missing: Mapping[str, Path]) -> None:
-        """Add pictures to a folder; nothing is locked or written when none of them can be read."""
-        if all(self.read(item) is None for item in missing.items()):
-            return
-        with writing(folder, self.spec) as cache:
-            missing = {name: path for name, path in missing.items() if cache.find(path) is None}
-            if cache.rows:  # the same bytes may lie there under another stamp
-                missing = _compare(cache, missing)
-            require_room(folder, self.spec, len(missing))
-            self.fill(cache, missing)
+def _fill(
+    kept: FeatureFolder,
+    tower: VisionTower,
+    pictures: Pictures,
+    fresh: Sequence[tuple[str, str, Path]],
+    batch_size: int,
+) -> None:
+    """Run the tower over pictures, given with their hashes and paths, and keep what it gives."""
 
-    def fill(self, cache: FeatureCache, missing: Mapping[str, Path]) -> None:
-        """Run the tower over pictures and write shards as they become full."""
-        waiting: Rows = {}
-        copies: list[Picture] = []
-        with tqdm(total=len(missing), desc="computing features", unit="image", delay=2, dynamic_ncols=True) as bar:
-            for items, read in _ahead(self.read, list(missing.items()), self.batch_size):
-                fresh: Rows = {}
-                for picture, pixels in filter(None, read):
-                    if any(picture.digest in known for known in (cache.rows, waiting, fresh)):
-                        copies.append(picture)
-                    else:
-                        fresh[picture.digest] = picture, pixels
-                waiting |= self.compute(fresh)
-                while len(waiting) >= self.shard_rows:
-                    waiting = self.write(cache, waiting)
-                bar.update(len(items))
-        self.write(cache, waiting)
-        cache.remember(copies)
-
-    def read(self, item: tuple[str, Path]) -> tuple[Picture, Tensor] | None:
-        """Read one picture; None when that cannot be done."""
-        name, path = item
+    def read(one: tuple[str, str, Path]) -> tuple[str, Path, Tensor] | None:
+        digest, name, path = one
         try:
-            picture = _look(path)
-            pixels = self.pictures(name)
-            same = stamp(path) == picture.stamp
+            pixels = pictures(name)
         except (ValueError, OSError):
             return None
-        if not same:
+        if kept.digest(path) != digest:
             raise ValueError(f"{path} changed while it was read; run again when nothing writes there")
-        return picture, pixels
+        return digest, path, pixels
 
-    def compute(self, fresh: Rows) -> Rows:
-        """Replace pixels by features in the dtype they are stored in.
-
-        Raises:
-            ValueError: a feature is beyond the range of this dtype.
-        """
-        if not fresh:
-            return {}
-        pictures, pixels = zip(*fresh.values(), strict=True)
-        exact = self.tower(torch.stack(pixels).to(self.tower.device))
-        stored = exact.to(DTYPES[self.spec.dtype]).cpu()
-        lost = (exact.isfinite().cpu() & ~stored.isfinite()).flatten(1).any(dim=1).tolist()
-        if any(lost):
-            first = pictures[lost.index(True)].path
-            raise ValueError(f"{first}: a feature is beyond the range of {self.spec.dtype}; store bfloat16 instead")
-        return {one.digest: (one, features) for one, features in zip(pictures, stored.unbind(), strict=True)}
-
-    def write(self, cache: FeatureCache, waiting: Rows) -> Rows:
-        """Write the first rows as a shard and return the others."""
-        rows = list(waiting.items())
-        if rows:
-            pictures, features = zip(*(row for _, row in rows[: self.shard_rows]), strict=True)
-            cache.append(pictures, torch.stack(features))
-        return dict(rows[self.shard_rows :])
+    batches = -(-len(fresh) // batch_size)
+    for batch in shown(_ahead(read, fresh, batch_size), "computing features", "batch", batches):
+        if not any(batch):
+            continue
+        digests, paths, pixels = zip(*filter(None, batch), strict=True)
+        exact = tower(torch.stack(pixels).to(tower.device))
+        for digest, features in zip(digests, _stored(exact, paths, kept.spec.dtype), strict=True):
+            kept.save(digest, features)
 
 
-def _compare(cache: FeatureCache, missing: Mapping[str, Path]) -> dict[str, Path]:
-    """Record pictures whose bytes are known under another stamp; return the others."""
-    known, others = [], {}
-    with tqdm(total=len(missing), desc="comparing images", unit="image", delay=2, dynamic_ncols=True) as bar:
-        for items, looks in _ahead(_try_look, list(missing.items()), 256):
-            for (name, path), picture in zip(items, looks, strict=True):
-                if picture is not None and picture.digest in cache.rows:
-                    known.append(picture)
-                else:
-                    others[name] = path
-            bar.update(len(items))
-    cache.remember(known)
-    return others
+def _stored(exact: Tensor, paths: Sequence[Path], dtype: str) -> Tensor:
+    """Bring the features [m, patches, width] of pictures to the dtype they are stored in, on the CPU.
+
+    Raises:
+        ValueError: a feature is beyond the range of this dtype.
+    """
+    stored = exact.to(DTYPES[dtype])
+    lost = (exact.isfinite() & ~stored.isfinite()).flatten(1).any(dim=1).tolist()
+    if any(lost):
+        raise ValueError(f"{paths[lost.index(True)]}: a feature is beyond the range of {dtype}; store bfloat16 instead")
+    return stored.cpu()
 
 
-def _look(path: Path) -> Picture:
-    """Hash a file; its stamp is taken before, so that a later change shows."""
-    before = stamp(path)
-    return Picture(str(path), before, runs.file_hash(path))
-
-
-def _try_look(item: tuple[str, Path]) -> Picture | None:
-    try:
-        return _look(item[1])
-    except OSError:
-        return None
-
-
-def _ahead(call: Callable[[Any], T], items: Sequence[Any], size: int) -> Iterator[tuple[Sequence[Any], list[T]]]:
+def _ahead(call: Callable[[Any], T], items: Sequence[Any], size: int) -> Iterator[list[T]]:
     """Apply a call to batches of items in threads, one batch ahead of the batch that is being used."""
-    batches = [items[start : start + size] for start in range(0, len(items), size)]
-    with ThreadPool(min(8, cpu_count() or 1)) as pool:
-        jobs = [pool.map_async(call, batch) for batch in batches[:1]]
-        for index, batch in enumerate(batches):
-            jobs += [pool.map_async(call, later) for later in batches[index + 1 : index + 2]]
-            yield batch, jobs.pop(0).get()
+    with ThreadPool(THREADS) as pool:
+        jobs = []
+        for start in range(0, len(items), size):
+            jobs.append(pool.map_async(call, items[start : start + size]))
+            if len(jobs) > 1:
+                yield jobs.pop(0).get()
+        for job in jobs:
+            yield job.get()

@@ -11,27 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
+from vlmsel.data.batches import Batch
+from vlmsel.gradients.persample import evaluating
 from vlmsel.models.language import cache_name, decode, decoder_and_head, pad_id, unwrap
 from vlmsel.models.splice import IMAGE_ID
-from vlmsel.models.vlm import VLM, BatchLike
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode within the block and back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+from vlmsel.models.vlm import VLM
 
 
 @contextmanager
@@ -46,7 +36,7 @@ def replaced_settings(language_model: Any, settings: GenerationConfig) -> Iterat
 
 
 @torch.no_grad()
-def generate(model: VLM, batch: BatchLike, tokenizer: Any, max_new_tokens: int) -> list[str]:
+def generate(model: VLM, batch: Batch, tokenizer: Any, max_new_tokens: int) -> list[str]:
     """Answer the prompts of a batch (`input_ids` without answers, padded on either side) greedily.
 
     Raises:
@@ -67,35 +57,21 @@ def generate(model: VLM, batch: BatchLike, tokenizer: Any, max_new_tokens: int) 
     return [answer_text(row, tokenizer) for row in ids.tolist()]
 
 
-@dataclass
-class _Part:
-    """Some columns of a batch, with the images that stand in them."""
-
-    input_ids: Tensor
-    labels: Tensor
-    attention_mask: Tensor
-    pixel_values: Tensor | None
-    image_index: Tensor
-    image_samples: Tensor
-
-
-def _inputs(model: VLM, batch: BatchLike) -> dict[str, Any]:
+def _inputs(model: VLM, batch: Batch) -> dict[str, Any]:
     """Return what `generate` of transformers needs to answer a batch."""
     end = shared_start(batch)
     if not end:
         plan, embeddings = model.embed(batch, left=True)
         return {"inputs_embeds": embeddings, "attention_mask": plan.attention_mask}
     assert batch.pixel_values is not None
-    ids, mask, images = (
-        batch.input_ids,
-        batch.attention_mask,
-        torch.arange(len(batch.pixel_values), device=model.device),
-    )
+    ids, mask = batch.input_ids, batch.attention_mask
+    images = torch.arange(len(batch.pixel_values), device=model.device)
     start = ids[:1, :end].expand(len(images), -1)
-    _, embeddings = model.embed(_Part(start, start, torch.ones_like(start), batch.pixel_values, images, images))
+    shown = {"pixel_values": batch.pixel_values, "image_index": images, "image_samples": images}
+    _, embeddings = model.embed(Batch(start, start, torch.ones_like(start), images, **shown))
     cache = _read(model, embeddings)
     cache.batch_select_indices(batch.image_index)
-    rest = _Part(ids[:, end:], ids[:, end:], mask[:, end:], None, images[:0], images[:0])
+    rest = Batch(ids[:, end:], ids[:, end:], mask[:, end:], batch.uids, None, images[:0], images[:0])
     plan, text = model.embed(rest, left=True)
     # generate takes the sequence as a whole and skips what the cache holds, whose embeddings may be anything
     held = text.new_zeros(1, 1, 1).expand(len(text), embeddings.shape[1], text.shape[2])
@@ -112,7 +88,7 @@ def _read(model: VLM, embeddings: Tensor) -> DynamicCache:
     return cache
 
 
-def shared_start(batch: BatchLike) -> int:
+def shared_start(batch: Batch) -> int:
     """Count the ids that all rows begin with, the image's placeholder being the last of them.
 
     0 where nothing would be saved: rows have other numbers of images than one, begin differently, or no two rows show
@@ -136,7 +112,7 @@ def answer_text(ids: list[int], tokenizer: Any) -> str:
 
 
 @torch.no_grad()
-def next_token_logits(model: VLM, batch: BatchLike) -> Tensor:
+def next_token_logits(model: VLM, batch: Batch) -> Tensor:
     """Return the logits of the first token after each prompt, at least float32. [n, vocabulary]"""
     with evaluating(model):
         decoder, head = decoder_and_head(model.language_model)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from vlmsel.models.config import resolve
 from vlmsel.models.damage import check_folder, loading
-from vlmsel.models.presets import ARCHITECTURES
 
 # Settings that change the logits after the output head; the loss applies the head itself and would miss them.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -77,18 +76,6 @@ def load_tokenizer(source: str) -> Any:
     check_folder(Path(folder))
     with loading("tokenizer", source):
         return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-def shape_language(source: str) -> nn.Module:
-    """Build a language model on the meta device: shapes without weights; the 7B preset needs no network."""
-    if source in ARCHITECTURES:
-        config = transformers.AutoConfig.for_model(**ARCHITECTURES[source])
-    else:
-        config = transformers.AutoConfig.from_pretrained(resolve(source))
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    check_head(model)
-    return model
 
 
 def check_head(model: Any) -> None:

@@ -7,8 +7,6 @@ Llama-2-7B; its LoRA is HyperINF's (r 64, alpha 128, rsLoRA on q and v), prompts
 
 from __future__ import annotations
 
-from typing import Any
-
 from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
 
 LLAMA2_7B = "meta-llama/Llama-2-7b-hf"
@@ -33,22 +31,6 @@ PRESETS: dict[str, VLMConfig] = {
     ),
     "tiny-text": VLMConfig(vision=None, language="assets:llama", template="text"),
     "llama2-7b": VLMConfig(vision=None, language=LLAMA2_7B, template="text"),
-}
-
-# Shapes of language models whose cost can be planned without a hub.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    LLAMA2_7B: {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-    }
 }
 
 

@@ -24,18 +24,17 @@ def linear_maps(kind: str) -> int:
     return int(match[1]) if match else 1
 
 
-def draw_linear(inputs: int, outputs: int, generator: torch.Generator, device: str) -> nn.Linear:
+def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """Return a linear map with PyTorch's default distribution U(-1/sqrt(in), 1/sqrt(in)), drawn from `generator`."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device)
-    if device != "meta":
-        bound = inputs**-0.5
-        for parameter in (layer.weight, layer.bias):
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    bound = inputs**-0.5
+    for parameter in (layer.weight, layer.bias):
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
     return layer
 
 
-def build_projector(kind: str, inputs: int, outputs: int, seed: int, device: str = "cpu") -> nn.Sequential:
-    """Build a float32 projector from `inputs` (tower width) to `outputs` (embedding width); `device` is cpu or meta.
+def build_projector(kind: str, inputs: int, outputs: int, seed: int) -> nn.Sequential:
+    """Build a float32 projector from `inputs` (tower width) to `outputs` (embedding width).
 
     Linear maps sit at even indices of the Sequential, as in LLaVA's `mm_projector.{0,2}`.
 
@@ -47,5 +46,5 @@ def build_projector(kind: str, inputs: int, outputs: int, seed: int, device: str
     for index in range(linear_maps(kind)):
         if index:
             layers.append(nn.GELU())
-        layers.append(draw_linear(inputs if index == 0 else outputs, outputs, generator, device))
+        layers.append(draw_linear(inputs if index == 0 else outputs, outputs, generator))
     return nn.Sequential(*layers)

@@ -17,7 +17,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from vlmsel.models.config import VLMConfig, resolve
-from vlmsel.models.damage import check_folder, check_weights, loading, read_object
+from vlmsel.models.damage import check_folder, check_weights, loading
 
 
 class VisionTower(nn.Module):
@@ -173,20 +173,3 @@ def check_source(source: str, weights: str | None, quick_gelu: bool | None) -> N
             )
         if weights.endswith(".safetensors"):
             check_weights(Path(weights))
-
-
-def shape_vision(config: VLMConfig) -> VisionTower:
-    """Build the tower that `config` names on the meta device: shapes without weights."""
-    assert config.vision is not None
-    source = resolve(config.vision)
-    folder = source.removeprefix("local-dir:")
-    if Path(folder).is_dir():
-        model = read_object(Path(folder) / "open_clip_config.json")["model_cfg"]
-    else:
-        model = open_clip.get_model_config(source)
-        if model is None:
-            raise ValueError(f"open_clip has no architecture {source!r}; give its name, or local-dir:<folder>")
-    with torch.device("meta"):
-        visual = open_clip.CLIP(**model).visual
-    check_activation(uses_quick_gelu(visual), config)
-    return VisionTower(visual, config.vision_layer)

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vlmsel.data.batches import Batch, Collator, Item
@@ -34,17 +33,6 @@ from vlmsel.models.losses import TokenLosses, head_rows, token_losses
 from vlmsel.models.splice import Plan, plan_splice, splice_embeddings, splice_labels
 from vlmsel.models.subject import Groups, Subject, only_these_learn
 from vlmsel.models.vision import VisionTower
-
-
-class BatchLike(Protocol):
-    """What a batch must have; `vlmsel.data.batches.Batch` is one."""
-
-    input_ids: Tensor  # [n, t], -200 where an image stands
-    labels: Tensor  # [n, t], -100 where nothing is supervised
-    attention_mask: Tensor  # [n, t]
-    pixel_values: Tensor | None  # [distinct images, 3, S, S], or their features [distinct images, patches, width]
-    image_index: Tensor  # [image rows] -> row of pixel_values
-    image_samples: Tensor  # [image rows] -> row of input_ids
 
 
 class VLM(nn.Module, Subject):
@@ -161,7 +149,7 @@ class VLM(nn.Module, Subject):
             raise ValueError(f"the vision tower gives features [m, {expected}], got {list(features.shape)}")
         return features
 
-    def embed(self, batch: BatchLike, left: bool = False) -> tuple[Plan, Tensor]:
+    def embed(self, batch: Batch, left: bool = False) -> tuple[Plan, Tensor]:
         """Embed a batch with its patches in place: the plan of the places and embeddings [n, length, d].
 
         Padding goes to the right, or to the left for generation. A batch without images touches neither tower nor
@@ -181,17 +169,17 @@ class VLM(nn.Module, Subject):
             patches = self.project(batch.pixel_values, batch.image_index)
         return plan, splice_embeddings(plan, text, patches)
 
-    def forward(self, batch: BatchLike) -> TokenLosses:
+    def forward(self, batch: Batch) -> TokenLosses:
         """Return the cross entropy of every supervised token; `losses` averages it by sample."""
         plan, embeddings = self.embed(batch)
         labels = splice_labels(plan, batch.labels)
         return token_losses(self.language_model, labels, plan.attention_mask, inputs_embeds=embeddings)
 
-    def token_losses(self, batch: BatchLike) -> TokenLosses:
+    def token_losses(self, batch: Batch) -> TokenLosses:
         """Return the cross entropy of every supervised token."""
         return self(batch)
 
-    def row_samples(self, batch: BatchLike) -> Mapping[str, Tensor]:
+    def row_samples(self, batch: Batch) -> Mapping[str, Tensor]:
         """Say whose the rows of projector (one per image) and output head (one per supervised token) are."""
         head, rows = head_rows(self.language_model, batch.labels, batch.attention_mask)
         name = next(name for name, module in self.named_modules() if module is head)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlmsel import runs
-from vlmsel.data.labelled import LabelledFile
-from vlmsel.data.labelled_sets import plain
+from vlmsel.data.labelled import LabelledFile, plain
 from vlmsel.reporting.figures import draw_rates
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scoring.table import read_table

@@ -64,7 +64,7 @@ class GradientScorer(Scorer):
             v: mean gradient of each target: those that the statistic was started with.
         """
 
-    def solve_many(self, statistics: Sequence[Any], v: Sequence[Tensor]) -> list[Solved]:
+    def solve_many(self, statistics: Sequence[Any], v: Sequence[Float[Tensor, "targets _rows _cols"]]) -> list[Solved]:
         """Solve several blocks; one after the other unless a scorer knows better."""
         return [self.solve(statistic, own) for statistic, own in zip(statistics, v, strict=True)]
 
@@ -125,6 +125,6 @@ def sample_scorers(scorers: Sequence[Scorer]) -> list[SampleScorer]:
     return [scorer for scorer in scorers if isinstance(scorer, SampleScorer)]
 
 
-def no_fit_gradient(v: Tensor, **details: Any) -> Solved:
+def no_fit_gradient(v: Float[Tensor, "targets rows cols"], **details: Any) -> Solved:
     """Return P v = 0, for a block on which no fit sample has a gradient."""
     return Solved(torch.zeros_like(v), details)

@@ -59,7 +59,7 @@ class System:
     details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Any, statistic: Gram, v: Tensor) -> System:
+    def of(cls, settings: Any, statistic: Gram, v: Float[Tensor, "targets rows cols"]) -> System:
         """Set up the system of a block."""
         gram, count = statistic.take(), statistic.count
         trace = float(gram.diagonal().double().sum()) / max(1, count)
@@ -75,13 +75,13 @@ class System:
         assert self.gram is not None
         return DTYPES[self.settings.dtype] if self.settings.dtype else self.gram.dtype
 
-    def right(self, dtype: torch.dtype) -> Tensor:
-        """Return n v as the rows of a right-hand side, [m, d]; FIM: [targets, rows·cols]."""
+    def right(self, dtype: torch.dtype) -> Float[Tensor, "m d"]:
+        """Return n v as the rows of a right-hand side; FIM: [targets, rows·cols]."""
         assert self.gram is not None
         return self._turned(self.v).reshape(-1, len(self.gram)).to(dtype) * self.count
 
-    def solved(self, rows: Tensor) -> Solved:
-        """Return h from the rows of the solution [m, d]."""
+    def solved(self, rows: Float[Tensor, "m d"]) -> Solved:
+        """Return h from the rows of the solution."""
         shape = self._turned(self.v).shape
         return Solved(self._turned(rows.to(self.v.dtype).reshape(shape)), self.details)
 
@@ -97,7 +97,7 @@ class System:
         self.details.update({"residuals": found.residuals, "converged": found.converged})
 
     @contextmanager
-    def damped(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, bool]]:
+    def damped(self, dtype: torch.dtype) -> Iterator[tuple[Float[Tensor, "d d"], bool]]:
         """Give S + nλI on the targets' device, in the place of S where it lies there in this dtype, and whether it may
         be overwritten; nλ is added in `dtype`, for float32 loses one far below the diagonal. S is afterwards what it
         was, unless it was overwritten."""
@@ -169,7 +169,9 @@ def _directly(system: System, a: Tensor, overwrite: bool) -> Solved:
 # Several small blocks at once
 
 
-def solve_many(settings: Any, statistics: Sequence[Gram], v: Sequence[Tensor]) -> list[Solved]:
+def solve_many(
+    settings: Any, statistics: Sequence[Gram], v: Sequence[Float[Tensor, "targets _rows _cols"]]
+) -> list[Solved]:
     """Return each block's h: that of `solve` but for rounding.
 
     Raises:

@@ -92,7 +92,7 @@ class HyperINF(GradientScorer):
     def solve(self, statistic: Gram, v: Float[Tensor, "targets rows cols"]) -> Solved:
         return gram_solve.solve(self, statistic, v)
 
-    def solve_many(self, statistics: Sequence[Gram], v: Sequence[Tensor]) -> list[Solved]:
+    def solve_many(self, statistics: Sequence[Gram], v: Sequence[Float[Tensor, "targets _rows _cols"]]) -> list[Solved]:
         return gram_solve.solve_many(self, statistics, v)
 
     def solve_bytes(self, block: BlockTargets, samples: int) -> int:

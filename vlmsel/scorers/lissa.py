@@ -143,10 +143,10 @@ class Recursion(Statistic):
         self.r = self.r + scale * (self.block.targets - product)
         self.steps += 1
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> State:
         return {"r": self.r}
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         return {"steps": torch.tensor(self.steps), **super().state()}
 
     def load(self, state: State) -> None:

@@ -27,8 +27,8 @@ def column_squares(stack: Float[Tensor, "columns rows cols"]) -> Float[Tensor, "
     return torch.linalg.vector_norm(stack, dim=(1, 2), dtype=torch.float64).square()
 
 
-def over_norm(values: Float[Tensor, ...], squares: Float[Tensor, ...]) -> Float[Tensor, ...]:
-    """Return values / √squares in the dtype of the values, 0 where the square is 0; the shapes broadcast.
+def over_norm(values: Float[Tensor, "*shape"], squares: Float[Tensor, "*_squares"]) -> Float[Tensor, "*shape"]:
+    """Return values / √squares in the dtype of the values, 0 where the square is 0; squares broadcast to the values.
 
     >>> over_norm(torch.tensor([6.0, 5.0]), torch.tensor([4.0, 0.0])).tolist()
     [3.0, 0.0]
@@ -37,8 +37,8 @@ def over_norm(values: Float[Tensor, ...], squares: Float[Tensor, ...]) -> Float[
     return torch.where(norms > 0, values / norms, torch.zeros_like(values))
 
 
-def divide_columns_(stacks: dict[str, Tensor], which: Sequence[bool]) -> None:
-    """Give the columns `which` of all blocks' stacks [columns, rows, cols] the norm 1 over the blocks together.
+def divide_columns_(stacks: dict[str, Float[Tensor, "columns _rows _cols"]], which: Sequence[bool]) -> None:
+    """Give the columns `which` of all blocks' stacks the norm 1 over the blocks together.
 
     In place, for the stacks of a large model are many times its blocks; columns of zeros stay.
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,10 +25,10 @@ from vlmsel.gradients import Factor
 from vlmsel.solvers import sherman_morrison
 
 Zeros = Callable[[tuple[int, ...], torch.dtype], Tensor]  # (shape, dtype) -> zeros that lie somewhere
-State = Mapping[str, Tensor]
+State = dict[str, Shaped[Tensor, "..."]]
 
 
-def zeros_on(device: torch.device | str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def zeros_on(device: torch.device | str, shape: tuple[int, ...], dtype: torch.dtype) -> Shaped[Tensor, "*shape"]:
     """Return zeros in the memory of a device."""
     return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -122,10 +122,10 @@ class Statistic(ABC):
         """Add the gradients of one batch to the tensors; whatever allocates memory comes before the first change."""
 
     @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> State:
         """Return its own tensors, which hold all that was gathered."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> State:
         """Return what was gathered so far, to be written or copied before it goes on."""
         return {"count": torch.tensor(self.count), **self.tensors()}
 
@@ -210,7 +210,7 @@ class Gram(Statistic):
         tall = (piece.mT if self.side == "rows" else piece).to(total.dtype).reshape(-1, self.size)
         total.addmm_(tall.T, tall)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> State:
         return {"gram": self.gram}
 
     def bytes(self, samples: int) -> int:
@@ -253,7 +253,7 @@ class KeptGradients(Statistic):
             raise RuntimeError("the gradients kept for this block were used up when it was solved; gather anew")
         return self._parts
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> State:
         if len(self._gathered()) != 1:
             self._parts = [self._placed(self._parts)]
         return {"gradients": self._parts[0]}
@@ -290,7 +290,7 @@ class SquareSum(Statistic):
         """The mean over samples and entries of g²; 0 for no sample."""
         return float(self.squares) / max(1, self.count * self.block.entries)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> State:
         return {"squares": self.squares}
 
 
@@ -311,7 +311,7 @@ class Products(Statistic):
         weights = sherman_morrison.weights(factor.inner(self.block.targets), factor.sq_norm(), self.damping)
         self.total += factor.weighted_sum(weights)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> State:
         return {"total": self.total}
 
 

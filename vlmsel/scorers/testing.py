@@ -176,10 +176,12 @@ def _check_inputs_kept(trial: _Trial) -> None:
     same = all(torch.equal(a, b) for a, b in zip(owned, before, strict=True)) and torch.equal(dense.dense(), formed)
     _expect(same, "expected targets and gradients to be left as they are; other scorers read them too")
     statistic = _gather(trial.start(), [trial.factor])
-    again = torch.equal(trial.finish(statistic).h, trial.finish(statistic).h)
-    _expect(
-        again, "expected the same h from solving twice; a statistic that is not `spendable` serves other scorers too"
-    )
+    first, second = trial.finish(statistic).h, trial.finish(statistic).h
+    _expect(torch.equal(first, second), "expected the same h from solving twice; other scorers use the statistic too")
+    if statistic is not None:
+        statistic.spendable = True
+        met = _near(trial.finish(statistic).h, first, EXACT)
+        _expect(met, "expected the same h from a statistic that is `spendable`")
 
 
 def _check_mean_square(trial: _Trial) -> None:
@@ -252,23 +254,18 @@ def _check_resume(trial: _Trial) -> None:
 
 
 def _check_merge(trial: _Trial) -> None:
-    """Expected what two processes gathered to be merged into what one gathers."""
+    """Expected what several processes gathered to be merged into what one gathers."""
     batches = trial.batches()
-    one, other = _gather(trial.start(), batches[:2]), _gather(trial.start(), batches[2:])
-    if one is None or other is None or one.ordered:
+    if (merged := trial.start()) is None or merged.ordered:
         return
-    one.merge(_copied(other))
-    _expect(one.count == SAMPLES, "expected `merge` to add the counts of samples")
-    met = _near(trial.finish(one).h, trial.solve(), EXACT)
+    for dealt in (batches[:2], [], batches[2:]):
+        merged.merge(_copied(_gather(trial.start(), dealt)))
+    _expect(merged.count == SAMPLES, "expected `merge` to add the counts of samples")
     _expect(
-        met,
-        "expected the same h from two processes' statistics merged as from one; `merge` adds up tensors unless told",
+        _near(trial.finish(merged).h, trial.solve(), EXACT),
+        "expected the same h from several processes' statistics merged as from one, though a process have no sample; "
+        "`merge` adds up tensors unless told",
     )
-    nobody = _gather(trial.start(), batches[2:3])
-    assert nobody is not None
-    nobody.merge(_copied(_gather(trial.start(), [trial.factor])))
-    met = _near(trial.finish(nobody).h, trial.solve(), EXACT)
-    _expect(met, "expected a process without samples to change nothing when it merges another's")
 
 
 class _FullAt(TorchDispatchMode):
@@ -289,15 +286,14 @@ class _FullAt(TorchDispatchMode):
 
 def _check_out_of_memory(trial: _Trial) -> None:
     """Expected an update that runs out of memory to have taken in nothing."""
-    batches = [trial.factor.select(slice(0, 4)), trial.factor.select(slice(4, SAMPLES))]
+    first, second = (trial.factor.select(some) for some in (slice(0, 4), slice(4, SAMPLES)))
+    if (statistic := _gather(trial.start(), [first])) is None:
+        return
+    before = _copied(statistic)
     for number in range(200):
-        statistic = _gather(trial.start(), batches[:1])
-        if statistic is None:
-            return
-        before = _copied(statistic)
         try:
             with _FullAt(number):
-                statistic.update(batches[1])
+                statistic.update(second)
             return  # fewer allocations than that
         except torch.OutOfMemoryError:
             after = statistic.state()
@@ -305,6 +301,16 @@ def _check_out_of_memory(trial: _Trial) -> None:
             _expect(
                 same, "expected an update that runs out of memory to have taken in nothing: allocate before you change"
             )
+
+
+def _check_planned(trial: _Trial) -> None:
+    """Expected a statistic to start for targets without numbers and to say how many bytes it will hold."""
+    planned, gathered = trial.start(trial.targets.to("meta")), _gather(trial.start(), trial.batches())
+    if planned is None or gathered is None:
+        return
+    held, told = sum(tensor.nbytes for tensor in gathered.tensors().values()), planned.bytes(SAMPLES)
+    _expect(told >= held, f"expected `bytes({SAMPLES})` to be what is held then, {held} bytes, got {told}")
+    hash(planned.key)
 
 
 def _copied(statistic: Statistic | None) -> dict[str, Tensor]:
@@ -370,6 +376,7 @@ BLOCK_CHECKS: tuple[Callable[[_Trial], None], ...] = (
     _check_resume,
     _check_merge,
     _check_out_of_memory,
+    _check_planned,
     _check_zero_gradients,
     _check_zero_sample,
 )

@@ -47,6 +47,8 @@ def score_gradients(
     assert isinstance(scorer, GradientScorer)
     wide = {name: torch.promote_types(own.dtype, targets[name].dtype) for name, own in gradients.items()}
     source = ArraySource({name: own.to(wide[name]) for name, own in gradients.items()})
+    if not source.sizes[0]:
+        return next(iter(source.factors.values())).values.new_zeros(len(names), 0)
     v = {name: own.to(wide[name]) for name, own in targets.items()}
     h = precondition(Targets(names, lambda: v), FitSources(source, source), [scorer])
     with source.passing(ScoreReducer(h.stacks, h.normalised)) as read:

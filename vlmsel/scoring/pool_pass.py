@@ -2,8 +2,8 @@
 
 The folder gets `directions.safetensors`, the preconditioned targets, after the curvature pass, and one file per chunk
 of the score pass; each is written under a temporary name and renamed, and a run that is started again goes on behind
-what is there, within the curvature pass too. The batches are a function of the configuration alone, so a resumed run repeats
-the same arithmetic.
+what is there, within the curvature pass too. The batches are a function of the configuration alone, so a resumed run
+repeats the same arithmetic.
 
 Processes that were started together deal batches and chunks among them. Jobs that know nothing of each other each take
 a share of the chunks; whoever finds all chunks done puts the table together.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,41 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.data.dataset import SampleDataset
-from vlmsel.gradients.store.records import Records
 from vlmsel.scoring.pool_pass import Scored
 from vlmsel.scoring.table import write_table
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the table says of a pool's records beside their scores, by uid.
+
+    Attributes:
+        sources: where each comes from; "" for one that could not be read.
+        tokens: its length, pictures' places included.
+        reasons: why those that cannot be used cannot.
+    """
+
+    sources: Sequence[str]
+    tokens: Sequence[int]
+    reasons: Mapping[int, str]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def usable(self) -> list[int]:
+        """Return the uids of records without a problem."""
+        return [uid for uid in range(len(self)) if uid not in self.reasons]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as they are read back."""
+        reasons = {str(uid): why for uid, why in self.reasons.items()}
+        return {"sources": list(self.sources), "tokens": list(self.tokens), "reasons": reasons}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Records:
+        """Read them back."""
+        reasons = {int(uid): why for uid, why in content["reasons"].items()}
+        return cls(content["sources"], content["tokens"], reasons)
 
 
 def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapping[str, Any]) -> None:

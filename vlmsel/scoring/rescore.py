@@ -6,22 +6,23 @@ scorers run in the projected space: inner products are right on average, and cur
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vlmsel import runs
-from vlmsel.gradients.store.format import FINISHED, TARGETS
+from vlmsel.gradients.store.format import STORE, TARGETS
 from vlmsel.gradients.store.reader import GradientStore
-from vlmsel.gradients.store.records import Records, read_left_out
 from vlmsel.scorers import Samples, Scorer
 from vlmsel.scoring.curvature import FitSources, Targets
 from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.passes import FitPart
 from vlmsel.scoring.pool_pass import Scored, score_pool
+from vlmsel.scoring.pool_table import Records
 from vlmsel.scoring.source import StoreSource
 
 
@@ -34,12 +35,14 @@ class StoredPool:
         records: the pool's records.
         lacking: samples without scores: why, and the loss of each: those that the store lacks, and those left out.
         excluded: uids of samples that are neither fitted on nor scored.
+        keep: the samples that are scored.
     """
 
     store: GradientStore
     records: Records
     lacking: Mapping[int, tuple[str, float]]
     excluded: set[int]
+    keep: set[int]
 
     @classmethod
     def open(cls, folder: str, device: str = "cpu", leave_out: str | None = None) -> StoredPool:
@@ -49,27 +52,17 @@ class StoredPool:
             FileNotFoundError, ValueError: it is no finished store, or the list cannot be used.
         """
         store = GradientStore.open(folder, device)
-        records = Records.read(store.folder, store.settings)
-        uids = read_uids(leave_out, len(records)) if leave_out else set()
+        records = Records.from_json(store.records)
+        excluded = read_uids(leave_out, len(records)) if leave_out else set()
         losses = dict(zip(store.uids.tolist(), store.losses.tolist(), strict=True))
-        why = f"left out by {leave_out}"
-        lacking = read_left_out(store.folder) | {uid: (why, losses[uid]) for uid in uids if uid in losses}
-        found = cls(store, records, lacking, uids)
-        if not found.keep():
-            raise ValueError(f"{leave_out}: leaves none of the {len(store.uids)} samples of {folder}; list fewer uids")
-        return found
-
-    def keep(self) -> set[int]:
-        """Return the samples that are scored."""
-        return set(self.store.uids.tolist()) - self.excluded
-
-    def reasons(self) -> dict[int, str]:
-        """Say why records of the pool have no score."""
-        return {**{uid: why for uid, (why, _) in self.lacking.items()}, **self.records.reasons}
+        if not losses.keys() - excluded:
+            raise ValueError(f"{leave_out}: leaves none of the {len(losses)} samples of {folder}; list fewer uids")
+        dropped = {uid: (f"left out by {leave_out}", losses[uid]) for uid in excluded & losses.keys()}
+        return cls(store, records, {**store.left_out, **dropped}, excluded, losses.keys() - excluded)
 
     def inputs(self) -> dict[str, str]:
         """Name what scores depend on beside the configuration, by its content."""
-        files = {name: runs.file_hash(self.store.folder / name) for name in (FINISHED, TARGETS)}
+        files = {name: runs.file_hash(self.store.folder / name) for name in (STORE, TARGETS)}
         return {"the store": repr(files), "the samples left out": repr(sorted(self.excluded))}
 
     def targets(self, names: Sequence[str] | None = None) -> Targets:
@@ -86,6 +79,23 @@ class StoredPool:
             raise ValueError(f"{self.store.folder}: no target {asked}; the gradient store has {', '.join(own)}")
         rows = [own.index(name) for name in chosen]
         return Targets(chosen, lambda: {name: v[rows] for name, v in self.store.target_gradients().items()})
+
+    def source(self, uids: Sequence[int]) -> StoreSource:
+        """Return those of these samples that are kept, to make P from.
+
+        Raises:
+            ValueError: there is none.
+        """
+        source = StoreSource(self.store, self.keep.intersection(uids))
+        if not source.sizes:
+            raise ValueError("no sample to fit curvature or measure damping on; give at least one uid")
+        return source
+
+    def samples(self, uids: Tensor, losses: Tensor) -> Samples:
+        """Return what scorers that look at samples are told of these."""
+        chosen = uids.tolist()
+        tokens = torch.tensor([self.records.tokens[uid] for uid in chosen], dtype=torch.int64)
+        return Samples(uids, losses, tokens, [self.records.sources[uid] for uid in chosen], _no_texts)
 
 
 def rescore_pool(
@@ -106,35 +116,19 @@ def rescore_pool(
         folder: the run folder.
         place: where curvature is gathered.
 
+    Returns:
+        The scores; samples that are lacking come last, with their losses and no scores.
+
     Raises:
         ValueError: no sample to fit on, or scorers that have no room.
     """
-    keep = pool.keep()
     fit, scale = part.draw([uid for uid in pool.records.usable() if uid not in pool.excluded])
-    sources = FitSources(_source(pool, keep, fit, "fit"), _source(pool, keep, scale, "scale"))
-    scored = score_pool(StoreSource(pool.store, keep), sources, targets, scorers, folder, place=place)
+    sources = FitSources(pool.source(fit), pool.source(scale))
+    scored = score_pool(StoreSource(pool.store, pool.keep), sources, targets, scorers, folder, place=place)
     assert scored is not None  # there are no other jobs
-    scored = scored.with_samples(scorers, _samples(pool, scored.uids, scored.losses), _nobody(targets.names))
-    return _with_lacking(scored, pool)
-
-
-def _source(pool: StoredPool, keep: Collection[int], uids: Sequence[int], what: str) -> StoreSource:
-    source = StoreSource(pool.store, set(keep).intersection(uids), what)
-    if not source.sizes:
-        raise ValueError("no sample to fit curvature or measure damping on; give at least one uid")
-    return source
-
-
-def _samples(pool: StoredPool, uids: Tensor, losses: Tensor) -> Samples:
-    chosen = uids.tolist()
-    tokens = torch.tensor([pool.records.tokens[uid] for uid in chosen], dtype=torch.int64)
-    return Samples(uids, losses, tokens, [pool.records.sources[uid] for uid in chosen], _no_texts)
-
-
-def _nobody(names: Sequence[str]) -> dict[str, Samples]:
-    """A store has the targets' gradients and nothing of their samples."""
-    none = torch.zeros(0, dtype=torch.int64)
-    return {name: Samples(none, torch.zeros(0), none, [], _no_texts) for name in names}
+    nobody = pool.samples(scored.uids[:0], scored.losses[:0])  # the targets' gradients are stored, not their samples
+    samples = pool.samples(scored.uids, scored.losses)
+    return _with_lacking(scored.with_samples(scorers, samples, dict.fromkeys(targets.names, nobody)), pool)
 
 
 def _no_texts() -> Sequence[str]:
@@ -142,16 +136,14 @@ def _no_texts() -> Sequence[str]:
 
 
 def _with_lacking(scored: Scored, pool: StoredPool) -> Scored:
-    """Add the samples that the store lacks, with their losses and no scores."""
-    uids = torch.tensor([*pool.lacking], dtype=torch.int64)
     losses = torch.tensor([loss for _, loss in pool.lacking.values()], dtype=scored.losses.dtype)
-    none = scored.scores.new_full((len(scored.names), len(uids)), float("nan"))
+    reasons = {uid: why for uid, (why, _) in pool.lacking.items()}
     return replace(
         scored,
-        uids=torch.cat([scored.uids, uids]),
+        uids=torch.cat([scored.uids, torch.tensor([*pool.lacking], dtype=torch.int64)]),
         losses=torch.cat([scored.losses, losses]),
-        scores=torch.cat([scored.scores, none], 1),
-        left_out=scored.left_out | pool.reasons(),
+        scores=pad(scored.scores, (0, len(losses)), value=float("nan")),
+        left_out={**scored.left_out, **reasons, **pool.records.reasons},
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -214,17 +214,17 @@ def _hand_over(captured: Capture, reducer: Reducer[Any]) -> None:
 
 
 class StoreSource(GradientSource):
-    """The samples of a gradient store, or some of them; a batch is a shard, of what of it is meant.
+    """Some samples of a gradient store; a batch is a shard, of what of it is meant.
 
     Args:
         store: the store.
-        keep: uids of the samples that are meant; all when None.
-        what: what they are called in errors.
+        keep: uids of the samples that are meant.
     """
 
-    def __init__(self, store: GradientStore, keep: set[int] | None = None, what: str = "keep") -> None:
+    def __init__(self, store: GradientStore, keep: Collection[int]) -> None:
         self.store, self.blocks, self.device = store, store.blocks, torch.device(store.device)
-        pairs = zip(store.shards, store.masks(keep, what), strict=True)
+        wanted = torch.tensor(sorted(keep), dtype=torch.int64)
+        pairs = [(shard, torch.isin(shard.uids, wanted)) for shard in store.shards]
         self._parts = [(shard, mask) for shard, mask in pairs if bool(mask.any())]
         self.sizes = [int(mask.sum()) for _, mask in self._parts]
 

@@ -18,14 +18,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 
 from vlmsel.evaluation.metrics import mean, standard_error
 
 
-@dataclass(frozen=True)
-class Identified:
+class Identified(NamedTuple):
     """How well the training samples of one test sample's class are found."""
 
     kind: str  # the class
@@ -42,27 +44,17 @@ class Spread:
     error: float
     count: int
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise values.
 
-        >>> Spread.of([0.0, 1.0, 1.0, 0.0]).mean
-        0.5
-        """
-        error = standard_error(values)
-        return cls(mean(values), error * math.sqrt(len(values)), error, len(values))
-
-
-def detection_auc(influences: Sequence[float], positives: Sequence[bool]) -> float:
+def detection_auc(influences: ArrayLike, positives: ArrayLike) -> float:
     """Return the chance that a positive has lower influence than another sample, ties counting half.
 
     >>> detection_auc([-3.0, -1.0, -2.0, 0.0], [True, True, False, False])
     0.75
     """
-    return float(roc_auc_score(positives, [-influence for influence in influences]))
+    return float(roc_auc_score(positives, -np.asarray(influences)))
 
 
-def class_recall(influences: Sequence[float], positives: Sequence[bool]) -> float:
+def class_recall(influences: ArrayLike, positives: ArrayLike) -> float:
     """Return the share of positives among as many samples of lowest influence, expected over the order of ties.
 
     >>> class_recall([-3.0, -1.0, -2.0, 0.0], [True, True, False, False])
@@ -70,15 +62,15 @@ def class_recall(influences: Sequence[float], positives: Sequence[bool]) -> floa
     >>> class_recall([0.0, 0.0, 0.0, 0.0], [True, False, False, False])
     0.25
     """
-    places = sum(positives)
-    last = sorted(influences)[places - 1]
-    below = [positive for value, positive in zip(influences, positives, strict=True) if value < last]
-    tied = [positive for value, positive in zip(influences, positives, strict=True) if value == last]
-    return (sum(below) + sum(tied) * (places - len(below)) / len(tied)) / places
+    values, same = np.asarray(influences), np.asarray(positives)
+    places = int(same.sum())
+    last = np.sort(values)[places - 1]
+    below, tied = same[values < last], same[values == last]
+    return float((below.sum() + tied.sum() * (places - len(below)) / len(tied)) / places)
 
 
 def identify(
-    influences: Sequence[Sequence[float]], train_kinds: Sequence[str], test_kinds: Sequence[str]
+    influences: Sequence[ArrayLike], train_kinds: Sequence[str], test_kinds: Sequence[str]
 ) -> list[Identified]:
     """Measure every test sample.
 
@@ -92,29 +84,32 @@ def identify(
     """
     if len(influences) != len(test_kinds):
         raise ValueError(f"got influences on {len(influences)} test samples and the classes of {len(test_kinds)}")
-    found = []
+    found, kinds = [], np.asarray(train_kinds)
     for number, (row, kind) in enumerate(zip(influences, test_kinds, strict=True)):
-        _check(row, train_kinds, f"test sample {number}")
-        positives = [one == kind for one in train_kinds]
-        if not any(positives) or all(positives):
+        values, same, where = np.asarray(row, dtype=np.float64), kinds == kind, f"test sample {number}"
+        if values.shape != kinds.shape:
+            raise ValueError(f"{where}: got {len(values)} influences and the classes of {len(kinds)} training samples")
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
             raise ValueError(
-                f"test sample {number}: {sum(positives)} of {len(positives)} training samples are of its class "
-                f"{kind!r}; give training samples of its class and of another"
+                f"{where}: {len(bad)} training samples have no influence, the first {bad[0]}; leave them out"
             )
-        found.append(Identified(kind, detection_auc(row, positives), class_recall(row, positives)))
+        if same.all() or not same.any():
+            raise ValueError(
+                f"{where}: {same.sum()} of {len(same)} training samples are of its class {kind!r}; give training "
+                "samples of its class and of another"
+            )
+        found.append(Identified(kind, detection_auc(values, same), class_recall(values, same)))
     return found
-
-
-def _check(row: Sequence[float], train_kinds: Sequence[str], where: str) -> None:
-    if len(row) != len(train_kinds):
-        raise ValueError(f"{where}: got {len(row)} influences and the classes of {len(train_kinds)} training samples")
-    if bad := [uid for uid, value in enumerate(row) if not math.isfinite(value)]:
-        raise ValueError(f"{where}: {len(bad)} training samples have no influence, the first {bad[0]}; leave them out")
 
 
 def summary(found: Sequence[Identified]) -> dict[str, Spread]:
     """Return AUC and recall over test samples."""
-    return {"auc": Spread.of([one.auc for one in found]), "recall": Spread.of([one.recall for one in found])}
+    spreads = {}
+    for name in ("auc", "recall"):
+        values = [getattr(one, name) for one in found]
+        error = standard_error(values)
+        spreads[name] = Spread(mean(values), error * math.sqrt(len(values)), error, len(values))
+    return spreads
 
 
 def by_class(found: Sequence[Identified]) -> dict[str, dict[str, Spread]]:

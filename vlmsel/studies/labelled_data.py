@@ -1,8 +1,9 @@
-"""What `vlmsel detect` works on: what was left out of its files, and what a seed draws from the rest."""
+"""What `vlmsel detect` works on: labels that go together, what was left out, and what a seed draws from the rest."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +11,27 @@ from pathlib import Path
 from vlmsel import runs
 from vlmsel.checks import check_at_least_one, given
 from vlmsel.data.label_noise import flip_labels
-from vlmsel.data.labelled import LabelledFile, label_of, labelled_text
-from vlmsel.data.labelled_sets import LabelledData, Source, fit_together, require_two
+from vlmsel.data.labelled import LabelledFile, Source, class_names, label_of, labelled_text, plain
 from vlmsel.data.sample import Sample
 from vlmsel.scoring.batches import seeded_part
+
+MANY = 20  # classes; with more of them than half the samples, the column is hardly one of labels
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Both files and the classes that their labels are of."""
+
+    train: LabelledFile
+    validation: LabelledFile
+    classes: tuple[str, ...]
+    title: str
+
+    def digests(self) -> dict[str, str]:
+        """Hash what was read."""
+        files = {"the training data": self.train, "the validation data": self.validation}
+        read = {name: repr((file.samples, file.true_labels)) for name, file in files.items()}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in read.items()}
 
 
 def open_labelled(source: Source, folder: Path) -> LabelledData:
@@ -28,6 +46,48 @@ def open_labelled(source: Source, folder: Path) -> LabelledData:
         reasons = {problem.uid: problem.reason for problem in file.problems}
         runs.report_left_out(folder / f"skipped_{name}.json", reasons, file.total, file.name)
     return fit_together(train, validation, source.title)
+
+
+def fit_together(train: LabelledFile, validation: LabelledFile, title: str) -> LabelledData:
+    """Check that the labels of both files go together, and print which classes cannot be validated.
+
+    Raises:
+        ValueError: there is a single class, or hardly any sample of one, or validation has labels that training lacks.
+    """
+    given, held = (Counter(map(label_of, file.samples)) for file in (train, validation))
+    classes = train.classes or class_names([*given, *train.true_labels.values()])
+    if len(given) < 2:
+        raise ValueError(f"{train.name}: all labels are {min(given)!r}; detection needs at least two classes")
+    if len(given) > max(MANY, len(train.samples) // 2):
+        raise ValueError(
+            f"{train.name}: {len(given)} different labels in {len(train.samples)} samples; is label_column "
+            "the column of the labels?"
+        )
+    if unknown := {label: count for label, count in held.items() if label not in classes}:
+        raise ValueError(
+            f"{validation.name}: {sum(unknown.values())} samples have labels that training lacks, the first is "
+            f"{next(iter(unknown))[:60]!r} (training has {', '.join(classes)[:200]})"
+        )
+    require_two(validation.name, held)
+    if absent := [label for label in given if label not in held]:
+        count, first = sum(given[label] for label in absent), plain(absent[0])[:60]
+        print(
+            f"{validation.name}: lacks {len(absent)} of {len(classes)} classes, the first is {first!r}; {count} "
+            "training samples have them, and nothing speaks for or against these labels"
+        )
+    return LabelledData(train, validation, classes, plain(title))
+
+
+def require_two(name: str, labels: Counter[str]) -> None:
+    """Refuse validation samples of one class.
+
+    Their gradient is that of a constant answer: scores would tell the classes apart, not right labels from wrong ones.
+    """
+    if len(labels) < 2:
+        raise ValueError(
+            f"{name}: all validation labels are {min(labels)!r}, so that scores would tell classes apart and not wrong "
+            "labels; add samples of other classes"
+        )
 
 
 @dataclass(frozen=True)

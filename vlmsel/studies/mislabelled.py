@@ -19,7 +19,6 @@ import torch
 
 from vlmsel import runs
 from vlmsel.data.dataset import Reading, SampleDataset
-from vlmsel.data.labelled_sets import LabelledData
 from vlmsel.models.classifier import Classifier, Tune
 from vlmsel.models.classifier_files import open_classifier
 from vlmsel.models.config import LoraSpec
@@ -41,7 +40,7 @@ from vlmsel.studies.detection import (
     detection_metrics,
     detection_rate,
 )
-from vlmsel.studies.labelled_data import Drawn, write_labels
+from vlmsel.studies.labelled_data import Drawn, LabelledData, write_labels
 from vlmsel.studies.study import Seed, Study
 from vlmsel.training.fine_tuning import FineTuning
 from vlmsel.training.trainer import train_phase

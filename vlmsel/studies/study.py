@@ -31,11 +31,6 @@ class Seed(NamedTuple):
     folder: Path
 
 
-def seeds_of(folder: Path, numbers: Iterable[int]) -> list[Seed]:
-    """Return seeds with their folders in a study's."""
-    return [Seed(number, folder / f"seed{number}") for number in numbers]
-
-
 class Study(ABC, Generic[Data, Model, Answer]):
     """What is done for every arm of every seed."""
 
@@ -60,10 +55,10 @@ class Study(ABC, Generic[Data, Model, Answer]):
         """Return the model's answer."""
 
     @final
-    def run(self, seeds: Iterable[Seed], arms: Sequence[str]) -> list[dict[str, Answer]]:
-        """Run every arm of every seed, or what is left of it; return each seed's answers by arm."""
+    def run(self, folder: Path, seeds: Iterable[int], arms: Sequence[str]) -> list[dict[str, Answer]]:
+        """Run every arm of every seed in `folder/seed<k>`, or what is left of it; return each seed's answers by arm."""
         answers: list[dict[str, Answer]] = []
-        for seed in seeds:
+        for seed in (Seed(number, folder / f"seed{number}") for number in seeds):
             self.prepare(seed)
             answers.append({})
             for arm in arms:

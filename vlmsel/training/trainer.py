@@ -170,7 +170,8 @@ def run(
 
 def newest_state(states: Path) -> Path | None:
     """Return the newest state that was written to its end; the Trainer writes trainer_state.json last."""
-    return max(filter(is_complete, states.glob("checkpoint-*")), key=state_step, default=None)
+    complete = filter(is_complete, states.glob("checkpoint-*"))
+    return max(complete, key=lambda state: int(state.name.rpartition("-")[2]), default=None)
 
 
 def is_complete(state: Path) -> bool:
@@ -180,11 +181,6 @@ def is_complete(state: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
-
-
-def state_step(state: Path) -> int:
-    """Return the step after which a state was written."""
-    return int(state.name.rpartition("-")[2])
 
 
 def clean(states: Path) -> Path | None:

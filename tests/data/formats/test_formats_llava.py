@@ -149,6 +149,15 @@ def test_a_byte_order_mark_changes_nothing(write):
     assert read_records(write("\ufeff" + json.dumps([GOOD]))) == [GOOD]
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["pool.json", "pool.jsonl", "pool"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_lists_and_lines_are_told_by_their_content(name, mark, listed, write):
+    text = json.dumps([GOOD, GOOD]) if listed else "".join(json.dumps(GOOD) + "\n" for _ in range(2))
+    pool = read_samples(write(mark + text, name))
+    assert [sample.uid for sample in pool.samples] == [0, 1] and pool.records == [GOOD, GOOD]
+
+
 def test_line_separators_inside_texts_do_not_end_a_line(write):
     path = write(json.dumps({"a": "x\u2028y"}, ensure_ascii=False) + "\n\n" + json.dumps({"b": 1}), "pool.jsonl")
     assert read_records(path) == [{"a": "x\u2028y"}, {"b": 1}]
@@ -157,7 +166,8 @@ def test_line_separators_inside_texts_do_not_end_a_line(write):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.json", '{"a": 1}', "got an object"),
+        ("a.json", '{\n "a": 1\n}', "expected a list of records, got an object"),
+        ("a.json", '{"a": 1}\n[1,', "line 2: not JSON"),
         ("a.json", "[1,", "not a JSON file"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.json", f"[{'9' * 5000}]", "not a JSON file"),

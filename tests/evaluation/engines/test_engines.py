@@ -486,7 +486,7 @@ def test_what_each_kind_of_model_can_do(home, tmp_path, model, task, more):
     kinds = {"llava": "an image-text model", "llama": "a causal language model", "bert": "a sequence classifier"}
     assert found["protocol"]["model"] == kinds[model]
     benchmark = load_task(task, TaskFiles(**files(home, task)), "logit" if "prismatic" in more else "text")
-    lines = read_lines(tmp_path / "run/predictions.jsonl", benchmark.answer)
+    lines = read_lines(tmp_path / "run/predictions.jsonl", answer=benchmark.answer)
     assert found["metrics"] == benchmark.score({i: line[benchmark.answer] for i, line in lines.items()})
     assert len(lines) == found["questions"] == len(benchmark.ids)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmsel.evaluation.text.prompts import GLUE_CHOICES, choice_context, continuation, glue_context
+from vlmsel.evaluation.text.prompts import GLUE_CHOICES, choice_context, glue_context
 
 QUESTION = SimpleNamespace(
     id="7", question="What falls?", choices=("rain {}", "sky", "fog", "sun"), answer=0, passage="Water falls."
@@ -65,18 +65,3 @@ def test_multiple_choice(task, expected):
 def test_glue(task, texts, expected, choices):
     assert glue_context(task, example(*texts)) == expected
     assert GLUE_CHOICES[task] == choices
-
-
-def test_a_choice_goes_on_behind_one_blank():
-    assert continuation("yes") == " yes"
-
-
-def test_wrong_use_is_refused():
-    with pytest.raises(ValueError, match="must be one of qasc, hellaswag, piqa, logiqa; got 'arc'"):
-        choice_context("arc", QUESTION)
-    with pytest.raises(ValueError, match="must be one of cola, sst2, mrpc, qqp, qnli, rte; got 'wnli'"):
-        glue_context("wnli", example("One."))
-    with pytest.raises(ValueError, match="mrpc example 7 has 1 texts, and the task has 2"):
-        glue_context("mrpc", example("One."))
-    with pytest.raises(ValueError, match="cola example 7 has 2 texts, and the task has 1"):
-        glue_context("cola", example("One.", "Two."))

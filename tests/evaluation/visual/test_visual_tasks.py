@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -247,7 +248,7 @@ def fails(error, call, *parts):
         (
             [vqa_question(i) for i in (1, 2, 3, 4)],
             [vqa_annotation(3)],
-            ["annotations.json: question 1", "no annotation", "(3 of 4 questions have a fault)"],
+            ["annotations.json: question 1", "no annotation", "(3 of 4 questions cannot be used"],
         ),
     ],
 )
@@ -264,11 +265,11 @@ def test_wrong_vqav2_files(tmp_path, questions, annotations, parts):
         ({"01": gqa_record(answer=1)}, ["question 01: 'answer' must be str, got '1'"]),
         ({"01": "what?"}, ["question 01: no 'types'"]),
         ({"01": gqa_record(isBalanced=False)}, ["no question in it"]),
-        ({"01": gqa_record(isBalanced="yes")}, ["question 01: 'isBalanced' must be true or false"]),
+        ({"01": gqa_record(isBalanced="yes")}, ["question 01: 'isBalanced' must be bool, got 'yes'"]),
         ({"01": gqa_record(groups={})}, ["question 01: no 'global'"]),
         ({"01": gqa_record(semantic=["select"])}, ["question 01: no 'operation'"]),
         ({"01": gqa_record(entailed=None)}, ["question 01: 'entailed' must be list"]),
-        ({"01": gqa_record(answer=1), "02": {}}, ["question 01", "(2 of 2 questions have a fault)"]),
+        ({"01": gqa_record(answer=1), "02": {}}, ["question 01", "(2 of 2 questions cannot be used"]),
         ({}, ["no question in it"]),
         (f'{{"01": {json.dumps(gqa_record())}, "01": {json.dumps(gqa_record())}}}', ["question 01", "more than once"]),
         ("{", ["questions.json: not a JSON file"]),
@@ -281,13 +282,13 @@ def test_wrong_gqa_files(tmp_path, content, parts):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (json.dumps([pope_line()]), ["random.json: line 1: no 'label'", "official file?"]),
-        (json.dumps(pope_line()) + "\n{'label'", ["random.json: line 2: not JSON", "JSON lines"]),
+        (json.dumps([{"question_id": 1}]), ["random.json: record 1 of 1: no 'label'", "official file?"]),
+        (json.dumps(pope_line()) + "\n{'label'", ["random.json: line 2: not JSON"]),
         (json.dumps(pope_line(label="maybe")), ["random.json: line 1: label must be yes or no, got 'maybe'", "mend"]),
         (json.dumps(pope_line(label=True)), ["line 1: 'label' must be str, got 'True'"]),
         ("\n".join([json.dumps(pope_line())] * 2), ["question random/1 occurs more than once"]),
         ("", ["random.json: the file is empty"]),
-        ("\n", ["random.json: line 1: not JSON"]),
+        ("\n", ["random.json: the file is empty"]),
     ],
 )
 def test_wrong_pope_files(tmp_path, content, parts):
@@ -306,16 +307,16 @@ def test_a_pope_file_given_twice(tmp_path):
         ValueError,
         lambda: load_task("pope", TaskFiles([path, path])),
         "question popular/1",
-        "each category's file once",
+        "take one of the two out",
     )
 
 
 @pytest.mark.parametrize(
     ("record", "parts"),
     [
-        (textvqa_record(5, answers=["a"] * 3), ["val.json: question 5 has 3 answers", "exactly ten"]),
+        (textvqa_record(5, answers=["a"] * 3), ["val.json: question 5: 3 answers", "exactly ten"]),
         (textvqa_record(5, answers=["a"] * 9 + [7]), ["val.json: question 5: an answer must be str, got 7"]),
-        ({"question_id": 5, "question": "?", "image_id": "x"}, ["question 5 has no answers", "take the val file"]),
+        ({"question_id": 5, "question": "?", "image_id": "x"}, ["question 5: it has no answers", "take the val file"]),
         ({"question": "?"}, ["val.json: no 'question_id'"]),
     ],
 )
@@ -473,3 +474,13 @@ def test_popes_constant_is_yes_wherever_something_is_there():
     labels = ["no", "no", "no", "yes"]
     constant, metrics = POPE([Question(str(i), "", "", (own,), "random") for i, own in enumerate(labels)]).majority()
     assert (constant, metrics["f1"], metrics["accuracy"]) == ("yes", pytest.approx(0.4), 0.25)
+
+
+@pytest.mark.parametrize("task", ["vqav2", "gqa", "pope", "textvqa"])
+def test_byte_order_marks_change_nothing(task, world, tmp_path):
+    paths = [Path(path) for path in world[task]["questions"]]
+    noted = world[task].get("annotations")
+    expected = load_task(task, TaskFiles(paths, annotations=noted))
+    marked = [write(tmp_path / path.name, "\ufeff" + path.read_text()) for path in paths]
+    notes = noted and write(tmp_path / "notes.json", "\ufeff" + Path(noted).read_text())
+    assert load_task(task, TaskFiles(marked, annotations=notes)).questions == expected.questions

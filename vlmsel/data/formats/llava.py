@@ -1,4 +1,4 @@
-"""Conversation files in LLaVA's format: a JSON list (or `.jsonl`, one record a line) of
+"""Conversation files in LLaVA's format: a JSON list or, as files named `.jsonl` are written, JSON lines of
 
     {"id": ..., "image": "coco/train2017/000.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."}, ...]}
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel.data.formats.base import ROLES, Form, checked_sample
-from vlmsel.data.rows import Unread, json_rows, kind_of
+from vlmsel.data.rows import json_rows, kind_of, parse_all, readable
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.runs import write_text
 
@@ -30,12 +30,7 @@ class Llava(Form):
 
     def read(self, path: Path) -> list[Any]:
         """Read the list, or the lines that are not blank."""
-        records = []
-        for place, record in json_rows(path, path.suffix == ".jsonl"):
-            if isinstance(record, Unread):
-                raise ValueError(f"{path}: {place}: {record.reason}")
-            records.append(record)
-        return records
+        return parse_all(path, json_rows(path), lambda uid, record: readable(record), "record")
 
     def write(self, path: Path, records: Iterable[Any]) -> None:
         """Write a list, or one record a line for `.jsonl`."""

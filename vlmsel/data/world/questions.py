@@ -66,12 +66,6 @@ def _asked(rng: random.Random, answer: str, wrong: str, wording: str, **words: s
     return Asked(WORDINGS[wording][way].format(**words), answer, wrong, wording, way, words)
 
 
-def _which(rng: random.Random, thing: Thing, kind: str, wording: str, **words: str) -> Asked:
-    """Ask for a thing's color, shape or size."""
-    right = getattr(thing, kind)
-    return _asked(rng, right, _other(rng, _KINDS[kind], right), wording, **words)
-
-
 def _yes_no(rng: random.Random, truth: bool, wording: str, **words: str) -> Asked:
     return _asked(rng, *(("yes", "no") if truth else ("no", "yes")), wording, **words)
 
@@ -90,22 +84,21 @@ def about(*keys: str) -> Callable[[Callable[[Thing, random.Random], Asked]], Fam
     return family
 
 
+def lookup(kind: str, wording: str, shown: str, *keys: str) -> Family:
+    """Make a family that asks for a thing's color, shape or size and names it by its word for `shown`."""
+
+    def question(thing: Thing, rng: random.Random) -> Asked:
+        right = getattr(thing, kind)
+        return _asked(rng, right, _other(rng, _KINDS[kind], right), wording, **{shown: getattr(thing, shown)})
+
+    return about(*keys)(question)
+
+
 # VQAv2: open, number and yes/no questions
 
-
-@about("shape")
-def color_of(thing: Thing, rng: random.Random) -> Asked:
-    return _which(rng, thing, "color", "color", shape=thing.shape)
-
-
-@about("color")
-def shape_of(thing: Thing, rng: random.Random) -> Asked:
-    return _which(rng, thing, "shape", "shape", color=thing.color)
-
-
-@about("color", "shape")
-def size_of(thing: Thing, rng: random.Random) -> Asked:
-    return _which(rng, thing, "size", "size", name=thing.name)
+color_of = lookup("color", "color", "shape", "shape")
+shape_of = lookup("shape", "shape", "color", "color")
+size_of = lookup("size", "size", "name", "color", "shape")
 
 
 def count_things(scene: Scene, rng: random.Random) -> Asked:
@@ -143,14 +136,8 @@ def relation(scene: Scene, rng: random.Random) -> Asked | None:
     return _yes_no(rng, truth, "relation", **words)
 
 
-def color_at(scene: Scene, rng: random.Random) -> Asked:
-    thing = rng.choice(scene.things)
-    return _which(rng, thing, "color", "color_at", place=thing.place)
-
-
-def shape_at(scene: Scene, rng: random.Random) -> Asked:
-    thing = rng.choice(scene.things)
-    return _which(rng, thing, "shape", "shape_at", place=thing.place)
+color_at = lookup("color", "color_at", "place", "row", "column")
+shape_at = lookup("shape", "shape_at", "place", "row", "column")
 
 
 @about("shape")

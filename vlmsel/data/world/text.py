@@ -7,15 +7,7 @@ from __future__ import annotations
 
 import random
 
-_OPPOSITES = {
-    "hot": "cold",
-    "big": "small",
-    "left": "right",
-    "top": "bottom",
-    "push": "pull",
-    "north": "south",
-    "day": "night",
-}
+_OPPOSITES = "hot cold, big small, left right, top bottom, push pull, north south, day night".split(", ")
 _TALK = (
     ("How are you today?", "I am fine, thank you."),
     ("Tell me a short story.", "A cat sat on a mat and slept all day."),
@@ -37,6 +29,6 @@ def text_task(rng: random.Random) -> tuple[str, str]:
         noun = rng.choice(_NOUNS)
         return f"Spell the word {noun}.", " ".join(noun)
     if kind == 2:
-        word, opposite = rng.choice(list(_OPPOSITES.items()))
+        word, opposite = rng.choice(_OPPOSITES).split()
         return f"What is the opposite of {word}?", opposite
     return rng.choice(_TALK)

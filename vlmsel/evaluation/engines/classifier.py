@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from vlmsel.data.glue import GLUE_TASKS
+from vlmsel.data.text_batches import encode_texts
 from vlmsel.evaluation.engines.base import Engine
+from vlmsel.gradients.persample import evaluating
 from vlmsel.models.classifier import Classifier
-from vlmsel.models.generation import evaluating
 
 
 class ClassifierEngine(Engine):
@@ -35,20 +36,12 @@ class ClassifierEngine(Engine):
 
     @torch.no_grad()
     def classify(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        columns = [list(column) for column in zip(*texts, strict=True)]
-        full = self.subject.tokenizer(*columns, verbose=False)["input_ids"]
-        self.cut += sum(len(ids) > self.subject.limit for ids in full)
-        batch = self.subject.tokenizer(
-            *columns,
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=self.subject.limit,
-            return_tensors="pt",
-        )
-        model = self.subject.model
-        with evaluating(model):
-            return model(**batch.to(model.device)).logits[:, list(self.order)].tolist()
+        limit = self.subject.limit
+        items = [encode_texts(self.subject.tokenizer, i, tuple(own), 0, limit) for i, own in enumerate(texts)]
+        self.cut += sum(item.cut for item in items)
+        with evaluating(self.subject):
+            batch = self.subject.collate(items).to(self.subject.device)
+            return self.subject.logits(batch)[:, list(self.order)].tolist()
 
 
 def glue_order(names: Sequence[str]) -> tuple[int, ...] | None:

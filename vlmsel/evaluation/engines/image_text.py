@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jinja2 import TemplateError
-from torch import Tensor
 from transformers import BatchFeature, GenerationConfig
 
 from vlmsel.data.encoding import IMAGE_ID, generation_ids, text_ids
@@ -22,7 +22,8 @@ from vlmsel.data.sample import Turn
 from vlmsel.data.templates import IMAGE, find_template
 from vlmsel.evaluation.engines.base import Ask, Spellings, first_ids, within, word_scores
 from vlmsel.evaluation.engines.likelihood import LanguageEngine
-from vlmsel.models.generation import evaluating, replaced_settings
+from vlmsel.gradients.persample import evaluating
+from vlmsel.models.generation import replaced_settings
 from vlmsel.models.language import pad_id, set_padding
 
 # What processors return with one value per token; token types are 0 for text.
@@ -151,23 +152,13 @@ def put_images(batch: Any, rows: Sequence[Sequence[int]], padding: int) -> Batch
         rows: ids of the prompts, -200 where the image stands.
         padding: the id to pad with.
     """
-    real = batch["attention_mask"].bool()
+    real, places = batch["attention_mask"].bool(), [row.index(IMAGE_ID) for row in rows]
     spliced = {}
     for name in BY_TOKEN:
         if name in batch:
             own = [row if name == "input_ids" else [int(name == "attention_mask")] * len(row) for row in rows]
-            places = [row.index(IMAGE_ID) for row in rows]
             images = [values[mask].tolist() for values, mask in zip(batch[name], real, strict=True)]
-            full = [[*o[:p], *i, *o[p + 1 :]] for o, p, i in zip(own, places, images, strict=True)]
-            spliced[name] = left_padded(full, padding if name == "input_ids" else 0)
+            full = [torch.tensor([*o[:p], *i, *o[p + 1 :]]) for o, p, i in zip(own, places, images, strict=True)]
+            value, width = padding if name == "input_ids" else 0, max(map(len, full))
+            spliced[name] = torch.stack([F.pad(one, (width - len(one), 0), value=value) for one in full])
     return BatchFeature({**batch, **spliced})
-
-
-def left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Return rows as one tensor [n, longest], filled up on the left.
-
-    >>> left_padded([[5], [6, 7]], 0).tolist()
-    [[0, 5], [6, 7]]
-    """
-    width = max(map(len, rows))
-    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vlmsel.data.batches import length_batches
 from vlmsel.evaluation.engines.base import Engine
-from vlmsel.models.generation import evaluating
-from vlmsel.models.language import POSITIONS, check_head, max_positions, pad_id, unwrap
+from vlmsel.gradients.persample import evaluating
+from vlmsel.models.language import check_head, max_positions, pad_id, unwrap
 from vlmsel.models.losses import token_losses
 from vlmsel.models.splice import IGNORE
 
@@ -32,7 +32,6 @@ class Likelihood:
     """What a continuation's tokens are worth together."""
 
     value: float  # sum of log p, in nats
-    tokens: int  # of the continuation
     truncated: bool  # tokens of the context were cut off
 
 
@@ -72,18 +71,6 @@ def appended(tokenizer: Any) -> int:
     return extra - next(starts, extra)
 
 
-def start_token(tokenizer: Any) -> int:
-    """Return the token that stands in for an empty context: BOS, else EOS.
-
-    Raises:
-        ValueError: the tokenizer has neither.
-    """
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise ValueError("an empty context needs a bos or eos token, and the tokenizer has neither; set its bos_token")
-
-
 def joint_ids(tokenizer: Any, context: str, continuation: str, behind: int) -> tuple[list[int], int]:
     """Tokenise a pair at full length; return ids and the number of continuation tokens, which may be 0.
 
@@ -92,12 +79,18 @@ def joint_ids(tokenizer: Any, context: str, continuation: str, behind: int) -> t
         context: what the continuation follows.
         continuation: what is scored.
         behind: special tokens that the tokenizer appends, see `appended`.
+
+    Raises:
+        ValueError: the context is empty, and the tokenizer has neither BOS nor EOS to stand in for it.
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
     if not kept:
         scored = token_ids(tokenizer, continuation, special=False)
-        return [start_token(tokenizer), *scored], len(scored)
+        starts = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+        if not starts:
+            raise ValueError("an empty context needs a bos or eos token, and the tokenizer has neither; set bos_token")
+        return [starts[0], *scored], len(scored)
     ids = token_ids(tokenizer, kept + continuation)
     ids = ids[: len(ids) - behind]
     return ids, max(0, len(ids) - (len(token_ids(tokenizer, kept)) - behind))
@@ -150,11 +143,7 @@ def _which(found: list[int], pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def loglikelihoods(
-    model: Any,
-    tokenizer: Any,
-    pairs: Sequence[tuple[str, str]],
-    max_length: int | None = None,
-    batch_tokens: int = 8192,
+    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], batch_tokens: int = 8192
 ) -> list[Likelihood]:
     """Score the continuation of every (context, continuation), in the order given.
 
@@ -162,15 +151,13 @@ def loglikelihoods(
         model: a Hugging Face causal language model, PEFT-wrapped or not, on any device.
         tokenizer: the model's.
         pairs: contexts and continuations.
-        max_length: tokens per row, the model's positions when None.
         batch_tokens: tokens per batch, padding included; a longer row is a batch of its own.
 
     Raises:
-        ValueError: a continuation has no token; a result is not finite; a setting is wrong; the model
-            changes its logits after the output head.
+        ValueError: a continuation has no token; a result is not finite; the model changes its logits after the head.
     """
     check_head(unwrap(model))
-    encoded = encode_pairs(tokenizer, pairs, _row_length(model, tokenizer, max_length))
+    encoded = encode_pairs(tokenizer, pairs, max_positions(model, tokenizer))
     rows, owner = [row for own in encoded for row in own], [i for i, own in enumerate(encoded) for _ in own]
     sums = torch.full((len(rows),), torch.nan, dtype=torch.float64)
     with evaluating(model):
@@ -180,20 +167,8 @@ def loglikelihoods(
     bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(f"{_which(bad, pairs)} has log-likelihood {values[bad[0]]}; look at the model's weights")
-    return [
-        Likelihood(value, sum(row.count for row in own), any(row.truncated for row in own))
-        for value, own in zip(values.tolist(), encoded, strict=True)
-    ]
-
-
-def _row_length(model: Any, tokenizer: Any, max_length: int | None) -> int:
-    if max_length is None:
-        return max_positions(model, tokenizer)
-    config = unwrap(model).config.get_text_config()
-    held = next((limit for name in POSITIONS if (limit := getattr(config, name, None))), max_length)
-    if not 2 <= max_length <= held:
-        raise ValueError(f"max_length must be from 2 to the model's {held} positions, got {max_length}")
-    return max_length
+    cut = [any(row.truncated for row in own) for own in encoded]
+    return [Likelihood(value, short) for value, short in zip(values.tolist(), cut, strict=True)]
 
 
 @torch.no_grad()

@@ -32,8 +32,6 @@ GLUE_CHOICES: dict[str, tuple[str, str]] = {
     "qnli": ("yes", "no"),
     "rte": ("True", "False"),
 }
-
-
 _ASKED = "Question: {question}\nAnswer:"
 CHOICE_PROMPTS = {
     "qasc": _ASKED,
@@ -44,35 +42,11 @@ CHOICE_PROMPTS = {
 
 
 def choice_context(task: str, question: ChoiceQuestion) -> str:
-    """Return what the choices of a multiple-choice question go on from.
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    if task not in CHOICE_PROMPTS:
-        raise ValueError(f"multiple-choice task must be one of {', '.join(CHOICE_PROMPTS)}; got {task!r}")
+    """Return what the choices of a multiple-choice question go on from."""
     options = "".join(f"{letter}. {text}\n" for letter, text in zip(ascii_uppercase, question.choices, strict=False))
     return CHOICE_PROMPTS[task].format(question=question.question, passage=question.passage, options=options)
 
 
 def glue_context(task: str, example: GlueExample) -> str:
-    """Return what the label's word of a GLUE example goes on from.
-
-    Raises:
-        ValueError: there is no such task, or the example has another number of texts than the task.
-    """
-    if task not in GLUE_PROMPTS:
-        raise ValueError(f"GLUE task must be one of {', '.join(GLUE_PROMPTS)}; got {task!r}")
-    expected, got = GLUE_PROMPTS[task].count("{}"), len(example.texts)
-    if got != expected:
-        raise ValueError(f"{task} example {example.id} has {got} texts, and the task has {expected}")
+    """Return what the label's word of a GLUE example goes on from."""
     return GLUE_PROMPTS[task].format(*example.texts)
-
-
-def continuation(choice: str) -> str:
-    """Return the text that is scored for a choice.
-
-    >>> continuation("yes")
-    ' yes'
-    """
-    return f" {choice}"

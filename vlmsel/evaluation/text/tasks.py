@@ -21,7 +21,7 @@ from vlmsel.evaluation.engines.base import Engine
 from vlmsel.evaluation.harness import Responder
 from vlmsel.evaluation.metrics import GLUE, glue_metrics, multiple_choice
 from vlmsel.evaluation.task import Answers, Asked, Metrics, Task
-from vlmsel.evaluation.text.prompts import GLUE_CHOICES, choice_context, continuation, glue_context
+from vlmsel.evaluation.text.prompts import GLUE_CHOICES, choice_context, glue_context
 
 RULES = "lm-evaluation-harness: context and choice tokenised together"
 NO_IMAGE = {"template": "none", "image_mode": "none"}
@@ -43,7 +43,7 @@ class TextTask(Task, ABC):
 
 def _likelihoods(engine: Engine, lines: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Score every choice of several questions at once."""
-    pairs = [(line["prompt"], continuation(choice)) for line in lines for choice in line["choices"]]
+    pairs = [(line["prompt"], f" {choice}") for line in lines for choice in line["choices"]]
     values = iter(engine.loglikelihoods(pairs))
     return [[next(values) for _ in line["choices"]] for line in lines]
 

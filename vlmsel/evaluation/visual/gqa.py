@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from vlmsel.evaluation.metrics import mean
+from vlmsel.evaluation.metrics import mean, require_answers
 
 
 def gqa_answer(text: str) -> str:
@@ -40,11 +40,7 @@ def gqa_metrics(questions: Mapping[str, Mapping[str, Any]], predictions: Mapping
         ValueError: a balanced question has no answer, or none is balanced.
     """
     balanced = {identity: one for identity, one in questions.items() if one["isBalanced"]}
-    lacking = [identity for identity in balanced if identity not in predictions]
-    if lacking:
-        raise ValueError(
-            f"{len(lacking)} of {len(balanced)} balanced questions have no answer, the first: {lacking[0]}"
-        )
+    require_answers(list(balanced), predictions, "balanced questions have no answer")
     right = {identity: gqa_match(predictions[identity], one["answer"]) for identity, one in balanced.items()}
     kinds: dict[str, list[float]] = {}
     for identity, one in balanced.items():

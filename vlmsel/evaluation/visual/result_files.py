@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmsel.evaluation.visual.answer_files import shapes_of
+from vlmsel.evaluation.metrics import require_answers
 from vlmsel.evaluation.visual.gqa import gqa_answer
 from vlmsel.evaluation.visual.questions import OCR_ENDING, Question
 from vlmsel.runs import write_text
@@ -33,28 +33,18 @@ def write_results(task: str, questions: Sequence[Question], answers: Mapping[str
     order of the questions.
 
     Raises:
-        ValueError: the task has no official format, a question has no answer in words, or an id does not fit.
+        ValueError: a question has no answer in words, or an id does not fit.
     """
-    shapes_of(task)
+    words = {identity for identity, text in answers.items() if isinstance(text, str)}
+    require_answers([question.id for question in questions], words, "questions have no answer in words")
     parts: dict[Path, Pairs] = {}
-    for question, text in _answered(questions, answers):
+    for question in questions:
         name = f"{task}_{question.group}" if task in ("pope", "textvqa") else task
-        parts.setdefault(folder / f"{name}_results.json", []).append((question, text))
+        parts.setdefault(folder / f"{name}_results.json", []).append((question, answers[question.id]))
     contents = {path: _content(task, pairs, path) for path, pairs in parts.items()}
     for path, content in contents.items():
         write_text(path, content)
     return list(parts)
-
-
-def _answered(questions: Sequence[Question], answers: Mapping[str, Any]) -> Pairs:
-    """Pair all questions with their answers."""
-    lacking = [question.id for question in questions if not isinstance(answers.get(question.id), str)]
-    if lacking or not questions:
-        raise ValueError(
-            f"{len(lacking)} of {len(questions)} questions have no answer in words, "
-            f"the first: {lacking[0] if lacking else 'none'}; a file of results needs all of them"
-        )
-    return [(question, answers[question.id]) for question in questions]
 
 
 def _content(task: str, pairs: Pairs, path: Path) -> str:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vlmsel.data.images import find_image, require_folder
 from vlmsel.evaluation.asking import Asking
-from vlmsel.evaluation.engines.base import Ask, Engine, within
+from vlmsel.evaluation.engines.base import Ask, Engine
 from vlmsel.evaluation.harness import Responder
 from vlmsel.evaluation.metrics import f1_error, mean, pope_metrics, textvqa_accuracy, vqa_accuracy
 from vlmsel.evaluation.task import Answers, Asked, Metrics, Task
@@ -69,10 +69,9 @@ class VisualTask(Task, ABC):
         faults = []
         for question in self.questions:
             try:
-                with within(f"question {question.id}"):
-                    find_image(images, question.image)
-            except ValueError as fault:
-                faults.append(str(fault))
+                find_image(images, question.image)
+            except (ValueError, OSError) as fault:
+                faults.append(f"question {question.id}: {fault}")
         if faults:
             more = f" ({len(faults)} of {len(self.questions)} questions have no usable image)"
             raise ValueError(faults[0] + (more if len(faults) > 1 else ""))
@@ -175,22 +174,6 @@ class GQA(VisualTask):
         return _best_constant(self.balanced, gqa_answer, lambda answer, q: gqa_match(answer, q.references[0]))
 
 
-def _mean_of(found: Mapping[str, Metrics]) -> Metrics:
-    """Average metrics over POPE's categories, and name each category's own; a mean of counts would say nothing."""
-    names = [name for name in next(iter(found.values())) if name.islower()]
-    known = [name for name in names if all(one[name] is not None for one in found.values())]
-    split = {f"{name}/{category}": value for category, one in found.items() for name, value in one.items()}
-    return {name: mean([one[name] for one in found.values()]) for name in known} | split
-
-
-def _error_of_mean(errors: Sequence[float]) -> float:
-    """Combine the categories' standard errors, taking their questions as independent.
-
-    POPE's categories share their yes questions, so that the mean is a little less certain than this.
-    """
-    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
-
-
 class POPE(VisualTask):
     """Mean over categories of F1 (headline), accuracy, precision, recall and share of yes; also each category's.
 
@@ -204,7 +187,11 @@ class POPE(VisualTask):
         return {}
 
     def others(self, answers: Answers) -> Metrics:
-        return _mean_of(self._found(answers))
+        found = self._found(answers)
+        names = [name for name in next(iter(found.values())) if name.islower()]  # a mean of counts would say nothing
+        own = {name: [one[name] for one in found.values()] for name in names}
+        means = {name: mean(values) for name, values in own.items() if None not in values}
+        return means | {f"{name}/{category}": value for category, one in found.items() for name, value in one.items()}
 
     def other_errors(self, answers: Answers) -> dict[str, float]:
         errors: dict[str, float] = {}
@@ -213,10 +200,9 @@ class POPE(VisualTask):
             share = right / count
             errors[f"accuracy/{category}"] = math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else math.nan
             errors[f"f1/{category}"] = f1_error(one["TP"], one["FP"] + one["FN"])
-        means = {
-            name: _error_of_mean([errors[f"{name}/{category}"] for category in self.groups])
-            for name in ("accuracy", "f1")
-        }
+        # as if questions were independent: categories share those with the answer yes, so that this is a little much
+        own = {name: [errors[f"{name}/{category}"] for category in self.groups] for name in ("accuracy", "f1")}
+        means = {name: math.sqrt(sum(error**2 for error in values)) / len(values) for name, values in own.items()}
         return means | errors
 
     def constant(self) -> str:
@@ -237,27 +223,20 @@ class PopeLogit(POPE):
     headline = "accuracy"
     answer = "logprobs"
     rules = {"parse": "the more probable of Yes/yes and No/no as first token (Prismatic)", "normalize": "none"}
-    spellings: ClassVar = YES_NO
 
     def respond(self, engine: Engine, batch: Any, asking: Asking) -> Sequence[Any]:
-        return engine.first_words(batch, self.spellings)
+        return engine.first_words(batch, YES_NO)
 
     def how(self, engine: Engine, asking: Asking) -> dict[str, Any]:
         return {"prompt": asking.protocol, "decoding": "probabilities of the first token"}
-
-    def others(self, answers: Answers) -> Metrics:
-        found = self._found(self._words(answers))
-        return _mean_of({category: one | self._curves(answers, category) for category, one in found.items()})
-
-    def other_errors(self, answers: Answers) -> dict[str, float]:
-        return super().other_errors(self._words(answers))
 
     def majority(self) -> tuple[str, Metrics]:
         label = self.constant()
         return label, self.score(dict.fromkeys(self.ids, [0.0, -1.0] if label == "yes" else [-1.0, 0.0]))
 
-    def _words(self, answers: Answers) -> dict[str, str]:
-        return {identity: "yes" if answers[identity][0] >= answers[identity][1] else "no" for identity in self.ids}
+    def _found(self, answers: Answers) -> dict[str, Metrics]:
+        words = {identity: "yes" if answers[identity][0] >= answers[identity][1] else "no" for identity in self.ids}
+        return {category: one | self._curves(answers, category) for category, one in super()._found(words).items()}
 
     def _curves(self, answers: Answers, category: str) -> Metrics:
         pairs = [(answer, q.references[0] == "yes") for q, answer in self.pairs(answers) if q.group == category]

@@ -1,36 +1,37 @@
 """What a gradient store looks like on disk, and how much of the disk it takes.
 
-    store.json                       settings, samples per shard; written last: a store without it is unfinished
-    unfinished.json                  the settings while the store is being written
+    store.json                       settings and what is known of the pool's records; its shards once it is finished
     shards/<number>.safetensors      uids [n] int64, losses [n] float32, per block gradients [n, rows, cols]
     targets.safetensors              per block the targets' mean gradients [targets, rows, cols], float32
 
-Every file of tensors names the settings it belongs to by their digest, so that shards of two stores cannot be mixed.
+Every file of tensors has a header, which names the settings that the file belongs to by their digest: shards of two
+stores cannot be mixed. A shard's header also says which batches it was written from and which of their samples it
+lacks, that of the targets what these are called and were made from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from vlmsel import runs
 from vlmsel.checks import check_choice
-from vlmsel.gradients import Block, Factor
+from vlmsel.gradients import Block
 from vlmsel.gradients.projection import Projection
 
-FORMAT = 1
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMAT = 2
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # what safetensors calls them
-FINISHED, UNFINISHED, TARGETS = "store.json", "unfinished.json", "targets.safetensors"
+STORE, TARGETS = "store.json", "targets.safetensors"
 AGAIN = "delete it and run the command that writes the store again, which makes only what is missing"
 Layout = dict[str, tuple[str, list[int]]]  # tensor -> safetensors' dtype and shape
 
@@ -52,49 +53,57 @@ class StoreSettings:
     about: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        check_choice(tuple(DTYPES), dtype=self.dtype)
-        names = [block.name for block in self.blocks]
-        if not names or len(set(names)) < len(names) or {"uids", "losses"} & set(names):
-            raise ValueError(
-                f"a gradient store needs blocks of different names other than uids and losses, got {names}"
-            )
+        check_choice(tuple(CODES), dtype=self.dtype)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the stored gradients."""
+        return getattr(torch, self.dtype)
 
     @property
     def stored(self) -> tuple[Block, ...]:
         """The blocks in the sizes that are stored."""
-        return tuple(Block(block.name, block.module, *stored_shape(block, self.projection)) for block in self.blocks)
+        if self.projection is None:
+            return self.blocks
+        shapes = [self.projection.shape(block.rows, block.cols) for block in self.blocks]
+        return tuple(replace(b, rows=rows, cols=cols) for b, (rows, cols) in zip(self.blocks, shapes, strict=True))
 
-    def shard_layout(self, samples: int) -> Layout:
-        """Say which tensors a shard of so many samples holds."""
+    @property
+    def sample_bytes(self) -> int:
+        """What a sample takes on disk; a shard's header takes a few kB more."""
+        entries = sum(block.rows * block.cols for block in self.stored)
+        return entries * self.torch_dtype.itemsize + 12  # 12: uid and loss
+
+    def shard_layout(self, header: Mapping[str, Any]) -> Layout:
+        """Say which tensors a shard with this header holds."""
+        samples = sum(header["batches"])
         fixed: Layout = {"uids": ("I64", [samples]), "losses": ("F32", [samples])}
         return fixed | self._gradients(samples, CODES[self.dtype])
 
-    def target_layout(self, targets: int) -> Layout:
-        """Say which tensors the gradients of so many targets are."""
-        return self._gradients(targets, "F32")
+    def target_layout(self, header: Mapping[str, Any]) -> Layout:
+        """Say which tensors a file of targets with this header holds."""
+        return self._gradients(len(header["targets"]), "F32")
 
     def _gradients(self, count: int, code: str) -> Layout:
         return {block.name: (code, [count, block.rows, block.cols]) for block in self.stored}
 
     def to_json(self) -> dict[str, Any]:
-        blocks = [{"name": block.name, "rows": block.rows, "cols": block.cols} for block in self.blocks]
-        projection = asdict(self.projection) if self.projection else None
-        content = {"format": FORMAT, "blocks": blocks, "dtype": self.dtype, "projection": projection}
-        return json.loads(json.dumps(content | {"about": dict(self.about)}))
+        """Return them as they are read back."""
+        return json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], path: Path) -> StoreSettings:
+    def from_json(cls, content: Any, path: Path) -> StoreSettings:
         """Read them back.
 
         Raises:
             ValueError: `path`, where they were found, holds something else or another format.
         """
-        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(
                 f"{path}: not a gradient store of format {FORMAT}; write the store again with this version"
             )
         try:
-            blocks = tuple(_block(**block) for block in content["blocks"])
+            blocks = tuple(Block(**block) for block in content["blocks"])
             projection = Projection(**content["projection"]) if content["projection"] else None
             return cls(blocks, content["dtype"], projection, content["about"])
         except (KeyError, TypeError, ValueError) as problem:
@@ -105,123 +114,57 @@ class StoreSettings:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def _block(name: str, rows: int, cols: int) -> Block:
-    return Block(name, name.rpartition(".")[0], rows, cols)
-
-
-def stored_shape(block: Block, projection: Projection | None) -> tuple[int, int]:
-    """Return the shape in which a block's gradients are stored."""
-    return projection.shape(block.rows, block.cols) if projection else (block.rows, block.cols)
-
-
 def shard_path(folder: Path, number: int) -> Path:
+    """Return where a shard lies."""
     return folder / "shards" / f"{number:08d}.safetensors"
 
 
-def to_header(settings: StoreSettings, about: Mapping[str, Any]) -> dict[str, str]:
-    """Return a file's metadata, one entry, since safetensors writes several in an order that changes."""
-    return {"vlmsel": json.dumps({"store": settings.digest(), **about})}
+def save_tensors(path: Path, settings: StoreSettings, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write a file of tensors with its header, atomically."""
+    # one entry, since safetensors writes several in an order that changes
+    metadata = {"vlmsel": json.dumps({"store": settings.digest(), **header})}
+    with runs.atomic_path(path) as part:
+        save_file(tensors, part, metadata=metadata)
 
 
-def header(file: Any) -> dict[str, Any]:
-    """Return what `to_header` was told; nothing for a file that has other metadata."""
-    return json.loads((file.metadata() or {}).get("vlmsel", "{}"))
+def open_tensors(
+    path: Path, settings: StoreSettings, layout: Callable[[Mapping[str, Any]], Layout], device: str = "cpu"
+) -> tuple[Any, dict[str, Any]]:
+    """Map a file of tensors into memory and check all but the numbers, which are read when they are asked for.
 
+    Args:
+        path: the file.
+        settings: those of the store.
+        layout: says, for the file's header, which tensors it must hold.
+        device: where tensors are read to.
 
-def open_file(path: Path, settings: StoreSettings, device: str = "cpu") -> Any:
-    """Map a file of tensors into memory; what it holds is read when it is asked for.
+    Returns:
+        The mapped file and its header.
 
     Raises:
         ValueError: the file is damaged or belongs to a store of other settings.
     """
     try:
         file = safe_open(path, framework="pt", device=device)
-    except (SafetensorError, OSError) as problem:
-        raise ValueError(f"{path}: damaged ({problem}); {AGAIN}") from None
-    if header(file).get("store") != settings.digest():
+        header = json.loads(file.metadata()["vlmsel"])
+        found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
+        own = header["store"] == settings.digest()
+        wrong = _difference(found, layout(header)) if own else None
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as problem:
+        raise ValueError(f"{path}: damaged ({problem!r}); {AGAIN}") from None
+    if not own:
         raise ValueError(f"{path}: belongs to a gradient store of other settings; {AGAIN}")
-    return file
+    if wrong:
+        raise ValueError(f"{path}: damaged ({wrong}); {AGAIN}")
+    return file, header
 
 
-def check_layout(path: Path, file: Any, expected: Layout) -> None:
-    """Refuse a file whose header names other tensors.
-
-    Raises:
-        ValueError: names the first tensor that differs.
-    """
-    found = {name: (s.get_dtype(), s.get_shape()) for name in file.keys() for s in [file.get_slice(name)]}  # noqa: SIM118
+def _difference(found: Layout, expected: Layout) -> str | None:
+    """Say what is wrong with the first tensor that differs."""
     for name in [*expected, *found]:
         if found.get(name) != expected.get(name):
-            was, wanted = found.get(name, "nothing"), expected.get(name, "nothing")
-            raise ValueError(f"{path}: damaged ({name} is {was}, expected {wanted}); {AGAIN}")
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """One file of samples.
-
-    Attributes:
-        file: the mapped file.
-        uids: its samples. [n]
-        sizes: samples of each batch that it was written from.
-    """
-
-    file: Any
-    uids: Tensor
-    sizes: list[int]
-
-    def losses(self) -> Tensor:
-        """Return the samples' losses. [n] float32"""
-        return self.file.get_tensor("losses").cpu()
-
-    def factor(self, block: str, mask: Tensor) -> Factor:
-        """Return a block's gradients of the samples that `mask` [n] marks, in float32."""
-        grads = self.file.get_tensor(block)
-        return Factor.from_dense(grads if bool(mask.all()) else grads[mask.to(grads.device)])
-
-
-def open_shard(path: Path, settings: StoreSettings, device: str = "cpu") -> Shard:
-    """Map a shard and check its header.
-
-    Raises:
-        ValueError: it is damaged or belongs to a store of other settings.
-    """
-    file = open_file(path, settings, device)
-    try:
-        samples = file.get_slice("uids").get_shape()[0]
-        sizes = [int(size) for size in header(file)["batches"]]
-    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as problem:
-        raise ValueError(f"{path}: damaged ({problem!r}); {AGAIN}") from None
-    check_layout(path, file, settings.shard_layout(samples))
-    if sum(sizes) != samples:
-        raise ValueError(f"{path}: damaged (batches of {sum(sizes)} samples, {samples} uids); {AGAIN}")
-    return Shard(file, file.get_tensor("uids").cpu(), sizes)
-
-
-def target_names(file: Any) -> list[str]:
-    """Return the targets whose gradients a mapped file holds."""
-    return list(header(file).get("targets", []))
-
-
-def check_unique(folder: Path, uids: Tensor) -> None:
-    """Refuse a store without samples or with a sample that is there twice."""
-    found, counts = uids.unique(return_counts=True)
-    if not len(uids) or len(found) < len(uids):
-        first = f"sample {int(found[counts > 1][0])} is there twice" if len(uids) else "no sample is there"
-        raise ValueError(f"{folder}: {first}; delete the store and write it again")
-
-
-def store_bytes(
-    samples: int, blocks: Sequence[Block], dtype: str = "float32", projection: Projection | None = None
-) -> int:
-    """Return the bytes that the gradients of so many samples take on disk, but for a few kB of header per shard.
-
-    >>> store_bytes(1000, [Block("w", "", 64, 4096)], "bfloat16"), store_bytes(1000, [], "float32")
-    (524300000, 12000)
-    """
-    check_choice(tuple(DTYPES), dtype=dtype)
-    entries = sum(math.prod(stored_shape(block, projection)) for block in blocks)
-    return samples * (entries * DTYPES[dtype].itemsize + 12)  # 12: uid and loss
+            return f"{name} is {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+    return None
 
 
 def check_free(folder: Path, needs: int) -> None:

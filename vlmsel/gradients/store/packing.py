@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from vlmsel.gradients import Block, Factor
-from vlmsel.gradients.factors import DenseFactor
-from vlmsel.gradients.projection import Matrices, project, projected
-from vlmsel.gradients.store.format import DTYPES, StoreSettings
+from vlmsel.gradients import Block, DenseFactor, Factor
+from vlmsel.gradients.projection import Matrices, projected
+from vlmsel.gradients.store.format import StoreSettings
 
-Batch = Mapping[str, Factor] | Mapping[str, Tensor]  # per block a batch's gradients, or what `pack` made of them
 LOST = 0.01  # greatest rounding error in float16
 
 
@@ -25,44 +24,34 @@ class Packer:
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
-        self.dtype = DTYPES[settings.dtype]
         self._matrices: dict[str, Matrices] = {}
-        self._rounding = {
-            block.name: torch.zeros(2, dtype=torch.float64) for block in settings.blocks
-        }  # ‖error‖², ‖g‖²
+        self._rounding = {b.name: torch.zeros(2, dtype=torch.float64) for b in settings.blocks}  # ‖error‖², ‖g‖²
 
-    def pack(self, uids: Tensor, factors: Mapping[str, Factor]) -> dict[str, Tensor]:
-        """Return a batch's gradients as they are stored, [n, rows, cols] per block.
-
-        Raises:
-            ValueError: other blocks or shapes than the store's, or a gradient that is not finite or leaves the dtype's
-                range; names the sample.
-        """
-        self._check_blocks(factors)
-        return {block.name: self._packed(block, uids, factors[block.name]) for block in self.settings.blocks}
-
-    def pack_targets(self, names: Sequence[str], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return targets' gradients as they are stored, float32. [targets, rows, cols] per block
+    def pack(
+        self, uids: Int[Tensor, " n"], losses: Float[Tensor, " n"], factors: Mapping[str, Factor]
+    ) -> dict[str, Shaped[Tensor, "n ..."]]:
+        """Return what a shard holds of a batch: uids, losses and, per block, gradients [n, rows, cols].
 
         Raises:
-            ValueError: other blocks or shapes than the store's, or a gradient that is not finite.
+            ValueError: a gradient is not finite or leaves the dtype's range; names the sample.
         """
-        self._check_blocks(gradients)
-        return {block.name: self._target_stack(block, names, gradients[block.name]) for block in self.settings.blocks}
+        packed = {"uids": uids.cpu(), "losses": losses.detach().float().cpu()}
+        return packed | {block.name: self._packed(block, uids, factors[block.name]) for block in self.settings.blocks}
 
-    def as_packed(self, uids: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Pack a batch unless that was done before.
+    def pack_targets(
+        self, names: Sequence[str], gradients: Mapping[str, Float[Tensor, "targets _ _"]]
+    ) -> dict[str, Float[Tensor, "targets _ _"]]:
+        """Return targets' gradients, [targets, rows, cols] per block, as they are stored: float32.
 
         Raises:
-            ValueError: as `pack`, or what was packed is of another store.
+            ValueError: a gradient is not finite; names the target.
         """
-        tensors = {name: each for name, each in batch.items() if isinstance(each, Tensor)}
-        if not tensors:
-            return self.pack(uids, batch)  # type: ignore[arg-type]
-        expected = {block.name: (self.dtype, (len(uids), block.rows, block.cols)) for block in self.settings.stored}
-        if {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()} != expected:
-            raise ValueError("packed gradients are not of this store's blocks, dtype or projection; pack them with it")
-        return tensors
+        packed = {}
+        for block in self.settings.blocks:
+            factor = self._projected(block, Factor.from_dense(gradients[block.name].detach()))
+            _check_all(factor.finite(), names, "target {}: its gradient", block, "is not finite; leave the target out")
+            packed[block.name] = factor.dense().float().cpu().contiguous()
+        return packed
 
     def check_rounding(self) -> None:
         """Refuse to go on where float16 has lost too much of a block's gradients.
@@ -78,67 +67,34 @@ class Packer:
                     f"{100 * lost / whole:.2g} % of their norm; use dtype bfloat16 or float32"
                 )
 
-    def _check_blocks(self, given: Mapping[str, object]) -> None:
-        differ = sorted(set(given) ^ {block.name for block in self.settings.blocks})
-        if differ:
-            raise ValueError(f"gradients and store have different blocks: {', '.join(differ)} only on one side")
+    def _projected(self, block: Block, factor: Factor) -> Factor:
+        """Project a block's gradients by matrices that are drawn once and kept where its gradients are."""
+        if self.settings.projection is None:
+            return factor
+        drawn = self._matrices.get(block.name) or self.settings.projection.matrices(block)
+        self._matrices[block.name] = drawn.to(factor.values)
+        return projected(factor, self._matrices[block.name])
 
     def _packed(self, block: Block, uids: Tensor, factor: Factor) -> Tensor:
-        found, expected = [factor.samples, factor.rows, factor.cols], [len(uids), block.rows, block.cols]
-        if found != expected:
-            raise ValueError(f"block {block.name}: gradients have shape {found}, expected {expected}")
-        small = projected(factor, self._matrices_of(block, factor.values))
-        packed = torch.empty(small.samples, small.rows, small.cols, dtype=self.dtype)
-        start = 0
-        for piece in small.pieces():
-            span = slice(start, start + len(piece))
-            packed[span] = self._rounded(block.name, uids[span], piece)
+        pieces, start = [], 0
+        for piece in self._projected(block, factor).pieces():
+            pieces.append(self._rounded(block, uids[start : start + len(piece)].tolist(), piece))
             start += len(piece)
-        return packed
+        return torch.cat(pieces)
 
-    def _matrices_of(self, block: Block, like: Tensor) -> Matrices:
-        """Draw a block's matrices once and keep them where its gradients are."""
-        if block.name not in self._matrices:
-            drawn = self.settings.projection.matrices(block) if self.settings.projection else Matrices(None, None)
-            self._matrices[block.name] = drawn.to(like)
-        return self._matrices[block.name]
-
-    def _rounded(self, block: str, uids: Tensor, piece: Tensor) -> Tensor:
-        _check_finite(DenseFactor(piece).finite(), uids, f"on block {block} is not finite; leave the sample out")
-        rounded = piece.to(self.dtype)
-        mend = "bfloat16 or float32" if self.dtype == torch.float16 else "float32"
-        what = f"on block {block} leaves the range of {self.settings.dtype}; use dtype {mend}"
-        _check_finite(torch.isfinite(rounded).flatten(1).all(1), uids, what)
-        if self.dtype == torch.float16:
+    def _rounded(self, block: Block, uids: list[int], piece: Tensor) -> Tensor:
+        sample, dtype = "the gradient of sample {}", self.settings.torch_dtype
+        _check_all(DenseFactor(piece).finite(), uids, sample, block, "is not finite; leave the sample out")
+        rounded = piece.to(dtype)
+        mend = "bfloat16 or float32" if dtype == torch.float16 else "float32"
+        what = f"leaves the range of {self.settings.dtype}; use dtype {mend}"
+        _check_all(torch.isfinite(rounded).flatten(1).all(1), uids, sample, block, what)
+        if dtype == torch.float16:
             norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in (rounded.to(piece) - piece, piece)]
-            self._rounding[block] += torch.stack(norms).square().cpu()
-        return rounded
-
-    def _target_stack(self, block: Block, names: Sequence[str], gradients: Tensor) -> Tensor:
-        expected = [len(names), block.rows, block.cols]
-        if list(gradients.shape) != expected:
-            raise ValueError(f"block {block.name}: targets have shape {list(gradients.shape)}, expected {expected}")
-        dense = Factor.from_dense(gradients.detach()).dense()
-        stack = project(dense, self._matrices_of(block, dense).to(dense)).float().cpu()
-        finite = DenseFactor(stack).finite()
-        if not bool(finite.all()):
-            name = names[int((~finite).nonzero()[0, 0])]
-            raise ValueError(f"target {name}: its gradient on block {block.name} is not finite; leave the target out")
-        return stack.contiguous()
+            self._rounding[block.name] += torch.stack(norms).square().cpu()
+        return rounded.cpu()
 
 
-def batch_size(batch: Batch) -> int:
-    """Return the number of samples in a batch.
-
-    Raises:
-        ValueError: it has no block.
-    """
-    if not batch:
-        raise ValueError("a batch without blocks has no gradients; give those of the store's blocks")
-    first = next(iter(batch.values()))
-    return len(first) if isinstance(first, Tensor) else first.samples  # type: ignore[attr-defined]
-
-
-def _check_finite(finite: Tensor, uids: Tensor, what: str) -> None:
-    if not bool(finite.all()):
-        raise ValueError(f"the gradient of sample {int(uids[int((~finite).nonzero()[0, 0])])} {what}")
+def _check_all(fine: Tensor, names: Sequence[object], whose: str, block: Block, what: str) -> None:
+    if not bool(fine.all()):
+        raise ValueError(f"{whose.format(names[fine.tolist().index(False)])} on block {block.name} {what}")

@@ -1,4 +1,4 @@
-"""Where curvature is held: decisions and their words for made-up machines, and the files of the place on disk."""
+"""Where curvature is gathered: decisions and their words for made-up machines, and the files of the place on disk."""
 
 import errno
 import gc
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, Scorer, TracIn
+from vlmsel.scorers import BlockTargets, DataInf, Exact, GradientScorer, HyperINF, LiSSA, Solved, Statistic, TracIn
 from vlmsel.scoring import memory as places
 from vlmsel.scoring.memory import DiskZeros, Memory, host_free, measure_memory, zeros_at
 from vlmsel.scoring.memory_plan import RESERVE, plan_curvature
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # plans look at thousands of shapes and at no number
 
 GB = 10**9
 LLAMA = {f"layers.{i}.q": (64, 4096) for i in range(128)}  # 128 matrices of 4096²
@@ -124,7 +126,7 @@ def test_the_fim_of_large_blocks_is_refused_for_the_gfim():
 
 
 def test_scorers_that_hold_no_more_than_the_targets_stay_on_the_device():
-    found = plan(memory(3, 4, 0), [TracIn(), DataInf(), LiSSA(batch="stream"), Random()])
+    found = plan(memory(3, 4, 0), [TracIn(), DataInf(), LiSSA(batch="stream")])
     assert found.place == "device" and found.gathered == 0 and found.needs["host"] == 0
     assert found.describe().startswith("curvature: no matrices, 6")
     with pytest.raises(ValueError, match="TracIn nothing, DataInf 134 MB .* would fit: fewer blocks"):
@@ -144,16 +146,34 @@ def test_fewer_targets_are_suggested_where_a_hundred_have_no_room():
     assert "fewer targets" not in str(one.value)
 
 
+class Sum(Statistic):
+    """The sum of the targets' shape that a plug-in gathers."""
+
+    def __init__(self, block):
+        super().__init__(block)
+        self.total = torch.zeros_like(block.targets)
+
+    def gather(self, factor):
+        raise NotImplementedError
+
+    def tensors(self):
+        return {"total": self.total}
+
+
 @dataclass(frozen=True)
-class Plug(Scorer):
+class Plug(GradientScorer):
     name: str = "Plug"
 
-    def accumulator(self, targets, mean_square=None):
-        return DataInf().accumulator(targets, 1.0)
+    def statistic(self, block):
+        return Sum(block)
+
+    def solve(self, statistic, v):
+        return Solved(v)
 
 
-def test_a_plug_in_that_says_nothing_counts_as_much_as_the_targets_and_stays():
-    assert Plug().held_bytes(3, 5, 2, 100) == Plug().solve_bytes(3, 5, 2, 100) == 2 * 3 * 5 * 4
+def test_a_plug_in_that_says_nothing_is_counted_by_its_tensors_and_the_targets_and_stays():
+    block = BlockTargets(torch.empty(2, 3, 5, device="meta"))
+    assert Plug().statistic(block).bytes(100) == Plug().solve_bytes(block, 100) == 2 * 3 * 5 * 4
     assert plan(memory(80, 1, 1), [Plug()]).needs["device"] == 4 * 64 * 4096 * (128 + 128 + 1)
 
 

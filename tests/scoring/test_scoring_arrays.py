@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from vlmsel.scorers import BUILT_IN, HyperINF, TracIn, score_gradients
+from vlmsel import score_gradients
+from vlmsel.scorers import BUILT_IN, HyperINF, TracIn
 
 
 def ones(*shape, dtype=torch.float32):
