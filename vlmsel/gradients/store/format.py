@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -119,7 +120,9 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / "shards" / f"{number:08d}.safetensors"
 
 
-def save_tensors(path: Path, settings: StoreSettings, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
+def save_tensors(
+    path: Path, settings: StoreSettings, tensors: dict[str, Shaped[Tensor, ...]], header: Mapping[str, Any]
+) -> None:
     """Write a file of tensors with its header, atomically."""
     # one entry, since safetensors writes several in an order that changes
     metadata = {"vlmsel": json.dumps({"store": settings.digest(), **header})}
