@@ -134,13 +134,12 @@ def test_a_line_that_ends_within_a_letter_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "{", "[]", "1", '{"question_id": "1"}', '{"question_id": 1, "prompt": "", "text": ""}',
-            '{"question_id": "1", "prompt": "", "text": null}', b"\xff"],
+    "bad", ["{", "[]", "1", '{"question_id": "1"}', '{"question_id": 1, "prompt": "", "text": ""}',
+            '{"question_id": "1", "prompt": "", "text": null}'],
 )  # fmt: skip
 def test_a_broken_line_before_the_end_is_refused(tmp_path, bad):
     path = tmp_path / "predictions.jsonl"
-    bad = bad if isinstance(bad, bytes) else bad.encode()
-    path.write_bytes(line("0").encode() + bad + b"\n" + line("2").encode())
+    path.write_text(line("0") + bad + "\n" + line("2"))
     with pytest.raises(ValueError, match=r"predictions.jsonl: line 2 is no prediction; delete the file"):
         read_lines(path)
 
@@ -183,8 +182,6 @@ def test_answers_to_another_prompt_are_not_used(tmp_path):
 
 def test_wrong_use_is_refused(tmp_path):
     path = tmp_path / "predictions.jsonl"
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got -1"):
-        answer(Model(), path, batch_size=-1)
     with pytest.raises(ValueError, match="zip"):
         answer_all(ASKED, Responder(list, lambda ids: ["one answer"]), path)
     assert not path.exists()

@@ -21,20 +21,12 @@ PopeMode = Literal["text", "logit"]
 class Protocol:
     """A named way to ask: prefix + question + suffix, and how POPE's answers are read."""
 
-    name: str
     prefix: str = ""
     suffix: str = ""
     pope: PopeMode = "text"
 
 
-PROTOCOLS = {
-    one.name: one
-    for one in (
-        Protocol("llava15", suffix=SHORT),
-        Protocol("prismatic", prefix="\n", suffix=SHORT, pope="logit"),
-        Protocol("bare"),
-    )
-}
+PROTOCOLS = {"llava15": Protocol("", SHORT), "prismatic": Protocol("\n", SHORT, "logit"), "bare": Protocol()}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from tqdm import tqdm
 
 from vlmsel import processes, runs
+from vlmsel.data.rows import json_rows
 
 Prepared = TypeVar("Prepared")
 Line = dict[str, Any]
@@ -52,17 +53,18 @@ def answer_all(
         path: the predictions file.
         answer: the name of what is answered.
         batch_size: questions per batch.
-        order: what questions are sorted by, given by id, to make batches; the length of what is asked when left out.
+        order: what makes batches of questions, by id; the length of what is asked when left out.
 
     Raises:
-        ValueError: batch_size is below 1, the predictions file cannot be gone on from, or scores are no numbers.
+        ValueError: the predictions file cannot be gone on from, or scores are no numbers.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     earlier = _earlier(path, answer)
     _require_same(earlier, asked, path)
     processes.wait()  # nobody writes before all have read
-    todo = sorted((i for i in asked if i not in earlier), key=order or (lambda i: _length(asked[i])))
+    todo = sorted(
+        (i for i in asked if i not in earlier),
+        key=order or (lambda i: sum(len(str(value)) for value in asked[i].values())),
+    )
     batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
     own = batches[processes.rank() :: processes.count()]
     mine = own_file(path)
@@ -76,10 +78,6 @@ def answer_all(
             _append(mine, [{"question_id": i, **asked[i], answer: a} for i, a in zip(batch, found, strict=True)])
             bar.update(len(batch))
     return _gather(path, asked, answer)
-
-
-def _length(asked: Line) -> int:
-    return sum(len(str(value)) for value in asked.values())
 
 
 def _require_finite(ids: Sequence[str], found: Sequence[Sequence[float]]) -> None:
@@ -145,27 +143,20 @@ def read_lines(*paths: Path, answer: str = "text") -> dict[str, Line]:
     """
     lines: dict[str, Line] = {}
     for path in paths:
-        for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-            line = _read_line(text, answer, f"{path}: line {number}")
+        for place, line in json_rows(path, lined=True) if path.stat().st_size else ():
+            if not _is_prediction(line, answer):
+                raise ValueError(f"{path}: {place} is no prediction; {BROKEN}")
             if lines.setdefault(name := line["question_id"], line) != line:
                 raise ValueError(
-                    f"{path}: line {number} gives question {name} another answer than a line before it; {BROKEN}"
+                    f"{path}: {place} gives question {name} another answer than a line before it; {BROKEN}"
                 )
     return lines
 
 
-def _read_line(text: bytes, answer: str, place: str) -> Line:
-    try:
-        line = json.loads(text)
-    except ValueError:  # UnicodeDecodeError is one
-        line = None
-    good = isinstance(line, dict) and isinstance(line.get("question_id"), str) and isinstance(line.get("prompt"), str)
-    if not good or not _is_answer(line.get(answer), answer):
-        raise ValueError(f"{place} is no prediction; {BROKEN}")
-    return line
-
-
-def _is_answer(value: Any, answer: str) -> bool:
+def _is_prediction(line: Any, answer: str) -> bool:
+    if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("question_id", "prompt")):
+        return False
+    value = line.get(answer)
     if answer == "text":
         return isinstance(value, str)
     return isinstance(value, list) and all(isinstance(one, int | float) and math.isfinite(one) for one in value)

@@ -42,9 +42,13 @@ def result(name: str, task: Task, answers: Answers, protocol: Mapping[str, Any])
 
 
 def summary(found: Result) -> str:
-    """Say a result in one line: the metrics of the whole with their standard errors, in percent, and the baseline."""
+    """Say a result in one line: the metrics of the whole with their standard errors, in percent, and the baseline.
+
+    None of a group is shown, and none that could not be computed.
+    """
     metrics, headline = found["metrics"], found["headline"]
-    shown = [f"{name} {_value(name, found)}" for name, value in metrics.items() if _is_whole(name, value)]
+    whole = [name for name, value in metrics.items() if "/" not in name and value is not None and name != "undefined"]
+    shown = [f"{name} {_value(name, found)}" for name in whole]
     blind = f"best constant answer, {found['majority_answer']!r}: {headline} {100 * found['majority'][headline]:.1f}"
     empty = [f"{found['empty_answers']} of the answers empty"] if found.get("empty_answers") else []
     more = "; ".join([blind, *_undefined(found), *empty, *found["notes"]])
@@ -72,8 +76,3 @@ def _undefined(found: Result) -> list[str]:
     """Say in how many of POPE's categories the script would divide by zero."""
     share, groups = found["metrics"].get("undefined"), len(found["groups"])
     return [f"precision, recall or f1 undefined in {round(share * groups)} of {groups} categories"] if share else []
-
-
-def _is_whole(name: str, value: float | None) -> bool:
-    """Tell whether a metric belongs on that line: none of a group, none that could not be computed."""
-    return "/" not in name and value is not None and name != "undefined"

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from vlmsel.data.glue import GLUE_TASKS
-from vlmsel.data.text_batches import encode_texts
+from vlmsel.data.text_batches import TextCollator, encode_texts
 from vlmsel.evaluation.engines.base import Engine
 from vlmsel.gradients.persample import evaluating
 from vlmsel.models.classifier import Classifier
+from vlmsel.models.language import pad_id
 
 
 class ClassifierEngine(Engine):
@@ -36,12 +37,12 @@ class ClassifierEngine(Engine):
 
     @torch.no_grad()
     def classify(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        limit = self.subject.limit
-        items = [encode_texts(self.subject.tokenizer, i, tuple(own), 0, limit) for i, own in enumerate(texts)]
+        subject = self.subject
+        items = [encode_texts(subject.tokenizer, i, tuple(own), 0, subject.limit) for i, own in enumerate(texts)]
         self.cut += sum(item.cut for item in items)
-        with evaluating(self.subject):
-            batch = self.subject.collate(items).to(self.subject.device)
-            return self.subject.logits(batch)[:, list(self.order)].tolist()
+        batch = TextCollator(pad_id(subject.tokenizer))(items)
+        with evaluating(subject.model):
+            return subject.logits(batch.to(subject.device))[:, list(self.order)].tolist()
 
 
 def glue_order(names: Sequence[str]) -> tuple[int, ...] | None:

@@ -28,14 +28,6 @@ from vlmsel.models.splice import IGNORE
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """What a continuation's tokens are worth together."""
-
-    value: float  # sum of log p, in nats
-    truncated: bool  # tokens of the context were cut off
-
-
-@dataclass(frozen=True)
 class Row:
     """A pair as the model reads it."""
 
@@ -53,9 +45,9 @@ class LanguageEngine(Engine):
         self.model, self.tokenizer, self.about = model, tokenizer, {}
 
     def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        found = loglikelihoods(self.model, self.tokenizer, pairs)
-        self.cut += sum(one.truncated for one in found)
-        return [one.value for one in found]
+        values, truncated = loglikelihoods(self.model, self.tokenizer, pairs)
+        self.cut += sum(truncated)
+        return values
 
 
 def token_ids(tokenizer: Any, text: str, special: bool = True) -> list[int]:
@@ -118,10 +110,8 @@ def windows(ids: list[int], count: int, max_length: int) -> list[Row]:
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[list[Row]]:
     """Tokenise every (context, continuation) together; the last tokens of a pair's rows make up its continuation.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer; special tokens that it puts in front of a text stay.
-        pairs: contexts and continuations; an empty context stands for BOS, or EOS where there is no BOS.
-        max_length: the most tokens in a row.
+    Special tokens that the tokenizer puts in front of a text stay; an empty context stands for BOS, or EOS where there
+    is no BOS.
 
     Raises:
         ValueError: continuations have no token; says how many, and which is the first.
@@ -144,8 +134,8 @@ def _which(found: list[int], pairs: Sequence[tuple[str, str]]) -> str:
 
 def loglikelihoods(
     model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], batch_tokens: int = 8192
-) -> list[Likelihood]:
-    """Score the continuation of every (context, continuation), in the order given.
+) -> tuple[list[float], list[bool]]:
+    """Return log p of every continuation in nats, and whether tokens of its context were cut off.
 
     Args:
         model: a Hugging Face causal language model, PEFT-wrapped or not, on any device.
@@ -167,8 +157,7 @@ def loglikelihoods(
     bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(f"{_which(bad, pairs)} has log-likelihood {values[bad[0]]}; look at the model's weights")
-    cut = [any(row.truncated for row in own) for own in encoded]
-    return [Likelihood(value, short) for value, short in zip(values.tolist(), cut, strict=True)]
+    return values.tolist(), [any(row.truncated for row in own) for own in encoded]
 
 
 @torch.no_grad()

@@ -200,7 +200,7 @@ class POPE(VisualTask):
             share = right / count
             errors[f"accuracy/{category}"] = math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else math.nan
             errors[f"f1/{category}"] = f1_error(one["TP"], one["FP"] + one["FN"])
-        # as if questions were independent: categories share those with the answer yes, so that this is a little much
+        # taken as independent; categories share their yes questions, so that the mean is a little less certain
         own = {name: [errors[f"{name}/{category}"] for category in self.groups] for name in ("accuracy", "f1")}
         means = {name: math.sqrt(sum(error**2 for error in values)) / len(values) for name, values in own.items()}
         return means | errors
