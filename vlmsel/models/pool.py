@@ -64,8 +64,6 @@ def open_pool(
     samples = SampleDataset(found.samples, subject, reading)
     problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()
     if not samples.usable():
-        first = next(
-            (f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()), ": the list is empty"
-        )
-        raise ValueError(f"{path}: no usable sample{first}")
+        first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()] or [": the list is empty"]
+        raise ValueError(f"{path}: no usable sample{first[0]}")
     return Pool(Path(path), sha256, samples, problems, len(found.records))
