@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from torch import Tensor
 
 from vlmsel import processes, runs
 from vlmsel.gradients import Factor
+from vlmsel.gradients.factors import wide
 from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
 from vlmsel.scorers.normalise import divide_columns_, normalised_columns
 from vlmsel.scoring.batches import dealt, progress_bar
 from vlmsel.scoring.halving import free, out_of_memory
-from vlmsel.scoring.memory import measure_memory
+from vlmsel.scoring.memory import measure_memory, zeros_at
 from vlmsel.scoring.memory_plan import Prefer, plan_curvature
 from vlmsel.scoring.progress import Progress
 from vlmsel.scoring.solve import Gathered, Key, solve_all, start_statistics
@@ -102,8 +104,7 @@ def precondition(
     """Run the curvature pass and solve every scorer on every block.
 
     Args:
-        targets: the targets.
-        fit: the samples that P is made from.
+        targets, fit: what is scored for, and the samples that P is made from.
         scorers: all of them.
         folder: keeps how far the pass has come, and what has no room in memory; without it nothing is kept, and
             everything is gathered on the device.
@@ -114,16 +115,16 @@ def precondition(
     """
     source, v = fit.curvature, targets.v()
     squares, left_out = _mean_squares(fit.damping, scorers)
-    blocks = {name: BlockTargets(_wide(own), squares.get(name)) for name, own in v.items()}
+    blocks = {name: BlockTargets(wide(own), squares.get(name)) for name, own in v.items()}
     gathered = start_statistics(scorers, blocks)
     if folder is not None:
         _place(source, scorers, gathered, len(targets.names), folder, place)
     ordered = {key: one for key, one in gathered.statistics.items() if one.ordered and processes.count() > 1}
     shared = {key: one for key, one in gathered.statistics.items() if key not in ordered}
     if ordered:
-        left_out |= _gather(source, range(len(source.sizes)), ordered, Progress.of(folder, "ordered"))
+        left_out |= _gather(source, range(len(source.sizes)), ordered, Progress(folder, "ordered"))
     if shared:
-        left_out |= _gather(source, dealt(len(source.sizes)), shared, Progress.of(folder, "curvature"))
+        left_out |= _gather(source, dealt(len(source.sizes)), shared, Progress(folder, "curvature"))
     for reasons in processes.gather(left_out):
         left_out.update(reasons)
     stacks, details = _solve(scorers, gathered, {name: block.targets for name, block in blocks.items()})
@@ -131,10 +132,6 @@ def precondition(
     divide_columns_(stacks, normalised)
     names = tuple((scorer.name, target) for scorer in scorers for target in targets.names)
     return Preconditioned(names, stacks, details, normalised, left_out)
-
-
-def _wide(v: Tensor) -> Tensor:
-    return v if v.dtype == torch.float64 else v.float()
 
 
 def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> tuple[dict[str, float], LeftOut]:
@@ -161,11 +158,8 @@ def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> 
     total = sum(seen for _, seen in everyone)
     if not total:
         raise ValueError("no sample with a finite gradient to measure the damping on")
-    means = {
-        block.name: sum(one[block.name] for one, _ in everyone) / (total * block.rows * block.cols)
-        for block in source.blocks
-    }
-    return means, left_out
+    whole = {name: sum(one[name] for one, _ in everyone) for name in sums}
+    return {block.name: whole[block.name] / (total * block.rows * block.cols) for block in source.blocks}, left_out
 
 
 def _place(
@@ -182,7 +176,7 @@ def _place(
     plan = plan_curvature(scorers, source.shapes(), targets, samples, memory, prefer)
     if processes.is_main():
         print(plan.describe())
-    zeros = plan.zeros(source.device, folder)
+    zeros = zeros_at(plan.place, source.device, folder)
     for statistic in gathered.statistics.values():
         if statistic.movable:
             statistic.zeros = zeros
@@ -215,22 +209,19 @@ def take_in(statistic: Statistic, found: Gradients, factor: Factor) -> None:
     if not statistic.ordered or len(found.sizes) == 1:
         feed(statistic, factor)
         return
-    start = 0
-    for size in found.sizes:
+    for end, size in zip(accumulate(found.sizes), found.sizes, strict=True):
         if size:
-            feed(statistic, factor.select(slice(start, start + size)))
-        start += size
+            feed(statistic, factor.select(slice(end - size, end)))
 
 
 def feed(statistic: Statistic, factor: Factor) -> None:
     """Let a statistic take in a batch, in halves where that does not fit into memory."""
     try:
         statistic.update(factor)
+        return
     except (RuntimeError, MemoryError) as problem:
         if not out_of_memory(problem) or factor.samples < 2:
             raise
-    else:
-        return
     free()
     middle = factor.samples // 2
     feed(statistic, factor.select(slice(0, middle)))

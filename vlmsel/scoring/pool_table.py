@@ -76,7 +76,7 @@ def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> 
     Args:
         data: the samples that could be read.
         problems: why records cannot be used, by uid.
-        total: how many records there are.
+        total: number of records.
     """
     sources, tokens = [""] * total, [0] * total
     for sample, length in zip(data.samples, data.lengths(), strict=True):
