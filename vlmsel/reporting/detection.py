@@ -94,10 +94,8 @@ def _note(seeds: int, results: Mapping[str, Any]) -> str:
     note = "Mean ± half-width of the 95 % interval over seeds." if seeds > 1 else "One seed: no intervals (--seeds 3)."
     if "detection" in results:
         note = f"Percent of the wrong labels found among the highest scores (highest = most harmful). {note}"
-    learnt = results["validation"]
-    return (
-        f"{note} Validation accuracy {_percent(learnt['accuracy'])} %, largest class {_percent(learnt['majority'])} %."
-    )
+    learnt, most = (_percent(results["validation"][name]) for name in ("accuracy", "majority"))
+    return f"{note} Validation accuracy {learnt} %, largest class {most} %."
 
 
 # The list

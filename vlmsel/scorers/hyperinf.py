@@ -108,11 +108,8 @@ class HyperINF(GradientScorer):
 
     def lighter(self) -> Mapping[str, GradientScorer]:
         gfim, short = replace(self, curvature="gfim"), replace(self, side="short")
-        found = {
-            "curvature='gfim'": gfim,
-            "side='short'": short,
-            "curvature='gfim' and side='short'": replace(gfim, side="short"),
-        }
+        both = replace(gfim, side="short")
+        found = {"curvature='gfim'": gfim, "side='short'": short, "curvature='gfim' and side='short'": both}
         return {words: scorer for words, scorer in found.items() if scorer != self}
 
 
