@@ -9,11 +9,12 @@ time works in a folder.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +52,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON, atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, head first, as CSV, atomically."""
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def read_json(path: str | Path) -> Any:

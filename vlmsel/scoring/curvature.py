@@ -25,6 +25,7 @@ from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import wide
 from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
 from vlmsel.scorers.normalise import divide_columns_, normalised_columns
+from vlmsel.scorers.statistics import SquareSum
 from vlmsel.scoring.batches import dealt, progress_bar
 from vlmsel.scoring.halving import free, out_of_memory
 from vlmsel.scoring.memory import measure_memory, zeros_at
@@ -122,9 +123,9 @@ def precondition(
     ordered = {key: one for key, one in gathered.statistics.items() if one.ordered and processes.count() > 1}
     shared = {key: one for key, one in gathered.statistics.items() if key not in ordered}
     if ordered:
-        left_out |= _gather(source, range(len(source.sizes)), ordered, Progress(folder, "ordered"))
+        left_out |= _gather("curvature pass", source, range(len(source.sizes)), ordered, Progress(folder, "ordered"))
     if shared:
-        left_out |= _gather(source, dealt(len(source.sizes)), shared, Progress(folder, "curvature"))
+        left_out |= _gather("curvature pass", source, dealt(len(source.sizes)), shared, Progress(folder, "curvature"))
     for reasons in processes.gather(left_out):
         left_out.update(reasons)
     stacks, details = _solve(scorers, gathered, {name: block.targets for name, block in blocks.items()})
@@ -144,22 +145,17 @@ def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> 
     """
     if not any(scorer.needs_mean_square for scorer in scorers):
         return {}, {}
-    sums, count, left_out = {block.name: 0.0 for block in source.blocks}, 0, LeftOut()
-    numbers = dealt(len(source.sizes))
-    with source.gradients() as read, progress_bar("damping", [source.sizes[i] for i in numbers]) as bar:
-        for found in (found for pieces in read(numbers) for found in pieces):
-            bar.update(len(found.uids))
-            kept, bad = found.clean()
-            left_out |= bad
-            for name, factor in kept.factors.items():
-                sums[name] += float(factor.sq_norm().double().sum())
-            count += len(kept.uids)
-    everyone = processes.gather((sums, count))
-    total = sum(seen for _, seen in everyone)
-    if not total:
-        raise ValueError("no sample with a finite gradient to measure the damping on")
-    whole = {name: sum(one[name] for one, _ in everyone) for name in sums}
-    return {block.name: whole[block.name] / (total * block.rows * block.cols) for block in source.blocks}, left_out
+    no_targets = {name: torch.zeros(0, *shape, device=source.device) for name, shape in source.shapes().items()}
+    sums = {(name, "squares"): SquareSum(BlockTargets(none)) for name, none in no_targets.items()}
+    left_out = _gather("damping", source, dealt(len(source.sizes)), sums, Progress(None, "damping"))
+    everyone = processes.gather({name: (float(one.squares), one.count) for (name, _), one in sums.items()})
+    means = {}
+    for block in source.blocks:
+        squares, samples = map(sum, zip(*(one[block.name] for one in everyone), strict=True))
+        if not samples:
+            raise ValueError("no sample with a finite gradient to measure the damping on")
+        means[block.name] = squares / (samples * block.rows * block.cols)
+    return means, left_out
 
 
 def _place(
@@ -183,12 +179,12 @@ def _place(
 
 
 def _gather(
-    source: GradientSource, numbers: Sequence[int], statistics: Mapping[Key, Statistic], progress: Progress
+    what: str, source: GradientSource, numbers: Sequence[int], statistics: Mapping[Key, Statistic], progress: Progress
 ) -> LeftOut:
-    """Run the curvature pass over these batches, or what of it is not yet done; return the samples left out."""
+    """Run a pass over these batches, or what of it is not yet done; return the samples left out."""
     done, left_out = progress.load(statistics, source.digest(numbers))
     sizes = [source.sizes[number] for number in numbers]
-    with source.gradients() as read, progress_bar("curvature pass", sizes, sum(sizes[:done])) as bar:
+    with source.gradients() as read, progress_bar(what, sizes, sum(sizes[:done])) as bar:
         for seen, pieces in enumerate(read(numbers[done:]), start=done + 1):
             for found in pieces:
                 bar.update(len(found.uids))
