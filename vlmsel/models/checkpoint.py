@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import peft
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmsel.models.config import VLMConfig, absolute
-from vlmsel.models.damage import MEND, check_weights, read_object
+from vlmsel.models.damage import MEND, read_object, read_weights
 from vlmsel.models.fingerprints import backbone_print, check_fingerprint
 from vlmsel.models.language import load_language, quiet_transformers, unwrap
 from vlmsel.runs import environment, write_json
@@ -183,19 +183,6 @@ def load_parts(model: Parts, folder: Path, config: VLMConfig) -> None:
         fit(model.projector, read_weights(folder / PROJECTOR), folder / PROJECTOR)
     if config.lora is not None:
         load_adapter(model.language_model, folder / ADAPTER)
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is damaged.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; copy the whole model folder, the weights in it belong together")
-    check_weights(file)
-    return load_file(file)
 
 
 def fit(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmsel import runs
@@ -25,7 +25,7 @@ from vlmsel.data.dataset import Reading
 from vlmsel.data.sample import Sample
 from vlmsel.data.text_batches import Encoded, TextBatch, TextCollator, encode_texts
 from vlmsel.models.config import LoraSpec
-from vlmsel.models.damage import check_weights
+from vlmsel.models.damage import read_weights
 from vlmsel.models.language import max_positions, pad_id, set_padding, unwrap
 from vlmsel.models.lora import attach_lora, lora_parameters
 from vlmsel.models.losses import TokenLosses
@@ -182,8 +182,7 @@ class Classifier(nn.Module, Subject):
 
     def load_trained(self, folder: str | Path) -> None:
         file = Path(folder) / WEIGHTS
-        check_weights(file)
-        found, own = load_file(file), self._learnt()
+        found, own = read_weights(file), self._learnt()
         if {n: t.shape for n, t in found.items()} != {n: p.shape for n, p in own.items()}:
             raise ValueError(f"{file}: made with other settings; choose another --out or delete the folder")
         with torch.no_grad():

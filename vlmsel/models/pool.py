@@ -46,9 +46,7 @@ def open_pool(
     """Read a file of samples for a model and check every sample of it.
 
     Args:
-        subject: the model that reads them.
-        path: the file.
-        reading: how they are read.
+        subject, path, reading: the model, the file and how it is read.
         features: a folder of features; those that it lacks are computed first, and samples hold features instead of
             pictures.
         feature_dtype: what features are stored as; as the tower computes when left out.

@@ -22,10 +22,7 @@ FREE = ("vision", "vision_weights", "language", "projector_seed", "projector_tra
 def find_checkpoint(subject: Subject, name: str, allow_untrained: bool = False) -> Path:
     """Return the folder of a saved model whose trained parts belong into the subject.
 
-    Args:
-        subject: the model whose place they will take.
-        name: its folder, or the run folder it lies in.
-        allow_untrained: also where its projector was never trained.
+    `name` is its folder, or the run folder it lies in; a projector that was never trained needs `allow_untrained`.
 
     Raises:
         FileNotFoundError: there is no model.

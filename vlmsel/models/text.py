@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 from vlmsel.models.assembly import build
-from vlmsel.models.checkpoint import read_weights
 from vlmsel.models.config import LoraSpec, VLMConfig, resolve
-from vlmsel.models.damage import check_folder, loading, read_object
+from vlmsel.models.damage import check_folder, loading, read_object, read_weights
 from vlmsel.models.huggingface import TOKENIZERS, has_any, require_text_model, require_weights
 from vlmsel.models.language import load_tokenizer, quiet_transformers
 from vlmsel.models.lora import adapts_all, quiet_peft

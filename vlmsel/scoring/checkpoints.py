@@ -94,11 +94,7 @@ def score_checkpoints(
 ) -> Scored | None:
     """Score the pool at every checkpoint and add the columns of their sum to `scored`; leaves the last in the subject.
 
-    Args:
-        checkpoints, subject: the checkpoints and the model that they are put into.
-        scored: what the columns are added to; None as long as other jobs' chunks are not there.
-        score: scores the pool with some scorers into a folder, with the model as it is then.
-        folder: the run folder.
+    `score` scores the pool with some scorers into a folder, with the model as it is then.
 
     Returns:
         `scored` with more columns, or None as long as other jobs' chunks are not there.

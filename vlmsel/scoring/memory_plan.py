@@ -126,10 +126,8 @@ def plan_curvature(
     """Choose the place for what all scorers gather: the first of device, host and disk that has room, or the one asked.
 
     Args:
-        scorers: those of one pass.
-        blocks: name -> (rows, cols).
-        targets: number of targets.
-        fit_samples: number of fit samples, which matters to scorers that keep their gradients.
+        scorers, blocks: those of one pass; name -> (rows, cols).
+        targets, fit_samples: how many; the latter matters to scorers that keep their gradients.
         memory: what is free, from `measure_memory`.
         prefer: auto, or the place to take.
 
@@ -153,7 +151,11 @@ def plan_curvature(
 
 def _choose(task: _Task, memory: Memory, prefer: Prefer) -> Place | None:
     """Return the first place with room."""
-    return next((p for p in (PLACES if prefer == "auto" else (prefer,)) if _fits(task.needs(p, memory), memory)), None)
+    usable = _usable(memory)
+    for place in PLACES if prefer == "auto" else (prefer,):
+        if all(need <= usable[where] for where, need in task.needs(place, memory).items()):
+            return place
+    return None
 
 
 def _usable(memory: Memory) -> dict[str, int]:
@@ -161,10 +163,6 @@ def _usable(memory: Memory) -> dict[str, int]:
     free = {"device": memory.device_free, "host": memory.host_free, "disk": memory.disk_free}
     share = RESERVE | ({"device": RESERVE["host"]} if memory.device_is_cpu else {})
     return {place: int(free[place] * (1 - share[place])) for place in free}
-
-
-def _fits(needs: Mapping[str, int], memory: Memory) -> bool:
-    return all(needs[place] <= usable for place, usable in _usable(memory).items())
 
 
 # Words

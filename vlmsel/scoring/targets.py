@@ -44,11 +44,7 @@ class TargetPlan:
     def of(cls, subject: Subject, sets: Mapping[str, Any], batching: Batching, each: bool = False) -> TargetPlan:
         """Put samples of like length into one batch, whatever set they are of.
 
-        Args:
-            subject: who reads them.
-            sets: the data sets by name.
-            batching: how batches are made.
-            each: make every sample a target of its own, called `<set>:<uid>`.
+        `sets` are data sets by name; with `each` every sample is a target of its own, called `<set>:<uid>`.
 
         Raises:
             ValueError: there is no set, or one has no usable sample.
