@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmsel.data.batches import Batch, Collator, Item
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import VLMConfig, resolve
-from vlmsel.models.presets import LLAMA2_7B, preset
+from vlmsel.models.presets import LLAMA2_7B, PRESETS
 from vlmsel.models.vision import VisionTower, load_vision
 from vlmsel.models.vlm import VLM
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     dtype = getattr(torch, given.dtype)
-    model = random_model(preset(given.preset), dtype, given.device)
+    model = random_model(PRESETS[given.preset], dtype, given.device)
     blocks = model.blocks("projector+lora")
     made = batches(model, given.samples, given.batch_size, given.text_tokens, given.device)
     tenth = batches(model, given.samples // 10, given.batch_size, given.text_tokens, given.device)

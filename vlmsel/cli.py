@@ -36,18 +36,12 @@ COMMANDS = {
 def usage() -> str:
     """Return what `vlmsel --help` prints."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: vlmsel <command> [--config FILE] [--option value ...]",
-            "",
-            "Which k % of my instruction data should I fine-tune on?",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`vlmsel <command> --help` lists a command's options; `vlmsel --version` prints the version.",
-        ]
+    lines = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: vlmsel <command> [--config FILE] [--option value ...]\n\n"
+        "Which k % of my instruction data should I fine-tune on?\n\n"
+        f"commands:\n{lines}\n\n"
+        "`vlmsel <command> --help` lists a command's options; `vlmsel --version` prints the version."
     )
 
 
@@ -78,15 +72,12 @@ def _run(command: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, KeyError, ImportError) as problem:
-        if os.environ.get("VLMSEL_DEBUG"):
+    except (ValueError, OSError, KeyError, ImportError, RuntimeError) as problem:
+        unforeseen = isinstance(problem, RuntimeError)
+        if os.environ.get("VLMSEL_DEBUG") or (unforeseen and "out of memory" not in str(problem)):
             raise
-        print(f"error: {one_line(problem)}", file=sys.stderr)
-        return 2
-    except RuntimeError as problem:
-        if os.environ.get("VLMSEL_DEBUG") or "out of memory" not in str(problem):
-            raise
-        print(f"error: {one_line(problem)} Lower batch_size, or take fewer blocks or samples.", file=sys.stderr)
+        mend = " Lower batch_size, or take fewer blocks or samples." if unforeseen else ""
+        print(f"error: {one_line(problem)}{mend}", file=sys.stderr)
         return 2
     return 0
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,14 +73,24 @@ def wait() -> None:
 
 def add_up(tensor: Tensor) -> None:
     """Replace a tensor by its sum over all processes, in place."""
-    if count() == 1:
-        return
     import torch.distributed as dist
 
-    here = tensor.to(_join().device)  # nccl moves what lies on the GPU only
-    dist.all_reduce(here)
-    if here is not tensor:
-        tensor.copy_(here)
+    _in_place(tensor, dist.all_reduce)
+
+
+def share(tensor: Tensor, owner: int) -> None:
+    """Give every process the tensor of the process `owner`, in place."""
+    import torch.distributed as dist
+
+    _in_place(tensor, partial(dist.broadcast, src=owner))
+
+
+def _in_place(tensor: Tensor, call: Callable[[Tensor], Any]) -> None:
+    if count() > 1:
+        here = tensor.to(_join().device)  # nccl moves what lies on the GPU only
+        call(here)
+        if here is not tensor:
+            tensor.copy_(here)
 
 
 def merge_into(owner: int, state: Callable[[], dict[str, Tensor]], merge: Callable[[dict[str, Tensor]], None]) -> None:
@@ -133,15 +144,3 @@ def gather(value: Any) -> list[Any]:
     found: list[Any] = [None] * count()
     dist.all_gather_object(found, value)
     return found
-
-
-def share(tensor: Tensor, owner: int) -> None:
-    """Give every process the tensor of the process `owner`, in place."""
-    if count() == 1:
-        return
-    import torch.distributed as dist
-
-    here = tensor.to(_join().device)
-    dist.broadcast(here, src=owner)
-    if here is not tensor:
-        tensor.copy_(here)

@@ -9,11 +9,12 @@ time works in a folder.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +52,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON, atomically."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, head first, as CSV, atomically."""
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def read_json(path: str | Path) -> Any:
@@ -93,12 +100,9 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     """Make or reopen a run folder.
 
     Args:
-        folder: the run folder.
+        folder: where it is.
         config: the resolved configuration as text; one setting per line.
         worker: tells apart the jobs that share the folder; at most one of each name works in it at a time.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: the folder holds a run of another configuration or other files, or another process works in it.
@@ -112,12 +116,13 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     if not worker:
         tidy(folder)
     if path.is_file() and (difference := _difference(path.read_text(encoding="utf-8"), config)):
-        if any(not _before_results(file.name) for file in contents(folder)):
+        if _begun(folder):
             raise ValueError(
                 f"{folder}: holds a run of another configuration ({difference}); "
                 "choose another --out or delete the folder"
             )
-        _clear(contents(folder))
+        for file in list(contents(folder)):
+            file.unlink()
     if not path.is_file():
         write_text(path, config)
     write_json(folder / "environment.json", environment())
@@ -127,16 +132,13 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
 def same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     """Record what a run depends on beside its configuration, or refuse to go on from something else.
 
-    Args:
-        folder: the run folder.
-        inputs: digests of contents by what they are called.
+    `inputs` are digests of contents by what they are called.
 
     Raises:
         ValueError: something changed since the run began; names it.
     """
     path = folder / "inputs.json"
-    begun = any(not _before_results(file.name) for file in contents(folder))
-    earlier = read_json(path) if path.is_file() and begun else dict(inputs)
+    earlier = read_json(path) if path.is_file() and _begun(folder) else dict(inputs)
     changed = [name for name in {**earlier, **inputs} if earlier.get(name) != inputs.get(name)]
     if changed:
         raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
@@ -144,14 +146,8 @@ def same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
 
 
 def report_left_out(path: Path, reasons: Mapping[int, str], total: int, source: str | Path) -> None:
-    """Write which samples were left out, uid and reason, and print one line; no file when there are none.
-
-    Args:
-        path: the JSON file.
-        reasons: uid -> why.
-        total: how many samples there are.
-        source: the file that they are from.
-    """
+    """Write which of a source's `total` samples were left out, uid and reason, as JSON, and print one line; no file
+    when there are none."""
     if not reasons:
         path.unlink(missing_ok=True)  # an earlier call may have had some
         return
@@ -175,13 +171,10 @@ def contents(folder: Path) -> Iterator[Path]:
     return (file for file in folder.iterdir() if not file.name.startswith(_LOCK) and not file.name.endswith(".part"))
 
 
-def _before_results(name: str) -> bool:
-    return name in _BEFORE_RESULTS or (name.startswith("skipped") and name.endswith(".json"))
-
-
-def _clear(files: Iterable[Path]) -> None:
-    for file in list(files):
-        file.unlink()
+def _begun(folder: Path) -> bool:
+    """Tell whether a run has anything to go on from."""
+    names = {file.name for file in contents(folder)} - set(_BEFORE_RESULTS)
+    return any(not (name.startswith("skipped") and name.endswith(".json")) for name in names)
 
 
 def lock(path: Path) -> int | None:

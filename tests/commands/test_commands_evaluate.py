@@ -15,7 +15,7 @@ from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import build
-from vlmsel.models.presets import preset
+from vlmsel.models.presets import PRESETS
 
 QUESTIONS = 18
 
@@ -165,7 +165,7 @@ def test_wrong_options_end_with_one_line(home, tmp_path, capsys, option, value, 
 
 def test_prismatic_reads_pope_off_probabilities(home, tmp_path):
     """With the shipped tokenizer, in which Yes and No begin with tokens of their own."""
-    model = build(preset("tiny"))
+    model = build(PRESETS["tiny"])
     model.mark_trained(["projector"])
     checkpoint.save(model, tmp_path / "tiny")
     given = ["--model", str(tmp_path / "tiny"), "--protocol", "prismatic"]

@@ -22,7 +22,7 @@ from vlmsel.evaluation.tasks import load_task
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import build
 from vlmsel.models.open import open_subject
-from vlmsel.models.presets import preset
+from vlmsel.models.presets import PRESETS
 
 SOLUTIONS = [("stir it", "boil the café"), ("a", "an answer of some length"), ("naïve", "plain"), ("up", "down")]
 
@@ -328,7 +328,7 @@ MANY = 1000
 def many(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many")
     write_world(folder / "world", WorldSizes(captions=0, pool=0, target=0, questions=MANY))
-    model = build(preset("tiny"))
+    model = build(PRESETS["tiny"])
     model.mark_trained(["projector"])
     checkpoint.save(model, folder / "vlm")
     assert evaluate(folder, folder / "8", "mine", model=folder / "vlm", batch_size=8) == 0

@@ -17,7 +17,7 @@ from vlmsel.models import config
 from vlmsel.models.assembly import build
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.lora import attach_lora
-from vlmsel.models.presets import preset
+from vlmsel.models.presets import PRESETS
 
 TOLERANCES = [(torch.float32, 2e-5), (torch.float64, 1e-10)]  # of the twin, which rounds too
 
@@ -77,7 +77,7 @@ def test_left_padding(vlm):
 def shipped(request):
     """The `tiny` preset as the package ships it, its adapters awake, and a batch in its own words."""
     dtype, tolerance = request.param
-    model = build(preset("tiny")).to(dtype)
+    model = build(PRESETS["tiny"]).to(dtype)
     wake_lora(model, scale=0.02)
     side, generator = model.vision.image_size, torch.Generator().manual_seed(0)
     pictures = [torch.randn(3, side, side, generator=generator).to(dtype) for _ in range(2)]

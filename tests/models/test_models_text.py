@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import peft
 import pytest
@@ -18,7 +19,7 @@ from vlmsel.models.language import load_language
 from vlmsel.models.lora import quiet_peft
 from vlmsel.models.losses import token_losses
 from vlmsel.models.open import open_subject
-from vlmsel.models.presets import preset
+from vlmsel.models.presets import PRESETS
 from vlmsel.models.vlm import VLM
 from vlmsel.training.phases import phase_preset
 
@@ -73,7 +74,7 @@ def test_a_saved_model_answers_alike(adapted, tmp_path):
     answers = [generate(one, batch(), one.tokenizer, 4) for one in (model, found)]
     assert answers[0] == answers[1]
     assert not (tmp_path / "saved" / checkpoint.PROJECTOR).exists()
-    assert VLMConfig.from_json(json.loads(json.dumps(model.vlm_config.as_json()))) == model.vlm_config
+    assert VLMConfig.from_json(json.loads(json.dumps(asdict(model.vlm_config)))) == model.vlm_config
 
 
 def test_a_trained_language_model_is_saved_whole(llama, tmp_path):
@@ -189,8 +190,8 @@ def test_a_model_that_sees_and_one_that_does_not_never_take_each_others_weights(
 
 
 def test_the_text_presets_are_the_language_models_of_the_others():
-    assert preset("tiny-text").language == preset("tiny").language
-    model = llava_7b(preset("llama2-7b"))
+    assert PRESETS["tiny-text"].language == PRESETS["tiny"].language
+    model = llava_7b(PRESETS["llama2-7b"])
     assert sum(p.numel() for p in model.parameters()) == 6_738_415_616
 
 

@@ -240,4 +240,4 @@ def test_a_full_disk_is_an_error_when_room_is_asked_for(tmp_path, monkeypatch):
 
 def test_disk_needs_a_folder():
     with pytest.raises(ValueError, match="need a folder"):
-        plan(memory(3.1, 8, 1000)).zeros("cpu")
+        zeros_at("disk", "cpu")

@@ -102,7 +102,7 @@ def select_blocks(model: nn.Module, spec: str) -> list[Block]:
 def _named_tests(model: nn.Module, spec: str) -> list[Callable[[str], bool]]:
     """Turn a specification into predicates on parameter names."""
     known: dict[str, Callable[[], Callable[[str], bool]]] = {
-        "projector": lambda: _in_projector,
+        "projector": lambda: lambda name: not PROJECTORS.isdisjoint(name.split(".")[:-1]),
         "lora": lambda: lambda name: LORA.search("." + name) is not None,
         "last-block": lambda: _last_block_test(model),
     }
@@ -116,10 +116,6 @@ def _named_tests(model: nn.Module, spec: str) -> list[Callable[[str], bool]]:
             f"blocks {spec!r} are neither of {', '.join(known)} (joined by +) nor a regular expression: {problem}"
         ) from None
     return [lambda name: bool(spec) and pattern.search(name) is not None]
-
-
-def _in_projector(name: str) -> bool:
-    return not PROJECTORS.isdisjoint(name.split(".")[:-1])
 
 
 def _last_block_test(model: nn.Module) -> Callable[[str], bool]:

@@ -139,7 +139,8 @@ class Capture:
         Raises:
             ValueError: the input has another number of rows than it should.
         """
-        samples, owners = self._count(), self._owners(module)
+        above = [name for name in self._row_samples if name == module or module.startswith(name + ".")]
+        samples, owners = self._count(), self._row_samples[max(above, key=len)] if above else None  # of the nearest
         expected = samples if owners is None else len(owners)
         if x.ndim == 0 or len(x) != expected:
             raise ValueError(
@@ -150,11 +151,6 @@ class Capture:
         if owners is not None and len(owners) and not 0 <= int(owners.min()) <= int(owners.max()) < samples:
             raise ValueError(f"row_samples of module {module} hold {owners.tolist()}; expected 0 .. {samples - 1}")
         return Rows(samples, None if owners is None else owners.to(x.device))
-
-    def _owners(self, module: str) -> Tensor | None:
-        """Return the map of the nearest module above (or at) this one that has one."""
-        above = [name for name in self._row_samples if name == module or module.startswith(name + ".")]
-        return self._row_samples[max(above, key=len)] if above else None
 
     def _report(self, name: str, x: Tensor, delta: Tensor) -> None:
         self._ran = True

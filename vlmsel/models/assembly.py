@@ -13,7 +13,7 @@ from vlmsel.models.config import VLMConfig
 from vlmsel.models.fingerprints import fingerprint
 from vlmsel.models.language import load_language, load_tokenizer
 from vlmsel.models.lora import attach_lora
-from vlmsel.models.presets import preset
+from vlmsel.models.presets import PRESETS
 from vlmsel.models.projector import build_projector
 from vlmsel.models.vision import VisionTower, load_vision
 from vlmsel.models.vlm import VLM
@@ -87,7 +87,7 @@ def open_own(source: str, dtype: torch.dtype = torch.float32, template: str | No
         FileNotFoundError, ValueError: it cannot be loaded, or has another template.
     """
     folder = saved_folder(source)
-    model = build(preset(source), dtype) if folder is None else load(folder, dtype)
+    model = build(PRESETS[source], dtype) if folder is None else load(folder, dtype)
     if template not in (None, model.vlm_config.template):
         raise ValueError(f"{source} has the template {model.vlm_config.template}; leave --template out")
     return model

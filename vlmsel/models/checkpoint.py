@@ -15,27 +15,22 @@ Backbones that were not trained are named, not copied. Weights are safetensors; 
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import peft
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmsel.models.config import VLMConfig, absolute
-from vlmsel.models.damage import MEND, check_weights, read_object
+from vlmsel.models.damage import MEND, read_object, read_weights
 from vlmsel.models.fingerprints import backbone_print, check_fingerprint
 from vlmsel.models.language import load_language, quiet_transformers, unwrap
 from vlmsel.runs import environment, write_json
 
-CONFIG, PROJECTOR, ADAPTER, LANGUAGE, TOKENIZER = (
-    "vlmsel_config.json",
-    "projector.safetensors",
-    "adapter",
-    "language_model",
-    "tokenizer",
-)
+CONFIG, PROJECTOR = "vlmsel_config.json", "projector.safetensors"
+ADAPTER, LANGUAGE, TOKENIZER = "adapter", "language_model", "tokenizer"
 FORMAT = 1
 
 
@@ -80,12 +75,11 @@ def write_parts(model: Parts, folder: Path) -> None:
         save_adapter(model.language_model, folder / ADAPTER, config.language)
     if config.language_trained:
         with quiet_transformers():
-            unwrap(model.language_model).save_pretrained(
-                folder / LANGUAGE, state_dict=own_weights(model.language_model)
-            )
+            own = own_weights(model.language_model)
+            unwrap(model.language_model).save_pretrained(folder / LANGUAGE, state_dict=own)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder / TOKENIZER)
-    content = {"format": FORMAT, "model": config.as_json(), "fingerprints": complete_fingerprints(model)}
+    content = {"format": FORMAT, "model": asdict(config), "fingerprints": complete_fingerprints(model)}
     write_json(folder / CONFIG, {**content, "environment": environment()})
 
 
@@ -99,15 +93,9 @@ def save_adapter(language_model: Any, folder: Path, base: str) -> None:
     folder.mkdir(parents=True)
     state = peft.get_peft_model_state_dict(language_model, save_embedding_layers=False)
     save_file(contiguous(state), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        **language_model.peft_config["default"].to_dict(),
-        "base_model_name_or_path": base,
-        "inference_mode": True,
-    }
-    write_json(
-        folder / "adapter_config.json",
-        {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()},
-    )
+    config = language_model.peft_config["default"].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    write_json(folder / "adapter_config.json", plain)
 
 
 def own_weights(language_model: Any) -> dict[str, Tensor]:
@@ -197,19 +185,6 @@ def load_parts(model: Parts, folder: Path, config: VLMConfig) -> None:
         load_adapter(model.language_model, folder / ADAPTER)
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is damaged.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; copy the whole model folder, the weights in it belong together")
-    check_weights(file)
-    return load_file(file)
-
-
 def fit(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """Load `state` into `module`; names and shapes must fit."""
     try:
@@ -236,10 +211,7 @@ def load_adapter(language_model: Any, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     state = read_weights(file)
     own = peft.get_peft_model_state_dict(language_model, save_embedding_layers=False)
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    differ = [
-        name for name in sorted({*own, *state}) if name not in state or shapes.get(name) != tuple(state[name].shape)
-    ]
-    if differ:
+    held, fitting = ({name: tensor.shape for name, tensor in one.items()} for one in (state, own))
+    if differ := [name for name in sorted({*own, *state}) if held.get(name) != fitting.get(name)]:
         raise ValueError(f"{file} does not fit the model's adapters at {len(differ)} places, the first is {differ[0]}")
     peft.set_peft_model_state_dict(language_model, state)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmsel import runs
@@ -25,7 +25,7 @@ from vlmsel.data.dataset import Reading
 from vlmsel.data.sample import Sample
 from vlmsel.data.text_batches import Encoded, TextBatch, TextCollator, encode_texts
 from vlmsel.models.config import LoraSpec
-from vlmsel.models.damage import check_weights
+from vlmsel.models.damage import read_weights
 from vlmsel.models.language import max_positions, pad_id, set_padding, unwrap
 from vlmsel.models.lora import attach_lora, lora_parameters
 from vlmsel.models.losses import TokenLosses
@@ -84,20 +84,14 @@ class Classifier(nn.Module, Subject):
 
     @property
     def module(self) -> nn.Module:
-        """The transformers model, with adapters where there are some."""
         return self.model
 
     @property
     def backbone(self) -> Any:
-        """The transformers model."""
         return unwrap(self.model)
 
     def encode(self, sample: Sample, reading: Reading) -> Encoded:
-        """Tokenise a sample's texts, once; what is longer than `max_length` or the model takes is cut.
-
-        Raises:
-            ValueError: the sample has no text or an image, or its answer is no class.
-        """
+        """Tokenise a sample's texts, once; what is longer than `max_length` or the model takes is cut."""
         limit = min(self.limit, reading.max_length)
         if (sample, limit) not in self._encoded:
             self._encoded[sample, limit] = self._tokenise(sample, limit)
@@ -113,11 +107,9 @@ class Classifier(nn.Module, Subject):
         return encode_texts(self.tokenizer, sample.uid, texts, self.classes.index(answers[0]), limit)
 
     def length(self, sample: Sample, reading: Reading) -> int:
-        """Return a sample's tokens, as many as the model gets."""
         return len(self.encode(sample, reading).input_ids)
 
     def collate(self, items: Sequence[Encoded]) -> TextBatch:
-        """Pad samples on the right to the longest of them."""
         return TextCollator(pad_id(self.tokenizer))(items)
 
     def logits(self, batch: TextBatch) -> Tensor:
@@ -136,11 +128,9 @@ class Classifier(nn.Module, Subject):
         return TokenLosses(torch.cat(losses), order, len(order))
 
     def token_losses(self, batch: TextBatch) -> TokenLosses:
-        """Return each sample's cross entropy, as if it were its one supervised token."""
         return self(batch)
 
     def supervised(self, batch: TextBatch) -> Tensor:
-        """Count one token for each sample: its class. [n]"""
         return torch.ones_like(batch.labels)
 
     @torch.no_grad()
@@ -169,11 +159,7 @@ class Classifier(nn.Module, Subject):
         return "lora" if self.tune == "lora" else "|".join(f"^{re.escape(name)}$" for name in self.head)
 
     def trained(self, parts: str) -> Groups:
-        """Let adapters and head (lora) or the head alone (last-layer) learn.
-
-        Raises:
-            ValueError: the classifier was not adapted so.
-        """
+        """Let adapters and head (lora) or the head alone (last-layer) learn, as the classifier was adapted."""
         if parts != self.tune:
             raise ValueError(f"train is {parts!r} and this classifier is tuned by {self.tune}")
         names = ((name, name.replace(".base_layer.", "."), p) for name, p in self.model.named_parameters())
@@ -187,7 +173,6 @@ class Classifier(nn.Module, Subject):
         return self.classes, self.lora and (self.lora.scale, self.lora.dropout)
 
     def save(self, folder: str | Path) -> None:
-        """Write what was trained, and what must be known to use it again when that is done."""
         folder = Path(folder)
         tensors = {name: p.detach().cpu().contiguous() for name, p in self._learnt().items()}
         with runs.atomic_path(folder / WEIGHTS) as part:
@@ -196,14 +181,8 @@ class Classifier(nn.Module, Subject):
         runs.write_json(folder / RECORD, {"model": self.source, **about, "classes": list(self.classes)})
 
     def load_trained(self, folder: str | Path) -> None:
-        """Put weights that `save` wrote into a model made alike.
-
-        Raises:
-            ValueError: the file is damaged or holds other weights.
-        """
         file = Path(folder) / WEIGHTS
-        check_weights(file)
-        found, own = load_file(file), self._learnt()
+        found, own = read_weights(file), self._learnt()
         if {n: t.shape for n, t in found.items()} != {n: p.shape for n, p in own.items()}:
             raise ValueError(f"{file}: made with other settings; choose another --out or delete the folder")
         with torch.no_grad():

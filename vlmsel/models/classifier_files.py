@@ -72,14 +72,8 @@ def _load(source: str, classes: Sequence[str], seed: int, dtype: torch.dtype) ->
         config.num_labels, config.problem_type = len(classes), None
         config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
         torch.manual_seed(seed)
-        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        how = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(source, config=config, **how)
     return model, held, info
 
 
@@ -134,11 +128,6 @@ def open_asked(source: str, dtype: torch.dtype = torch.float32, template: str | 
     found = AskedClassifier(model, load_tokenizer(source), classes, source=source).eval()
     found.refusal = only_evaluated(source, "classifier")
     return found
-
-
-def is_saved(source: str) -> bool:
-    """Tell whether a folder holds what `Classifier.save` writes."""
-    return (Path(source) / RECORD).is_file()
 
 
 def open_saved(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> Classifier:

@@ -6,7 +6,7 @@ backbones that come with the package, so that a saved model does not depend on w
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -84,13 +84,9 @@ class VLMConfig:
         """Whether there is no projector, or one that was trained."""
         return self.vision is None or self.projector_trained
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain types that `from_json` reads back."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, content: Any) -> VLMConfig:
-        """Read what `as_json` wrote.
+        """Read the plain types that `asdict` gives.
 
         Raises:
             ValueError: a key is unknown, a value of the wrong type, or one of the two backbones missing.
@@ -108,9 +104,7 @@ def checked(kind: type[LoraSpec] | type[VLMConfig], content: Any, what: str) -> 
     """
     if not isinstance(content, dict):
         raise ValueError(f"not a {what} configuration: expected an object, got {content!r}")
-    hints = {
-        name: get_origin(hint) if get_origin(hint) is tuple else hint for name, hint in get_type_hints(kind).items()
-    }
+    hints = {name: tuple if get_origin(hint) is tuple else hint for name, hint in get_type_hints(kind).items()}
     unknown = sorted(set(content) - set(hints))
     missing = sorted(field.name for field in fields(kind) if field.default is MISSING and field.name not in content)
     if unknown or missing:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from vlmsel.runs import read_json
 
@@ -50,6 +52,19 @@ def check_weights(file: Path) -> None:
             pass
     except SafetensorError as problem:
         raise ValueError(f"{file} cannot be read ({problem}): {MEND}") from None
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; copy the whole model folder, the weights in it belong together")
+    check_weights(file)
+    return load_file(file)
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -67,13 +67,18 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def known_apart(one: str, other: str) -> bool:
+    """Tell whether two fingerprints differ; an empty one makes no statement."""
+    return bool(one and other and one != other)
+
+
 def check_fingerprint(part: str, source: str, found: str, recorded: str) -> None:
-    """Refuse a backbone that is not the recorded one; an empty fingerprint on either side makes no statement.
+    """Refuse a backbone that is not the recorded one.
 
     Raises:
         ValueError: both are known and differ.
     """
-    if found and recorded and found != recorded:
+    if known_apart(found, recorded):
         raise ValueError(
             f"the {part} at {source} is not the one this model was trained with (fingerprint {found}, expected "
             f"{recorded}); restore that backbone or train the projector again"

@@ -23,9 +23,14 @@ CONFIGS = ("config.json", "adapter_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
+def has_any(folder: str | Path, names: tuple[str, ...]) -> bool:
+    """Tell whether a folder holds one of these files."""
+    return any((Path(folder) / name).is_file() for name in names)
+
+
 def is_hugging_face(folder: str | Path) -> bool:
     """Tell whether a folder holds a Hugging Face model, or adapters of one."""
-    return any((Path(folder) / name).is_file() for name in CONFIGS)
+    return has_any(folder, CONFIGS)
 
 
 def kind_of(folder: str | Path) -> Kind | None:
@@ -72,11 +77,6 @@ def only_evaluated(source: str, kind: Kind) -> str:
     )
 
 
-def has_tokenizer(folder: str | Path) -> bool:
-    """Tell whether a folder holds a tokenizer."""
-    return any((Path(folder) / name).is_file() for name in TOKENIZERS)
-
-
 def require_text_model(folder: str) -> None:
     """Refuse a folder that lacks a tokenizer or safetensors weights.
 
@@ -93,7 +93,7 @@ def require_file(folder: str, names: tuple[str, ...], what: str) -> None:
     Raises:
         FileNotFoundError: says what is missing.
     """
-    if not any((Path(folder) / name).is_file() for name in names):
+    if not has_any(folder, names):
         raise FileNotFoundError(f"{folder}: no {what} ({', '.join(names)}); copy it from the model's origin")
 
 

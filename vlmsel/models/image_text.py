@@ -29,12 +29,10 @@ class ImageText(OnlyEvaluated):
 
     @property
     def module(self) -> nn.Module:
-        """The transformers model."""
         return self.model
 
     @property
     def backbone(self) -> Any:
-        """The transformers model."""
         return self.model
 
 

@@ -7,7 +7,7 @@ land in the vision tower too. Here they are attached to the language model befor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,18 +47,15 @@ def attach_lora(language_model: Any, spec: LoraSpec, seed: int = 0, task: str | 
 
 def target_layers(language_model: nn.Module, spec: LoraSpec) -> dict[str, nn.Module]:
     """Return the linear modules, by full name, whose last name component is one of the targets."""
-    layers: dict[str, nn.Module] = {}
-    found = set()
-    for name, module in language_model.named_modules():
-        leaf = name.rpartition(".")[2]
-        if leaf in spec.targets and isinstance(module, nn.Linear | Conv1D):
-            layers[name] = module
-            found.add(leaf)
-    absent = [target for target in spec.targets if target not in found]
-    if absent:
-        linear = {n.rpartition(".")[2] for n, m in language_model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-        raise ValueError(f"no linear module is called {', '.join(absent)}; the model has {sorted(linear)}")
-    return layers
+    linear = {name: m for name, m in language_model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    if absent := [target for target in spec.targets if target not in _leaves(linear)]:
+        raise ValueError(f"no linear module is called {', '.join(absent)}; the model has {sorted(_leaves(linear))}")
+    return {name: module for name, module in linear.items() if _leaves([name]) & set(spec.targets)}
+
+
+def _leaves(names: Iterable[str]) -> set[str]:
+    """Return the last components of modules' names."""
+    return {name.rpartition(".")[2] for name in names}
 
 
 @contextmanager
@@ -77,9 +74,9 @@ def adapted_modules(model: nn.Module) -> list[str]:
 def adapts_all(model: nn.Module, spec: LoraSpec) -> bool:
     """Tell whether the linear modules that a specification's targets name carry adapters, and no others do."""
     adapters = [model.get_submodule(name) for name in adapted_modules(model)]
-    owners = {name.rpartition(".")[2] for name in adapted_modules(model)}
+    owners = _leaves(adapted_modules(model))
     linear = all(isinstance(adapter.base_layer, nn.Linear | Conv1D) for adapter in adapters)
-    bare = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    bare = _leaves(name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
     return linear and owners == set(spec.targets) and owners.isdisjoint(bare)
 
 

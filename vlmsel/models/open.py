@@ -12,8 +12,9 @@ import torch
 
 from vlmsel.data.templates import find_template
 from vlmsel.models import assembly, classifier_files, image_text, text
+from vlmsel.models.classifier import RECORD
 from vlmsel.models.devices import pick_device, pick_dtype
-from vlmsel.models.huggingface import foreign, is_hugging_face, kind_of
+from vlmsel.models.huggingface import foreign, has_any, is_hugging_face, kind_of
 from vlmsel.models.presets import PRESETS
 from vlmsel.models.subject import Subject
 
@@ -27,7 +28,7 @@ class Make(NamedTuple):
 
 MAKES = [
     Make(lambda source: assembly.saved_folder(source) is not None or source in PRESETS, assembly.open_own),
-    Make(classifier_files.is_saved, classifier_files.open_saved),
+    Make(lambda source: has_any(source, (RECORD,)), classifier_files.open_saved),
     Make(lambda source: kind_of(source) == "image-text", image_text.open_image_text),
     Make(lambda source: kind_of(source) == "classifier", classifier_files.open_asked),
     Make(lambda source: kind_of(source) == "causal", text.open_causal),

@@ -46,9 +46,7 @@ def open_pool(
     """Read a file of samples for a model and check every sample of it.
 
     Args:
-        subject: the model that reads them.
-        path: the file.
-        reading: how they are read.
+        subject, path, reading: the model, the file and how it is read.
         features: a folder of features; those that it lacks are computed first, and samples hold features instead of
             pictures.
         feature_dtype: what features are stored as; as the tower computes when left out.
@@ -64,8 +62,6 @@ def open_pool(
     samples = SampleDataset(found.samples, subject, reading)
     problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()
     if not samples.usable():
-        first = next(
-            (f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()), ": the list is empty"
-        )
-        raise ValueError(f"{path}: no usable sample{first}")
+        first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()] or [": the list is empty"]
+        raise ValueError(f"{path}: no usable sample{first[0]}")
     return Pool(Path(path), sha256, samples, problems, len(found.records))

@@ -32,14 +32,3 @@ PRESETS: dict[str, VLMConfig] = {
     "tiny-text": VLMConfig(vision=None, language="assets:llama", template="text"),
     "llama2-7b": VLMConfig(vision=None, language=LLAMA2_7B, template="text"),
 }
-
-
-def preset(name: str) -> VLMConfig:
-    """Return the named configuration.
-
-    Raises:
-        ValueError: no preset has this name; lists the names.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"no preset is called {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]

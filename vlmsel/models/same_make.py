@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from vlmsel import runs
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import saved_folder
 from vlmsel.models.config import VLMConfig
-from vlmsel.models.fingerprints import tokenizer_settings
+from vlmsel.models.fingerprints import known_apart, tokenizer_settings
 from vlmsel.models.language import load_tokenizer
 from vlmsel.models.subject import Subject
 from vlmsel.models.vlm import VLM
@@ -21,10 +22,7 @@ FREE = ("vision", "vision_weights", "language", "projector_seed", "projector_tra
 def find_checkpoint(subject: Subject, name: str, allow_untrained: bool = False) -> Path:
     """Return the folder of a saved model whose trained parts belong into the subject.
 
-    Args:
-        subject: the model whose place they will take.
-        name: its folder, or the run folder it lies in.
-        allow_untrained: also where its projector was never trained.
+    `name` is its folder, or the run folder it lies in; a projector that was never trained needs `allow_untrained`.
 
     Raises:
         FileNotFoundError: there is no model.
@@ -35,34 +33,24 @@ def find_checkpoint(subject: Subject, name: str, allow_untrained: bool = False) 
     folder = saved_folder(name)
     if folder is None:
         raise FileNotFoundError(f"checkpoint {name}: no model; give a folder that align or tune wrote")
-    _check_make(subject, name, folder, allow_untrained)
-    return folder
-
-
-def _check_make(model: VLM, name: str, folder: Path, allow_untrained: bool) -> None:
-    """Refuse a checkpoint whose trained parts do not belong into the model."""
     config, fingerprints = checkpoint.read_config(folder)
     if not (allow_untrained or config.ready):
         raise ValueError(f"checkpoint {name}: its projector was never trained; leave it out or --allow_untrained true")
-    own = _make(model.vlm_config)
+    own = _make(subject.vlm_config)
     differ = [key for key, value in _make(config).items() if value != own[key]]
     parts = ("vision",) if config.language_trained else ("vision", "language")
-    differ += [part for part in parts if _known_apart(fingerprints.get(part, ""), model.fingerprints[part])]
+    differ += [part for part in parts if known_apart(fingerprints.get(part, ""), subject.fingerprints[part])]
     if differ:
         raise ValueError(f"checkpoint {name} is not of the same make as the model: {differ[0]} differs; leave it out")
     stored = folder / checkpoint.TOKENIZER
-    own_rules = tokenizer_settings(model.tokenizer)
+    own_rules = tokenizer_settings(subject.tokenizer)
     if stored.is_dir() and tokenizer_settings(load_tokenizer(str(stored))) != own_rules:
         raise ValueError(f"checkpoint {name} has another tokenizer than the model; leave it out")
+    return folder
 
 
 def _make(config: VLMConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.as_json().items() if key not in FREE}
-
-
-def _known_apart(one: str, other: str) -> bool:
-    """Tell whether two fingerprints differ; an empty one makes no statement."""
-    return bool(one and other and one != other)
+    return {key: value for key, value in asdict(config).items() if key not in FREE}
 
 
 def folder_digest(folder: Path) -> str:

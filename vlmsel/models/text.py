@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ import torch
 from torch import nn
 
 from vlmsel.models.assembly import build
-from vlmsel.models.checkpoint import read_weights
 from vlmsel.models.config import LoraSpec, VLMConfig, resolve
-from vlmsel.models.damage import check_folder, loading, read_object
-from vlmsel.models.huggingface import has_tokenizer, require_text_model, require_weights
+from vlmsel.models.damage import check_folder, loading, read_object, read_weights
+from vlmsel.models.huggingface import TOKENIZERS, has_any, require_text_model, require_weights
 from vlmsel.models.language import load_tokenizer, quiet_transformers
 from vlmsel.models.lora import adapts_all, quiet_peft
 from vlmsel.models.subject import OnlyEvaluated
@@ -107,11 +107,12 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
         )
     require_weights(source)
     check_folder(folder)
-    plain = build(VLMConfig(vision=None, language=base, template=template or TEMPLATE), dtype)
+    config = VLMConfig(vision=None, language=base, template=template or TEMPLATE)
+    plain = build(config, dtype)
     adapted, beside = _put_in(plain.language_model, folder)
     lost = _lost(content, adapted) or (f"weights of {beside[0]}" if beside else "")
-    config = VLMConfig(vision=None, language=base, template=template or TEMPLATE, lora=None if lost else _spec(content))
-    tokenizer = load_tokenizer(source) if has_tokenizer(source) else plain.tokenizer
+    config = replace(config, lora=None if lost else _spec(content))
+    tokenizer = load_tokenizer(source) if has_any(source, TOKENIZERS) else plain.tokenizer
     model = (AskedText if lost else VLM)(config, None, nn.Sequential(), adapted, tokenizer)
     model.fingerprints = plain.fingerprints
     if isinstance(model, AskedText):

@@ -6,6 +6,7 @@ LLaVA-1.5 and Prismatic; for ViT-L/14 at 336 px that is [576, 1024] per image.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from vlmsel.models.damage import check_folder, check_weights, loading
 class VisionTower(nn.Module):
     """An open_clip visual tower that is always in eval mode and never trained.
 
+    An image, `image_size` pixels square and normalised with `image_mean` and `image_std` of its channels, becomes
+    `patches` features of length `width`.
+
     Raises:
         ValueError: the tower is not a vision transformer, or has no block `layer`.
     """
@@ -35,7 +39,10 @@ class VisionTower(nn.Module):
         if not -len(blocks) <= layer < 0:
             raise ValueError(f"vision_layer counts from the end, -1 to -{len(blocks)} here; got {layer}")
         self.visual: Any = visual.requires_grad_(False).eval()
-        self.layer = layer
+        self.layer, self.width, self.patches = layer, self.visual.conv1.out_channels, math.prod(self.visual.grid_size)
+        self.image_size: int = self.visual.image_size[0]
+        self.image_mean = tuple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
+        self.image_std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
 
     def train(self, mode: bool = True) -> VisionTower:
         """Stay in eval mode whatever `mode` says."""
@@ -45,32 +52,6 @@ class VisionTower(nn.Module):
     def device(self) -> torch.device:
         """Where it lies."""
         return next(self.parameters()).device
-
-    @property
-    def width(self) -> int:
-        """Length of a patch's feature."""
-        return self.visual.conv1.out_channels
-
-    @property
-    def patches(self) -> int:
-        """Number of patches of an image."""
-        rows, columns = self.visual.grid_size
-        return rows * columns
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels."""
-        return self.visual.image_size[0]
-
-    @property
-    def image_mean(self) -> tuple[float, ...]:
-        """Channel means that the input must be normalised with."""
-        return tuple(getattr(self.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
-
-    @property
-    def image_std(self) -> tuple[float, ...]:
-        """Channel standard deviations that the input must be normalised with."""
-        return tuple(getattr(self.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:

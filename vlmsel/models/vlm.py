@@ -64,12 +64,10 @@ class VLM(nn.Module, Subject):
 
     @property
     def module(self) -> nn.Module:
-        """The model itself."""
         return self
 
     @property
     def backbone(self) -> Any:
-        """The language model."""
         return unwrap(self.language_model)
 
     @property
@@ -84,13 +82,11 @@ class VLM(nn.Module, Subject):
         return self.vision
 
     def encode(self, sample: Sample, reading: Reading) -> Item:
-        """Encode a sample's turns, and read its pictures or their features."""
         encoded, pictures = self._ids(sample, reading), self.pictures(reading)
         pixels = tuple(pictures(image) for image in sample.images) if pictures else ()
         return Item(sample.uid, encoded.input_ids, encoded.labels, sample.images, pixels)
 
     def length(self, sample: Sample, reading: Reading) -> int:
-        """Return the positions that a sample takes, patches included."""
         return self._ids(sample, reading).positions(self._image_tokens)
 
     def _ids(self, sample: Sample, reading: Reading) -> Encoded:
@@ -111,7 +107,6 @@ class VLM(nn.Module, Subject):
         return 1 if self.vision is None else self.vision.patches
 
     def pictures(self, reading: Reading) -> Pictures | None:
-        """Return what reads pictures as the tower wants them."""
         if self.vision is None:
             return None
         tower, mode = self.vision, self.vlm_config.image_mode
@@ -128,7 +123,6 @@ class VLM(nn.Module, Subject):
         return open_features(self.vision, self.vlm_config.image_mode, reading.images, names, folder, dtype)
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        """Pad items on the right to the longest of them."""
         return Collator(pad_id(self.tokenizer))(items)
 
     def project(self, pixel_values: Tensor, image_index: Tensor) -> Tensor:
@@ -139,15 +133,12 @@ class VLM(nn.Module, Subject):
         Raises:
             ValueError: they do not have the tower's shape.
         """
-        features = self._given(pixel_values) if pixel_values.dim() == 3 else self.tower(pixel_values)
-        weight = next(self.projector.parameters())
-        return self.projector(features.to(weight.dtype).index_select(0, image_index))
-
-    def _given(self, features: Tensor) -> Tensor:
+        features = pixel_values if pixel_values.dim() == 3 else self.tower(pixel_values)
         expected = [self.tower.patches, self.tower.width]
         if list(features.shape[1:]) != expected:
             raise ValueError(f"the vision tower gives features [m, {expected}], got {list(features.shape)}")
-        return features
+        weight = next(self.projector.parameters())
+        return self.projector(features.to(weight.dtype).index_select(0, image_index))
 
     def embed(self, batch: Batch, left: bool = False) -> tuple[Plan, Tensor]:
         """Embed a batch with its patches in place: the plan of the places and embeddings [n, length, d].
@@ -176,7 +167,6 @@ class VLM(nn.Module, Subject):
         return token_losses(self.language_model, labels, plan.attention_mask, inputs_embeds=embeddings)
 
     def token_losses(self, batch: Batch) -> TokenLosses:
-        """Return the cross entropy of every supervised token."""
         return self(batch)
 
     def row_samples(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -192,7 +182,6 @@ class VLM(nn.Module, Subject):
         return "lora" if lora_parameters(self) else "last-block"
 
     def attach_lora(self, spec: LoraSpec, seed: int = 0, name: str = "the model") -> None:
-        """Add fresh adapters to a language model that has none."""
         if self.vlm_config.lora is not None:
             raise ValueError(
                 f"{name} has LoRA adapters already; leave --lora out to tune these, or give a model without"
@@ -228,7 +217,6 @@ class VLM(nn.Module, Subject):
         return only_these_learn(self, groups)
 
     def mark_trained(self, groups: Collection[str]) -> None:
-        """Record in the configuration that the projector or the whole language model was trained."""
         was = self.vlm_config
         self.vlm_config = replace(
             was,
@@ -243,21 +231,13 @@ class VLM(nn.Module, Subject):
         return config.template, config.image_mode, config.vision_layer, adapters
 
     def save(self, folder: str | Path) -> None:
-        """Write projector, adapters and whatever else was trained, and the names of the backbones."""
         checkpoint.save(self, folder)
 
     def load_trained(self, folder: str | Path) -> None:
-        """Put the trained parts of a saved model into this one."""
         checkpoint.load_trained(self, folder)
 
     def require_ready(self, name: str = "this model", mend: str = "") -> None:
-        """Refuse to go on with a projector that was never trained: its output would be noise. Text models have none.
-
-        `name` is what the user calls the model, `mend` what else there is to do about it.
-
-        Raises:
-            ValueError: the projector is untrained.
-        """
+        """Refuse to go on with a projector that was never trained: its output would be noise. Text models have none."""
         if not self.vlm_config.ready:
             raise ValueError(
                 f"the projector of {name} was never trained, so that it cannot see; align it first (vlmsel align), or "

@@ -94,10 +94,8 @@ def _note(seeds: int, results: Mapping[str, Any]) -> str:
     note = "Mean ± half-width of the 95 % interval over seeds." if seeds > 1 else "One seed: no intervals (--seeds 3)."
     if "detection" in results:
         note = f"Percent of the wrong labels found among the highest scores (highest = most harmful). {note}"
-    learnt = results["validation"]
-    return (
-        f"{note} Validation accuracy {_percent(learnt['accuracy'])} %, largest class {_percent(learnt['majority'])} %."
-    )
+    learnt, most = (_percent(results["validation"][name]) for name in ("accuracy", "majority"))
+    return f"{note} Validation accuracy {learnt} %, largest class {most} %."
 
 
 # The list
@@ -145,12 +143,11 @@ def write_suspects(
 ) -> None:
     """Write the list as CSV; `true_label` only where it is known."""
     labels = ["given_label", "true_label"][: max(len(one.labels()) for one in suspects)]
-    with runs.atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rank", "uid", *labels, "suspicion", "score", "seeds", *text_names])
-        for rank, one in enumerate(suspects, 1):
-            numbers = [f"{one.suspicion:.6f}", f"{one.score:.6g}", one.seeds]
-            writer.writerow([rank, one.uid, *one.labels(), *numbers, *texts[one.uid]])
+    rows: list[list[Any]] = [["rank", "uid", *labels, "suspicion", "score", "seeds", *text_names]]
+    for rank, one in enumerate(suspects, 1):
+        numbers = [f"{one.suspicion:.6f}", f"{one.score:.6g}", one.seeds]
+        rows.append([rank, one.uid, *one.labels(), *numbers, *texts[one.uid]])
+    runs.write_csv(path, rows)
 
 
 def _print_suspects(suspects: Sequence[Suspect], rank_by: str, seeds: int, texts: Mapping[int, Sequence[str]]) -> None:

@@ -44,11 +44,8 @@ def draw_results(values: Values, tasks: Sequence[str], path: Path, title: str) -
 def draw_rates(curves: Mapping[str, Sequence[Sequence[float]]], wrong: float, path: Path, title: str) -> None:
     """Draw each scorer's rt(p), with its band over seeds where they are few, and random inspection and an oracle.
 
-    Args:
-        curves: per scorer and seed, the share found at `POINTS` shares inspected.
-        wrong: the share of samples that are wrong, which the oracle finds first.
-        path: the picture.
-        title: what is above it.
+    `curves` hold, per scorer and seed, the share found at `POINTS` shares inspected; `wrong` is the share of samples
+    that are wrong, which the oracle finds first.
     """
     inspected = np.linspace(0, 100, POINTS)
     figure = Figure(figsize=(8.5, 5.2))

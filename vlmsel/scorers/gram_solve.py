@@ -40,22 +40,18 @@ class System:
 
     Attributes:
         settings: HyperINF's hyper-parameters.
+        statistic: what S was gathered by; it may be used up where it is `spendable`.
         gram: S, damped while it is worked on; None where no fit sample has a gradient.
         v: the targets. [targets, rows, cols]
         shift: nλ.
-        count: n.
-        side: the side of the block that S is on.
-        spendable: S may be used up.
         details: numbers worth recording.
     """
 
     settings: Any
+    statistic: Gram
     gram: Tensor | None
     v: Tensor
     shift: float
-    count: int
-    side: str
-    spendable: bool
     details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -64,10 +60,9 @@ class System:
         gram, count = statistic.take(), statistic.count
         trace = float(gram.diagonal().double().sum()) / max(1, count)
         damping = settings.damping * trace / statistic.block.entries
-        side, shift = statistic.side, count * (damping + settings.extra_damping)
-        details = {"damping": damping, "samples": count, "curvature": settings.curvature, "side": side}
-        full = None if trace == 0 else gram
-        return cls(settings, full, v, shift, count, side, statistic.spendable, details)
+        shift = count * (damping + settings.extra_damping)
+        details = {"damping": damping, "samples": count, "curvature": settings.curvature, "side": statistic.side}
+        return cls(settings, statistic, None if trace == 0 else gram, v, shift, details)
 
     @property
     def work(self) -> torch.dtype:
@@ -78,7 +73,7 @@ class System:
     def right(self, dtype: torch.dtype) -> Float[Tensor, "m d"]:
         """Return n v as the rows of a right-hand side; FIM: [targets, rows·cols]."""
         assert self.gram is not None
-        return self._turned(self.v).reshape(-1, len(self.gram)).to(dtype) * self.count
+        return self._turned(self.v).reshape(-1, len(self.gram)).to(dtype) * self.statistic.count
 
     def solved(self, rows: Float[Tensor, "m d"]) -> Solved:
         """Return h from the rows of the solution."""
@@ -86,11 +81,11 @@ class System:
         return Solved(self._turned(rows.to(self.v.dtype).reshape(shape)), self.details)
 
     def _turned(self, x: Tensor) -> Tensor:
-        return x.mT if self.side == "rows" else x
+        return x.mT if self.statistic.side == "rows" else x
 
     def note_bound(self, bound: float) -> None:
         """Record the solver and what bounds the spectrum of S + nλI."""
-        self.details.update({"solver": self.settings.solver, "bound": bound / self.count})
+        self.details.update({"solver": self.settings.solver, "bound": bound / self.statistic.count})
 
     def note_inverse(self, found: schulz.Inverse) -> None:
         """Record how the iteration went."""
@@ -107,7 +102,7 @@ class System:
         diagonal = a.diagonal().clone()
         a.diagonal().add_(self.shift)
         try:
-            yield a, copied or self.spendable
+            yield a, copied or self.statistic.spendable
         finally:
             if not copied:
                 a.diagonal().copy_(diagonal)
@@ -140,7 +135,7 @@ def _inverse(system: System, a: Tensor) -> schulz.Inverse:
     if own.start is None:
         found = schulz.inverse(a, low=system.shift)
     else:
-        found = schulz.fixed_steps(a, own.start / system.count, own.steps)
+        found = schulz.fixed_steps(a, own.start / system.statistic.count, own.steps)
         if not bool(torch.isfinite(found.matrix.sum())):
             raise ValueError(
                 f"{own.name} exploded: Schulz's iteration from {own.start:g}·I needs eigenvalues below "
@@ -154,7 +149,11 @@ def _inverse(system: System, a: Tensor) -> schulz.Inverse:
 def _in_float64(system: System) -> Solved:
     """Solve by Cholesky, where Schulz's iteration did not converge."""
     system.details["solver"] = "cholesky in float64: Schulz's iteration did not converge"
-    with system.damped(torch.float64) as (a, own):
+    return _alone(system, torch.float64)
+
+
+def _alone(system: System, dtype: torch.dtype) -> Solved:
+    with system.damped(dtype) as (a, own):
         return _directly(system, a, own)
 
 
@@ -228,10 +227,5 @@ def _by_cholesky(a: Tensor, systems: list[System]) -> list[Solved]:
     try:
         solved = cholesky.solve(a, right, overwrite=True)
     except ValueError:  # one of them is not positive definite: by itself it says which
-        return [_alone(system) for system in systems]
+        return [_alone(system, system.work) for system in systems]
     return [system.solved(each.T) for system, each in zip(systems, solved, strict=True)]
-
-
-def _alone(system: System) -> Solved:
-    with system.damped(system.work) as (a, own):
-        return _directly(system, a, own)

@@ -78,16 +78,13 @@ class HyperINF(GradientScorer):
         """The published VLM code: 15 steps from 5e-5·I, which mostly multiply by 1.64 and so rank as TracIn does."""
         return cls(damping, start=5e-5, steps=15, name=name)
 
-    def side_of(self, rows: int, cols: int) -> Literal["cols", "rows"]:
-        """Return the side of a block [rows, cols] that G is on; the FIM is that of a block of one row."""
-        return "cols" if self.curvature == "fim" or (cols >= rows) == (self.side == "long") else "rows"
-
     def statistic(self, block: BlockTargets) -> Gram:
         flat = self.curvature == "fim"
         if flat and not block.targets.is_meta:  # a plan counts it, to say what would fit
             _check_fim(block)
         wide = DTYPES["float64"] if self.dtype == "float64" else None
-        return Gram(block, self.side_of(block.rows, block.cols), flat, wide)
+        across = flat or (block.cols >= block.rows) == (self.side == "long")  # the FIM is that of a block of one row
+        return Gram(block, "cols" if across else "rows", flat, wide)
 
     def solve(self, statistic: Gram, v: Float[Tensor, "targets rows cols"]) -> Solved:
         return gram_solve.solve(self, statistic, v)
@@ -108,11 +105,8 @@ class HyperINF(GradientScorer):
 
     def lighter(self) -> Mapping[str, GradientScorer]:
         gfim, short = replace(self, curvature="gfim"), replace(self, side="short")
-        found = {
-            "curvature='gfim'": gfim,
-            "side='short'": short,
-            "curvature='gfim' and side='short'": replace(gfim, side="short"),
-        }
+        both = replace(gfim, side="short")
+        found = {"curvature='gfim'": gfim, "side='short'": short, "curvature='gfim' and side='short'": both}
         return {words: scorer for words, scorer in found.items() if scorer != self}
 
 

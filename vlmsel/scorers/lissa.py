@@ -72,13 +72,8 @@ class LiSSA(GradientScorer):
     def solve(self, statistic: KeptGradients | Recursion, v: Float[Tensor, "targets rows cols"]) -> Solved:
         if isinstance(statistic, KeptGradients):
             return self._series(statistic, v)
-        details = {
-            "damping": statistic.damping,
-            "scale": statistic.scale,
-            "steps": statistic.steps,
-            "samples": statistic.count,
-            "batch": "stream",
-        }
+        details = {name: getattr(statistic, name) for name in ("damping", "scale", "steps")}
+        details |= {"samples": statistic.count, "batch": "stream"}
         if statistic.damping == 0:
             return no_fit_gradient(v, **details)
         return Solved(self._finite(statistic.r, statistic.scale), details)

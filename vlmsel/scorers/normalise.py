@@ -22,11 +22,6 @@ def normalised_columns(scorers: Sequence[GradientScorer], targets: int) -> tuple
     return tuple(scorer.normalised for scorer in scorers for _ in range(targets))
 
 
-def column_squares(stack: Float[Tensor, "columns rows cols"]) -> Float[Tensor, " columns"]:
-    """Return ‖h‖² of every column on one block, in float64."""
-    return torch.linalg.vector_norm(stack, dim=(1, 2), dtype=torch.float64).square()
-
-
 def over_norm(values: Float[Tensor, "*shape"], squares: Float[Tensor, "*_squares"]) -> Float[Tensor, "*shape"]:
     """Return values / √squares in the dtype of the values, 0 where the square is 0; squares broadcast to the values.
 
@@ -45,7 +40,8 @@ def divide_columns_(stacks: dict[str, Float[Tensor, "columns _rows _cols"]], whi
     columns = [column for column, divided in enumerate(which) if divided]
     if not columns:
         return
-    squares = torch.stack([column_squares(stack[columns]) for stack in stacks.values()]).sum(0)
+    norms = [torch.linalg.vector_norm(stack[columns], dim=(1, 2), dtype=torch.float64) for stack in stacks.values()]
+    squares = torch.stack([norm.square() for norm in norms]).sum(0)
     for stack in stacks.values():
         for column, square in zip(columns, squares, strict=True):
             stack[column] = over_norm(stack[column], square)

@@ -15,6 +15,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import ClassVar, Literal
 
 import torch
@@ -194,17 +195,14 @@ class Gram(Statistic):
             gram.add_(factor.gram(self.side).to(gram.device))
             return
         pieces = factor.pieces()
-        first = next(pieces, None)
-        if first is None:
-            return
-        rest = next(pieces, None)
-        if rest is None and gram.device == factor.values.device:
-            self._add(first, gram)
-            return
-        batch = factor.values.new_zeros(gram.shape, dtype=gram.dtype)  # all or nothing of several pieces
-        for piece in (first, *([] if rest is None else [rest]), *pieces):
-            self._add(piece, batch)
-        gram.add_(batch.to(gram.device))
+        start = list(islice(pieces, 2))
+        if len(start) == 1 and gram.device == factor.values.device:
+            self._add(start[0], gram)
+        elif start:
+            batch = factor.values.new_zeros(gram.shape, dtype=gram.dtype)  # all or nothing of several pieces
+            for piece in chain(start, pieces):
+                self._add(piece, batch)
+            gram.add_(batch.to(gram.device))
 
     def _add(self, piece: Tensor, total: Tensor) -> None:
         tall = (piece.mT if self.side == "rows" else piece).to(total.dtype).reshape(-1, self.size)

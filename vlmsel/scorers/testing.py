@@ -180,8 +180,8 @@ def _check_inputs_kept(trial: _Trial) -> None:
     _expect(torch.equal(first, second), "expected the same h from solving twice; other scorers use the statistic too")
     if statistic is not None:
         statistic.spendable = True
-        met = _near(trial.finish(statistic).h, first, EXACT)
-        _expect(met, "expected the same h from a statistic that is `spendable`")
+        spent = trial.finish(statistic).h
+        _expect_near(spent, first, "expected the same h from a statistic that is `spendable`")
 
 
 def _check_mean_square(trial: _Trial) -> None:
@@ -189,8 +189,8 @@ def _check_mean_square(trial: _Trial) -> None:
     if trial.scorer.needs_mean_square:
         return
     wrong = trial.scorer.statistic(BlockTargets(trial.targets, 1e3))  # a wrong number, which must not matter
-    met = _near(trial.finish(_gather(wrong, [trial.factor])).h, trial.solve(), EXACT)
-    _expect(met, "expected `mean_square` to change nothing, for `needs_mean_square` is false")
+    found = trial.finish(_gather(wrong, [trial.factor])).h
+    _expect_near(found, trial.solve(), "expected `mean_square` to change nothing, for `needs_mean_square` is false")
 
 
 def _check_float32(trial: _Trial) -> None:
@@ -198,25 +198,24 @@ def _check_float32(trial: _Trial) -> None:
     factor = OuterFactor(trial.factor.left.float(), trial.factor.right.float())
     solved = trial.solve(trial.targets.float(), factor)
     _expect(solved.dtype == torch.float32, f"expected float32 for float32 targets, got {solved.dtype}")
-    met = _near(solved.double(), trial.solve(), ROUNDED)
-    _expect(met, f"expected float32 within {ROUNDED:.0%} of float64; sum up or solve in float64")
+    sentence = f"expected float32 within {ROUNDED:.0%} of float64; sum up or solve in float64"
+    _expect_near(solved.double(), trial.solve(), sentence, ROUNDED)
 
 
 def _check_linear(trial: _Trial) -> None:
     """Expected P to be linear in the targets."""
     first, second = trial.targets[:1], trial.targets[1:]
     both = 2 * trial.solve(first) - trial.solve(second)
-    met = _near(trial.solve(2 * first - second), both, EXACT)
-    _expect(met, "expected P to be linear, P(2u - v) = 2 P u - P v, so that the mean of targets can be scored")
+    sentence = "expected P to be linear, P(2u - v) = 2 P u - P v, so that the mean of targets can be scored"
+    _expect_near(trial.solve(2 * first - second), both, sentence)
 
 
 def _check_targets_apart(trial: _Trial) -> None:
     """Expected each target's h to be what it is alone."""
     alone = torch.cat([trial.solve(target[None]) for target in trial.targets])
-    met = _near(trial.solve(), alone, EXACT)
-    _expect(met, "expected each target's h to be what it is alone, whatever targets it is stacked with")
-    none = trial.solve(trial.targets[:0])
-    _expect(len(none) == 0, "expected no h for no target")
+    sentence = "expected each target's h to be what it is alone, whatever targets it is stacked with"
+    _expect_near(trial.solve(), alone, sentence)
+    _expect(len(trial.solve(trial.targets[:0])) == 0, "expected no h for no target")
 
 
 def _check_batches(trial: _Trial) -> None:
@@ -224,16 +223,12 @@ def _check_batches(trial: _Trial) -> None:
     if (first := trial.start()) is None or first.ordered:
         return
     whole, batches = trial.solve(), trial.batches()
-    _expect(
-        _near(trial.finish(_gather(trial.start(), batches)).h, whole, EXACT),
-        "expected the same h from one batch as from several, an empty one among them; or set `ordered`",
-    )
-    _expect(
-        _near(trial.finish(_gather(trial.start(), batches[::-1])).h, whole, EXACT),
-        "expected the same h in any order of the batches; or set `ordered`",
-    )
+    cut, turned = (trial.finish(_gather(trial.start(), some)).h for some in (batches, batches[::-1]))
+    sentence = "expected the same h from one batch as from several, an empty one among them; or set `ordered`"
+    _expect_near(cut, whole, sentence)
+    _expect_near(turned, whole, "expected the same h in any order of the batches; or set `ordered`")
     formed = trial.solve(factor=Factor.from_dense(trial.factor.dense()))
-    _expect(_near(formed, whole, EXACT), "expected the same h from formed gradients as from factors of tokens")
+    _expect_near(formed, whole, "expected the same h from formed gradients as from factors of tokens")
 
 
 def _check_resume(trial: _Trial) -> None:
@@ -261,11 +256,8 @@ def _check_merge(trial: _Trial) -> None:
     for dealt in (batches[:2], [], batches[2:]):
         merged.merge(_copied(_gather(trial.start(), dealt)))
     _expect(merged.count == SAMPLES, "expected `merge` to add the counts of samples")
-    _expect(
-        _near(trial.finish(merged).h, trial.solve(), EXACT),
-        "expected the same h from several processes' statistics merged as from one, though a process have no sample; "
-        "`merge` adds up tensors unless told",
-    )
+    sentence = "expected the same h from several processes' statistics merged as from one, though a process have no"
+    _expect_near(trial.finish(merged).h, trial.solve(), f"{sentence} sample; `merge` adds up tensors unless told")
 
 
 class _FullAt(TorchDispatchMode):
@@ -353,9 +345,9 @@ def _mean_square(factor: Factor) -> float:
     return float(factor.sq_norm().sum()) / max(1, factor.samples * factor.rows * factor.cols)
 
 
-def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Compare by norm; false where anything is not finite."""
-    return bool((found - expected).norm() <= tolerance * expected.norm())
+def _expect_near(found: Tensor, expected: Tensor, sentence: str, tolerance: float = EXACT) -> None:
+    """Compare by norm; not met where anything is not finite."""
+    _expect(bool((found - expected).norm() <= tolerance * expected.norm()), sentence)
 
 
 def _expect(met: Any, sentence: str) -> None:

@@ -77,11 +77,9 @@ def check_arrays(gradients: Mapping[str, Tensor], targets: Mapping[str, Tensor])
                 f"{list(gradient.shape)} and {list(target.shape)}"
             )
         for what, each in (("gradient of sample", gradient), ("target", target)):
-            finite = Factor.from_dense(each).finite()
-            if not bool(finite.all()):
-                raise ValueError(
-                    f"block {name}: {what} {int(finite.logical_not().nonzero()[0])} is not finite; leave it out"
-                )
+            bad = Factor.from_dense(each).finite().logical_not().nonzero()
+            if len(bad):
+                raise ValueError(f"block {name}: {what} {int(bad[0])} is not finite; leave it out")
     counts = {"gradients": {len(g) for g in gradients.values()}, "targets": {len(t) for t in targets.values()}}
     for what, numbers in counts.items():
         if len(numbers) > 1:

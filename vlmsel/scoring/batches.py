@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -50,14 +50,6 @@ class BatchPlan:
             yield batch.to(self.device)
 
 
-class Lengths(Protocol):
-    """What a data set must tell of its samples to be put in batches: `SampleDataset` does."""
-
-    def usable(self) -> list[int]: ...
-
-    def lengths(self) -> list[int]: ...
-
-
 @dataclass(frozen=True)
 class Batching:
     """How samples are put together.
@@ -78,7 +70,7 @@ class Batching:
         return [[positions[i] for i in group] for group in groups]
 
     def plan(self, subject: Subject, data: Any, positions: Sequence[int] | None = None) -> BatchPlan:
-        """Plan batches of a data set with `Lengths`; all usable samples when `positions` is left out."""
+        """Plan batches of a `SampleDataset` or its like; all usable samples when `positions` is left out."""
         chosen = data.usable() if positions is None else positions
         return BatchPlan(data, subject.collate, self.groups(chosen, data.lengths()), subject.device, self.workers)
 
@@ -90,9 +82,8 @@ def dealt(count: int) -> range:
 
 def progress_bar(what: str, sizes: Sequence[int], done: int = 0) -> tqdm:
     """Return a progress bar in samples over batches of these sizes, of which `done` samples are done."""
-    quiet = not processes.is_main()
-    options: dict[str, Any] = {"unit": "sample", "delay": 2, "dynamic_ncols": True, "disable": quiet}
-    return tqdm(total=sum(sizes), initial=done, desc=what, **options)
+    look: dict[str, Any] = {"unit": "sample", "delay": 2, "dynamic_ncols": True, "disable": not processes.is_main()}
+    return tqdm(total=sum(sizes), initial=done, desc=what, **look)
 
 
 def seeded_part(positions: Sequence[int], count: int | None, seed: int) -> list[int]:

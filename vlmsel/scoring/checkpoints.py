@@ -24,7 +24,6 @@ from vlmsel.models.same_make import find_checkpoint, folder_digest
 from vlmsel.models.subject import Subject
 from vlmsel.scorers import Scorer, TracIn
 from vlmsel.scoring.pool_pass import Scored
-from vlmsel.scoring.source import LeftOut
 
 SUFFIX = ".CP"
 
@@ -57,10 +56,8 @@ class Checkpoints:
             return cls()
         names, rates = tuple(names or ()), tuple(rates or ())
         if len(names) != len(rates):
-            raise ValueError(
-                f"{len(names)} checkpoints and {len(rates)} learning rates; give as many --checkpoint_lrs as "
-                "--checkpoints"
-            )
+            counts = f"{len(names)} checkpoints and {len(rates)} learning rates"
+            raise ValueError(f"{counts}; give as many --checkpoint_lrs as --checkpoints")
         for rate in rates:
             check_positive(checkpoint_lrs=rate)
         chosen = first_order(scorers)
@@ -97,12 +94,7 @@ def score_checkpoints(
 ) -> Scored | None:
     """Score the pool at every checkpoint and add the columns of their sum to `scored`; leaves the last in the subject.
 
-    Args:
-        checkpoints: the checkpoints.
-        subject: the model that they are put into.
-        scored: what the columns are added to; None as long as other jobs' chunks are not there.
-        score: scores the pool with some scorers into a folder, with the model as it is then.
-        folder: the run folder.
+    `score` scores the pool with some scorers into a folder, with the model as it is then.
 
     Returns:
         `scored` with more columns, or None as long as other jobs' chunks are not there.
@@ -128,15 +120,11 @@ def score_checkpoints(
         for name, one in zip(checkpoints.names, done, strict=True)
         for uid, why in one.left_out.items()
     }
-    if processes.is_main():
-        _report({uid: why for uid, why in lost.items() if uid not in scored.left_out}, scored, folder)
+    if processes.is_main():  # say which samples have scores but no sum
+        lost = {uid: why for uid, why in lost.items() if uid not in scored.left_out}
+        source = f"the sum over the checkpoints ({SUFFIX})"
+        runs.report_left_out(folder / "checkpoints" / "not_finite.json", lost, len(scored.uids), source)
     return add_checkpoints(scored, done, checkpoints.rates)
-
-
-def _report(lost: LeftOut, scored: Scored, folder: Path) -> None:
-    """Say which samples have scores but no sum over checkpoints, and why."""
-    source = f"the sum over the checkpoints ({SUFFIX})"
-    runs.report_left_out(folder / "checkpoints" / "not_finite.json", lost, len(scored.uids), source)
 
 
 def add_checkpoints(scored: Scored, found: Sequence[Scored], rates: Sequence[float]) -> Scored:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from vlmsel import processes, runs
 from vlmsel.gradients import Factor
+from vlmsel.gradients.factors import wide
 from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
 from vlmsel.scorers.normalise import divide_columns_, normalised_columns
+from vlmsel.scorers.statistics import SquareSum
 from vlmsel.scoring.batches import dealt, progress_bar
 from vlmsel.scoring.halving import free, out_of_memory
-from vlmsel.scoring.memory import measure_memory
+from vlmsel.scoring.memory import measure_memory, zeros_at
 from vlmsel.scoring.memory_plan import Prefer, plan_curvature
 from vlmsel.scoring.progress import Progress
 from vlmsel.scoring.solve import Gathered, Key, solve_all, start_statistics
@@ -102,8 +105,7 @@ def precondition(
     """Run the curvature pass and solve every scorer on every block.
 
     Args:
-        targets: the targets.
-        fit: the samples that P is made from.
+        targets, fit: what is scored for, and the samples that P is made from.
         scorers: all of them.
         folder: keeps how far the pass has come, and what has no room in memory; without it nothing is kept, and
             everything is gathered on the device.
@@ -114,16 +116,16 @@ def precondition(
     """
     source, v = fit.curvature, targets.v()
     squares, left_out = _mean_squares(fit.damping, scorers)
-    blocks = {name: BlockTargets(_wide(own), squares.get(name)) for name, own in v.items()}
+    blocks = {name: BlockTargets(wide(own), squares.get(name)) for name, own in v.items()}
     gathered = start_statistics(scorers, blocks)
     if folder is not None:
         _place(source, scorers, gathered, len(targets.names), folder, place)
     ordered = {key: one for key, one in gathered.statistics.items() if one.ordered and processes.count() > 1}
     shared = {key: one for key, one in gathered.statistics.items() if key not in ordered}
     if ordered:
-        left_out |= _gather(source, range(len(source.sizes)), ordered, Progress.of(folder, "ordered"))
+        left_out |= _gather("curvature pass", source, range(len(source.sizes)), ordered, Progress(folder, "ordered"))
     if shared:
-        left_out |= _gather(source, dealt(len(source.sizes)), shared, Progress.of(folder, "curvature"))
+        left_out |= _gather("curvature pass", source, dealt(len(source.sizes)), shared, Progress(folder, "curvature"))
     for reasons in processes.gather(left_out):
         left_out.update(reasons)
     stacks, details = _solve(scorers, gathered, {name: block.targets for name, block in blocks.items()})
@@ -131,10 +133,6 @@ def precondition(
     divide_columns_(stacks, normalised)
     names = tuple((scorer.name, target) for scorer in scorers for target in targets.names)
     return Preconditioned(names, stacks, details, normalised, left_out)
-
-
-def _wide(v: Tensor) -> Tensor:
-    return v if v.dtype == torch.float64 else v.float()
 
 
 def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> tuple[dict[str, float], LeftOut]:
@@ -147,24 +145,16 @@ def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> 
     """
     if not any(scorer.needs_mean_square for scorer in scorers):
         return {}, {}
-    sums, count, left_out = {block.name: 0.0 for block in source.blocks}, 0, LeftOut()
-    numbers = dealt(len(source.sizes))
-    with source.gradients() as read, progress_bar("damping", [source.sizes[i] for i in numbers]) as bar:
-        for found in (found for pieces in read(numbers) for found in pieces):
-            bar.update(len(found.uids))
-            kept, bad = found.clean()
-            left_out |= bad
-            for name, factor in kept.factors.items():
-                sums[name] += float(factor.sq_norm().double().sum())
-            count += len(kept.uids)
-    everyone = processes.gather((sums, count))
-    total = sum(seen for _, seen in everyone)
-    if not total:
-        raise ValueError("no sample with a finite gradient to measure the damping on")
-    means = {
-        block.name: sum(one[block.name] for one, _ in everyone) / (total * block.rows * block.cols)
-        for block in source.blocks
-    }
+    no_targets = {name: torch.zeros(0, *shape, device=source.device) for name, shape in source.shapes().items()}
+    sums = {(name, "squares"): SquareSum(BlockTargets(none)) for name, none in no_targets.items()}
+    left_out = _gather("damping", source, dealt(len(source.sizes)), sums, Progress(None, "damping"))
+    everyone = processes.gather({name: (float(one.squares), one.count) for (name, _), one in sums.items()})
+    means = {}
+    for block in source.blocks:
+        squares, samples = map(sum, zip(*(one[block.name] for one in everyone), strict=True))
+        if not samples:
+            raise ValueError("no sample with a finite gradient to measure the damping on")
+        means[block.name] = squares / (samples * block.rows * block.cols)
     return means, left_out
 
 
@@ -182,19 +172,19 @@ def _place(
     plan = plan_curvature(scorers, source.shapes(), targets, samples, memory, prefer)
     if processes.is_main():
         print(plan.describe())
-    zeros = plan.zeros(source.device, folder)
+    zeros = zeros_at(plan.place, source.device, folder)
     for statistic in gathered.statistics.values():
         if statistic.movable:
             statistic.zeros = zeros
 
 
 def _gather(
-    source: GradientSource, numbers: Sequence[int], statistics: Mapping[Key, Statistic], progress: Progress
+    what: str, source: GradientSource, numbers: Sequence[int], statistics: Mapping[Key, Statistic], progress: Progress
 ) -> LeftOut:
-    """Run the curvature pass over these batches, or what of it is not yet done; return the samples left out."""
+    """Run a pass over these batches, or what of it is not yet done; return the samples left out."""
     done, left_out = progress.load(statistics, source.digest(numbers))
     sizes = [source.sizes[number] for number in numbers]
-    with source.gradients() as read, progress_bar("curvature pass", sizes, sum(sizes[:done])) as bar:
+    with source.gradients() as read, progress_bar(what, sizes, sum(sizes[:done])) as bar:
         for seen, pieces in enumerate(read(numbers[done:]), start=done + 1):
             for found in pieces:
                 bar.update(len(found.uids))
@@ -215,22 +205,19 @@ def take_in(statistic: Statistic, found: Gradients, factor: Factor) -> None:
     if not statistic.ordered or len(found.sizes) == 1:
         feed(statistic, factor)
         return
-    start = 0
-    for size in found.sizes:
+    for end, size in zip(accumulate(found.sizes), found.sizes, strict=True):
         if size:
-            feed(statistic, factor.select(slice(start, start + size)))
-        start += size
+            feed(statistic, factor.select(slice(end - size, end)))
 
 
 def feed(statistic: Statistic, factor: Factor) -> None:
     """Let a statistic take in a batch, in halves where that does not fit into memory."""
     try:
         statistic.update(factor)
+        return
     except (RuntimeError, MemoryError) as problem:
         if not out_of_memory(problem) or factor.samples < 2:
             raise
-    else:
-        return
     free()
     middle = factor.samples // 2
     feed(statistic, factor.select(slice(0, middle)))

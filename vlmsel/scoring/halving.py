@@ -57,23 +57,20 @@ def in_pieces(
         give_up: what is done with a single sample that does not fit.
         budget: lowered where memory runs out.
     """
-    if budget.exceeded(batch):
-        for half in batch.halves():
-            yield from in_pieces(half, work, give_up, budget)
-        return
-    try:
-        result = work(batch)
-    except (RuntimeError, MemoryError) as problem:
-        if not out_of_memory(problem):
-            raise
-    else:
-        yield batch, result
-        return
-    free()  # here, where the failed attempt's tensors are out of reach
-    if len(batch.uids) == 1:
-        yield batch, give_up(batch)
-        return
-    budget.lower(batch)
+    if not budget.exceeded(batch):
+        try:
+            result = work(batch)
+        except (RuntimeError, MemoryError) as problem:
+            if not out_of_memory(problem):
+                raise
+        else:
+            yield batch, result
+            return
+        free()  # here, where the failed attempt's tensors are out of reach
+        if len(batch.uids) == 1:
+            yield batch, give_up(batch)
+            return
+        budget.lower(batch)
     for half in batch.halves():
         yield from in_pieces(half, work, give_up, budget)
 

@@ -14,14 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from itertools import product
 from typing import Literal
 
 import torch
 
 from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
-from vlmsel.scorers.statistics import Zeros
-from vlmsel.scoring.memory import Memory, Place, zeros_at
+from vlmsel.scoring.memory import Memory, Place
 
 Prefer = Literal["auto", "device", "host", "disk"]
 PLACES: tuple[Place, ...] = ("device", "host", "disk")
@@ -54,10 +53,6 @@ class Plan:
         else:
             what, place = f"{self.contents}, {size(self.gathered)}", self.place
         return f"curvature: {what} {_name(place, self.memory)} ({_free(self.memory)})"
-
-    def zeros(self, device: torch.device | str, folder: Path | None = None) -> Zeros:
-        """Return what makes a statistic's tensors; `folder` is where files are mapped if the place is disk."""
-        return zeros_at(self.place, device, folder)
 
 
 @dataclass(frozen=True)
@@ -104,24 +99,16 @@ class _Task:
         """Return the bytes needed at each place if what can be moved lies at `place`."""
         staying = sum(one.bytes(self.samples) for one in self.gathered.values() if not one.movable)
         solutions = sum(block.targets.nbytes for block in self.known.values()) * len(self.scorers)
-        away = place != "device"
-        solving = max((self._solving(scorer, name, away) for scorer in self.scorers for name in self.blocks), default=0)
-        arriving = max((self._brought(*key) for key in self.statistics), default=0) if away else 0
-        needs = {"device": staying + solutions + solving, "host": arriving, "disk": 0}
+        movable = {key: one.bytes(self.samples) for key, one in self.statistics.items() if one.movable}
+        brought = {} if place == "device" else movable  # to the device, to be solved
+        pairs = product(self.scorers, self.known.items())
+        solving = [brought.get((s.name, name), 0) + s.solve_bytes(block, self.samples) for s, (name, block) in pairs]
+        arriving = max(brought.values(), default=0)
+        needs = {"device": staying + solutions + max(solving, default=0), "host": arriving, "disk": 0}
         if memory.device_is_cpu:
             needs |= {"device": needs["device"] + arriving, "host": 0}
         needs[place if place != "host" or not memory.device_is_cpu else "device"] += self.moved()
         return needs
-
-    def _brought(self, scorer: str, block: str) -> int:
-        """Return the bytes of what lies elsewhere and is brought to the device to be solved."""
-        statistic = self.statistics.get((scorer, block))
-        return self.held(scorer, block) if statistic is not None and statistic.movable else 0
-
-    def _solving(self, scorer: GradientScorer, block: str, away: bool) -> int:
-        """Return what solving a block takes on the device."""
-        brought = self._brought(scorer.name, block) if away else 0
-        return brought + scorer.solve_bytes(self.known[block], self.samples)
 
     def contents(self) -> str:
         counts = Counter(one.noun for one in self.gathered.values() if one.movable)
@@ -139,10 +126,8 @@ def plan_curvature(
     """Choose the place for what all scorers gather: the first of device, host and disk that has room, or the one asked.
 
     Args:
-        scorers: those of one pass.
-        blocks: name -> (rows, cols).
-        targets: number of targets.
-        fit_samples: number of fit samples, which matters to scorers that keep their gradients.
+        scorers, blocks: those of one pass; name -> (rows, cols).
+        targets, fit_samples: how many; the latter matters to scorers that keep their gradients.
         memory: what is free, from `measure_memory`.
         prefer: auto, or the place to take.
 
@@ -166,7 +151,11 @@ def plan_curvature(
 
 def _choose(task: _Task, memory: Memory, prefer: Prefer) -> Place | None:
     """Return the first place with room."""
-    return next((p for p in (PLACES if prefer == "auto" else (prefer,)) if _fits(task.needs(p, memory), memory)), None)
+    usable = _usable(memory)
+    for place in PLACES if prefer == "auto" else (prefer,):
+        if all(need <= usable[where] for where, need in task.needs(place, memory).items()):
+            return place
+    return None
 
 
 def _usable(memory: Memory) -> dict[str, int]:
@@ -174,10 +163,6 @@ def _usable(memory: Memory) -> dict[str, int]:
     free = {"device": memory.device_free, "host": memory.host_free, "disk": memory.disk_free}
     share = RESERVE | ({"device": RESERVE["host"]} if memory.device_is_cpu else {})
     return {place: int(free[place] * (1 - share[place])) for place in free}
-
-
-def _fits(needs: Mapping[str, int], memory: Memory) -> bool:
-    return all(needs[place] <= usable for place, usable in _usable(memory).items())
 
 
 # Words
@@ -255,23 +240,20 @@ def _lighter(task: _Task, memory: Memory, prefer: Prefer) -> str:
 
 
 def _fewer_samples(task: _Task, memory: Memory, prefer: Prefer) -> str:
-    most = _most(task.samples, lambda n: _choose(replace(task, samples=n), memory, prefer) is not None)
-    return f"fit_samples={most} or fewer" if 0 < most < task.samples else ""
+    most = _most(task.samples, lambda n: replace(task, samples=n), memory, prefer)
+    return most and f"fit_samples={most} or fewer"
 
 
 def _fewer_blocks(task: _Task, memory: Memory, prefer: Prefer) -> str:
-    names = sorted(task.blocks, key=lambda block: max(task.held(scorer.name, block) for scorer in task.scorers))
-
-    def some(count: int) -> _Task:
-        return replace(task, blocks={name: task.blocks[name] for name in names[:count]})
-
-    most = _most(len(names), lambda n: _choose(some(n), memory, prefer) is not None)
-    return f"fewer blocks, such as the {most} smallest of {len(names)}" if 0 < most < len(names) else ""
+    sizes = {block: max(task.held(scorer.name, block) for scorer in task.scorers) for block in task.blocks}
+    rising = sorted(task.blocks.items(), key=lambda one: sizes[one[0]])
+    most = _most(len(rising), lambda n: replace(task, blocks=dict(rising[:n])), memory, prefer)
+    return most and f"fewer blocks, such as the {most} smallest of {len(rising)}"
 
 
 def _fewer_targets(task: _Task, memory: Memory, prefer: Prefer) -> str:
-    most = _most(task.targets, lambda n: _choose(replace(task, targets=n), memory, prefer) is not None)
-    return f"{most} or fewer targets at a time" if 0 < most < task.targets else ""
+    most = _most(task.targets, lambda n: replace(task, targets=n), memory, prefer)
+    return most and f"{most} or fewer targets at a time"
 
 
 def _fewer_scorers(task: _Task, memory: Memory, prefer: Prefer) -> str:
@@ -282,13 +264,13 @@ def _fewer_scorers(task: _Task, memory: Memory, prefer: Prefer) -> str:
     return "scorers that hold no more than the targets, such as DataInf or LiSSA(batch='stream')"
 
 
-def _most(top: int, fits: Callable[[int], bool]) -> int:
-    """Return the greatest number up to `top` that fits, if all below it do; 0 if none does."""
+def _most(top: int, some: Callable[[int], _Task], memory: Memory, prefer: Prefer) -> str:
+    """Write the greatest number below `top` for which a task has room, if it has for all below; "" if for none."""
     low, high = 0, top
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+        low, high = (middle, high) if _choose(some(middle), memory, prefer) else (low, middle - 1)
+    return str(low) if 0 < low < top else ""
 
 
 MENDS = (_elsewhere, _lighter, _fewer_samples, _fewer_blocks, _fewer_targets, _fewer_scorers)

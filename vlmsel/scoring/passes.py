@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.gradients import Block
 from vlmsel.models.subject import Subject
-from vlmsel.scorers import Samples, Scorer
+from vlmsel.scorers import Scorer
 from vlmsel.scoring.batches import Batching, seeded_part
 from vlmsel.scoring.checkpoints import Checkpoints, score_checkpoints
 from vlmsel.scoring.curvature import FitSources, Targets
@@ -110,10 +110,8 @@ class Passes:
 
         scored = passes(scorers, folder)
         if scored is not None:
-            scored = scored.with_samples(scorers, self._scored_samples(scored), self.plan.samples())
+            places = {uid: position for position, uid in enumerate(self.data.uids)}
+            where = [places[uid] for uid in scored.uids.tolist()]
+            samples = samples_at(self.data.samples, self.data.lengths(), where, scored.losses)
+            scored = scored.with_samples(scorers, samples, self.plan.samples())
         return score_checkpoints(checkpoints, self.subject, scored, passes, folder)
-
-    def _scored_samples(self, scored: Scored) -> Samples:
-        places = {uid: position for position, uid in enumerate(self.data.uids)}
-        positions = [places[uid] for uid in scored.uids.tolist()]
-        return samples_at(self.data, positions, scored.losses)

@@ -29,7 +29,7 @@ from vlmsel.scoring.batches import progress_bar
 from vlmsel.scoring.curvature import FitSources, Preconditioned, Targets, precondition
 from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.score_pass import BatchScores, ScoreReducer
-from vlmsel.scoring.source import GradientSource, LeftOut, Read, left_out
+from vlmsel.scoring.source import GradientSource, LeftOut, left_out
 
 T = TypeVar("T")
 CHUNK = 64  # batches per file of the score pass
@@ -125,8 +125,7 @@ def score_pool(
     Args:
         pool: the samples to score.
         fit: the samples that curvature is gathered, and damping measured, on.
-        targets: what is scored for.
-        scorers: all of them.
+        targets, scorers: what is scored for, and by what.
         out: the run folder.
         share: the part of the score pass that this job does.
         place: where curvature is gathered.
@@ -144,10 +143,9 @@ def score_pool(
     chunks = share.chunks(len(pool.sizes))
     if not all(_part(out, chunk).is_file() for chunk in chunks):
         return None
-    parts = [_read_part(pool, out, chunk) for chunk in chunks]  # small: scores only
-    uids, losses, codes = (torch.cat([part[name] for part in parts]) for name in ("uids", "losses", "codes"))
-    scores = torch.cat([part["scores"] for part in parts], 1)
-    return Scored(uids, losses, scores, h.names, h.details, h.left_out | left_out(uids, codes)).masked()
+    whole = BatchScores.joined([_read_part(pool, out, chunk) for chunk in chunks])  # small: scores only
+    lost = h.left_out | left_out(whole.uids, whole.codes)
+    return Scored(whole.uids, whole.losses, whole.scores, h.names, h.details, lost).masked()
 
 
 def _preconditioned(
@@ -187,7 +185,7 @@ def _part(out: Path, chunk: range) -> Path:
     return out / "parts" / f"{chunk.start:08d}.safetensors"
 
 
-def _read_part(pool: GradientSource, out: Path, chunk: range) -> dict[str, Tensor]:
+def _read_part(pool: GradientSource, out: Path, chunk: range) -> BatchScores:
     """Read a chunk's file.
 
     Raises:
@@ -195,9 +193,9 @@ def _read_part(pool: GradientSource, out: Path, chunk: range) -> dict[str, Tenso
     """
     path, positions = _part(out, chunk), pool.samples(chunk)
     part = _load(path, load_file)
-    if not torch.equal(part.get("positions", positions[:0]), positions):
+    if not torch.equal(part.pop("positions", positions[:0]), positions):
         raise ValueError(f"{path}: holds other samples; choose another --out or delete the folder")
-    return part
+    return BatchScores(**part)
 
 
 def _score_chunks(pool: GradientSource, reducer: ScoreReducer, out: Path, share: Share) -> None:
@@ -207,23 +205,11 @@ def _score_chunks(pool: GradientSource, reducer: ScoreReducer, out: Path, share:
     with progress_bar("score pass", sizes) as bar, pool.passing(reducer) as read:
         for chunk in chunks:
             if _part(out, chunk).is_file():
-                bar.update(len(_read_part(pool, out, chunk)["uids"]))
+                bar.update(len(_read_part(pool, out, chunk).uids))
                 continue
-            part = _score_chunk(chunk, read, bar.update)
-            part["positions"] = pool.samples(chunk)
+            found = []
+            for one in (one for pieces in read(chunk) for one in pieces):
+                found.append(BatchScores(*(tensor.cpu() for tensor in one)))
+                bar.update(len(one.uids))
             with runs.atomic_path(_part(out, chunk)) as temporary:
-                save_file(part, temporary)
-
-
-def _score_chunk(chunk: range, read: Read[BatchScores], note: Callable[[int], Any]) -> dict[str, Tensor]:
-    found = []
-    for one in (one for pieces in read(chunk) for one in pieces):
-        found.append(BatchScores(*(tensor.cpu() for tensor in one)))
-        note(len(one.uids))
-    uids, scores, losses, codes = zip(*found, strict=True)
-    return {
-        "uids": torch.cat(uids),
-        "losses": torch.cat(losses),
-        "codes": torch.cat(codes),
-        "scores": torch.cat(scores, 1).contiguous(),
-    }
+                save_file({**BatchScores.joined(found)._asdict(), "positions": pool.samples(chunk)}, temporary)

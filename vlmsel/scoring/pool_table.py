@@ -51,11 +51,7 @@ class Records:
 def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapping[str, Any]) -> None:
     """Write the scores of a pool: one row per record of its file, with nulls for a sample without a score.
 
-    Args:
-        path: the parquet file.
-        records: all records of the pool.
-        scored: the scores of those that could be read.
-        about: what the table was made from: `pool` and `pool_sha256` at least, JSON-able.
+    `about` says what the table was made from: `pool` and `pool_sha256` at least, JSON-able.
     """
     uids = scored.uids.numpy()
 
@@ -71,13 +67,8 @@ def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapp
 
 
 def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:
-    """Return what the table says of a file's records beside their scores.
-
-    Args:
-        data: the samples that could be read.
-        problems: why records cannot be used, by uid.
-        total: how many records there are.
-    """
+    """Return what the table says of the `total` records of a file: the samples that could be read, and, by uid, why
+    others cannot be used."""
     sources, tokens = [""] * total, [0] * total
     for sample, length in zip(data.samples, data.lengths(), strict=True):
         sources[sample.uid], tokens[sample.uid] = sample.source, length

@@ -25,18 +25,13 @@ Statistics = Mapping[tuple[str, Hashable], Statistic]
 
 
 class Progress:
-    """The files of one process's curvature pass: `state.json`, and in a folder of its own one per statistic; nothing is
-    kept where `folder` is None."""
+    """The files of one process's pass, one of `PASSES`: `state.json`, and in a folder of its own one per statistic;
+    nothing is kept where the run's `folder` is None."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, name: str) -> None:
+        self.folder = folder and folder / f"{name}.{processes.rank()}of{processes.count()}"
         self._made_for: dict[str, object] = {}
         self._next = time.monotonic() + EVERY
-
-    @classmethod
-    def of(cls, folder: Path | None, name: str) -> Progress:
-        """Return the progress of one of `PASSES` in a run folder."""
-        return cls(folder and folder / f"{name}.{processes.rank()}of{processes.count()}")
 
     def load(self, statistics: Statistics, plan: str) -> tuple[int, dict[int, str]]:
         """Bring the statistics to where the files say they were; return the batches that they have seen and the samples

@@ -25,6 +25,11 @@ class BatchScores(NamedTuple):
     losses: Tensor
     codes: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[BatchScores]) -> BatchScores:
+        """Put the samples of several parts one after the other."""
+        return cls(*(torch.cat(each, -1) for each in zip(*parts, strict=True)))
+
 
 class ScoreReducer(Reducer[BatchScores]):
     """Scores batches against all preconditioned targets at once: `[columns, rows, cols]` per block.

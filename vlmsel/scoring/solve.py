@@ -38,10 +38,9 @@ def start_statistics(scorers: Sequence[GradientScorer], blocks: Mapping[str, Blo
     uses: dict[tuple[str, str], Key | None] = {}
     for scorer in scorers:
         for name, block in blocks.items():
-            statistic = scorer.statistic(block)
-            key = None if statistic is None else (name, statistic.key)
-            uses[scorer.name, name] = key
-            if key is not None and statistic is not None:
+            uses[scorer.name, name] = None
+            if (statistic := scorer.statistic(block)) is not None:
+                key = uses[scorer.name, name] = (name, statistic.key)
                 statistics.setdefault(key, statistic)
     return Gathered(statistics, uses)
 

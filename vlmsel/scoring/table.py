@@ -50,11 +50,7 @@ def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: M
 
 
 def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a score table as columns (null scores as NaN) and its metadata.
-
-    Args:
-        path: the parquet file.
-        pool: the pool it is to be used with; checked when given.
+    """Read a score table as columns (null scores as NaN) and its metadata; `pool` is the pool that it must belong to.
 
     Raises:
         FileNotFoundError: no such file.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from vlmsel import processes
+from vlmsel.data.sample import Sample
 from vlmsel.models.subject import Subject
 from vlmsel.scorers import Samples
 from vlmsel.scoring.batches import Batching, BatchPlan, dealt, progress_bar
@@ -43,11 +44,7 @@ class TargetPlan:
     def of(cls, subject: Subject, sets: Mapping[str, Any], batching: Batching, each: bool = False) -> TargetPlan:
         """Put samples of like length into one batch, whatever set they are of.
 
-        Args:
-            subject: who reads them.
-            sets: the data sets by name.
-            batching: how batches are made.
-            each: make every sample a target of its own, called `<set>:<uid>`.
+        `sets` are data sets by name; with `each` every sample is a target of its own, called `<set>:<uid>`.
 
         Raises:
             ValueError: there is no set, or one has no usable sample.
@@ -62,40 +59,31 @@ class TargetPlan:
         groups = batching.groups(sorted(owners), lengths)
         data: Any = ConcatDataset(list(sets.values()))
         plan = BatchPlan(data, subject.collate, groups, subject.device, batching.workers)
-        found = cls(tuple(sets), tuple(sets.values()), plan, owners)
-        return found.apart([uid for data in sets.values() for uid in data.uids]) if each else found
-
-    def apart(self, uids: Sequence[int]) -> TargetPlan:
-        """Make every sample a target of its own, called `<set>:<uid>`; `uids` are those of all positions."""
-        order = sorted(self.owners)
-        names = tuple(f"{self.names[self.owners[position]]}:{uids[position]}" for position in order)
-        return replace(self, names=names, owners={position: number for number, position in enumerate(order)})
+        names = tuple(sets)
+        if each:
+            uids = [uid for data in sets.values() for uid in data.uids]
+            names = tuple(f"{names[owners[position]]}:{uids[position]}" for position in sorted(owners))
+            owners = {position: number for number, position in enumerate(sorted(owners))}
+        return cls(names, tuple(sets.values()), plan, owners)
 
     def samples(self) -> dict[str, Samples]:
         """Show each target's samples to sample scorers."""
         whole: list[list[int]] = [[] for _ in self.names]
         for position, number in self.owners.items():
             whole[number].append(position)
-        joined = Joined(self.sets)
-        return {name: samples_at(joined, own) for name, own in zip(self.names, whole, strict=True)}
+        samples = [sample for data in self.sets for sample in data.samples]
+        lengths = [length for data in self.sets for length in data.lengths()]
+        return {name: samples_at(samples, lengths, own) for name, own in zip(self.names, whole, strict=True)}
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-class Joined:
-    """Samples and lengths of data sets one after the other."""
-
-    def __init__(self, sets: Sequence[Any]) -> None:
-        self.sets, self.samples = sets, [sample for data in sets for sample in data.samples]
-
-    def lengths(self) -> list[int]:
-        return [length for data in self.sets for length in data.lengths()]
-
-
-def samples_at(data: Any, positions: Sequence[int], losses: Tensor | None = None) -> Samples:
-    """Show the samples at some positions of a data set to sample scorers; `losses` are theirs, where known."""
-    chosen, lengths = [data.samples[i] for i in positions], data.lengths()
+def samples_at(
+    samples: Sequence[Sample], lengths: Sequence[int], positions: Sequence[int], losses: Tensor | None = None
+) -> Samples:
+    """Show the samples at some positions, with their lengths, to sample scorers; `losses` are theirs, where known."""
+    chosen = [samples[i] for i in positions]
     unknown = torch.full((len(chosen),), float("nan"))
     return Samples(
         uids=torch.tensor([sample.uid for sample in chosen], dtype=torch.int64),
@@ -121,10 +109,6 @@ def require_samples(names: Sequence[str], counts: Mapping[int, int]) -> None:
 
 def target_means(plan: TargetPlan, source: ModelSource) -> dict[str, Tensor]:
     """Return the mean gradients of all targets, in float32 or better. [targets, rows, cols] per block
-
-    Args:
-        plan: the targets.
-        source: runs the plan's batches.
 
     Raises:
         ValueError: a target has no sample, or one without a finite gradient: it would enter every score.

@@ -53,10 +53,7 @@ class DemoSettings:
 class Demo(Study[Path | None, Path, None]):
     """One world per seed: score its pool, tune the aligned model on every choice and ask it the benchmarks.
 
-    Attributes:
-        folder: the study's.
-        settings: how large it is.
-        call: runs the command of a name into a folder, with options.
+    `call` runs the command of a name into a folder, with options.
     """
 
     folder: Path

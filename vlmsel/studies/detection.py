@@ -112,10 +112,8 @@ def accuracy(predictions: Sequence[int], labels: Sequence[int]) -> dict[str, flo
     if len(predictions) != len(labels) or not labels:
         raise ValueError(f"need one prediction per label, got {len(predictions)} for {len(labels)}")
     right = sum(one == other for one, other in zip(predictions, labels, strict=True))
-    return {
-        "accuracy": right / len(labels),
-        "majority": max(labels.count(label) for label in set(labels)) / len(labels),
-    }
+    most = max(labels.count(label) for label in set(labels))
+    return {"accuracy": right / len(labels), "majority": most / len(labels)}
 
 
 def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

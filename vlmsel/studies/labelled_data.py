@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -170,7 +169,4 @@ def write_labels(path: Path, drawn: Drawn) -> None:
     uids, columns = [sample.uid for sample in drawn.train], {"given_label": drawn.given}
     if drawn.true is not None:
         columns["true_label"] = list(drawn.true)
-    with runs.atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["uid", *columns])
-        writer.writerows(zip(uids, *columns.values(), strict=True))
+    runs.write_csv(path, [("uid", *columns), *zip(uids, *columns.values(), strict=True)])

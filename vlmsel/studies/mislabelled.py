@@ -93,11 +93,6 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         return self.drawn[seed.number]
 
     def tune(self, seed: Seed, arm: str, data: Drawn) -> Tuned:
-        """Fine-tune the classifier.
-
-        Raises:
-            ValueError: the model or a sample cannot be used, or the folder holds parts of another run.
-        """
         recipe, begun = self.recipe, time.perf_counter()
         classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
         require_same(seed.folder.parent, {"the model": fingerprint(classifier.backbone.base_model)})
@@ -114,7 +109,6 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         return Tuned(classifier, train, validation, begun, train_phase(classifier, train, phase, seed.folder).seconds)
 
     def ask(self, seed: Seed, arm: str, model: Tuned) -> dict[str, Any]:
-        """Score the training samples and measure what the scores find."""
         recipe, drawn, start = self.recipe, self.drawn[seed.number], time.perf_counter()
         blocks, part = model.classifier.blocks(recipe.blocks), FitPart(scale=recipe.scale_samples, seed=seed.number)
         targets, batching = {TARGET: model.validation}, Batching(recipe.batch_tokens)
