@@ -143,7 +143,7 @@ def read_lines(*paths: Path, answer: str = "text") -> dict[str, Line]:
     """
     lines: dict[str, Line] = {}
     for path in paths:
-        for place, line in json_rows(path, lined=True) if path.stat().st_size else ():
+        for place, line in json_rows(path) if path.stat().st_size else ():
             if not _is_prediction(line, answer):
                 raise ValueError(f"{path}: {place} is no prediction; {BROKEN}")
             if lines.setdefault(name := line["question_id"], line) != line:

@@ -39,8 +39,9 @@ class VisionTower(nn.Module):
         if not -len(blocks) <= layer < 0:
             raise ValueError(f"vision_layer counts from the end, -1 to -{len(blocks)} here; got {layer}")
         self.visual: Any = visual.requires_grad_(False).eval()
-        self.layer, self.width, self.patches = layer, self.visual.conv1.out_channels, math.prod(self.visual.grid_size)
-        self.image_size: int = self.visual.image_size[0]
+        shape: Any = visual
+        self.layer, self.width, self.patches = layer, shape.conv1.out_channels, math.prod(shape.grid_size)
+        self.image_size: int = shape.image_size[0]
         self.image_mean = tuple(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
         self.image_std = tuple(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
 

@@ -50,6 +50,11 @@ class GradientScorer(Scorer):
         """Whether its scores are divided by the norms of P v and of the sample's gradient, over all blocks together."""
         return False
 
+    @property
+    def first_order(self) -> bool:
+        """Whether its scores at several checkpoints of a training run add up to the influence of the whole run."""
+        return False
+
     def statistic(self, block: BlockTargets) -> Statistic | None:
         """Start what is gathered over the fit samples of a block; None where P does not depend on them."""
         return None

@@ -44,6 +44,10 @@ class TracIn(GradientScorer):
     def normalised(self) -> bool:
         return self.cosine
 
+    @property
+    def first_order(self) -> bool:
+        return True
+
     def statistic(self, block: BlockTargets) -> SquareSum | None:
         return SquareSum(block) if self.block_scale else None
 

@@ -22,7 +22,8 @@ from vlmsel import processes, runs
 from vlmsel.checks import check_positive
 from vlmsel.models.same_make import find_checkpoint, folder_digest
 from vlmsel.models.subject import Subject
-from vlmsel.scorers import Scorer, TracIn
+from vlmsel.scorers import GradientScorer, Scorer
+from vlmsel.scorers.base import gradient_scorers
 from vlmsel.scoring.pool_pass import Scored
 
 SUFFIX = ".CP"
@@ -35,7 +36,7 @@ class Checkpoints:
     names: tuple[str, ...] = ()
     folders: tuple[Path, ...] = ()
     rates: tuple[float, ...] = ()
-    scorers: tuple[TracIn, ...] = ()
+    scorers: tuple[GradientScorer, ...] = ()
 
     @classmethod
     def open(
@@ -72,13 +73,13 @@ class Checkpoints:
         return {f"checkpoint {i} ({name})": folder_digest(each) for i, (name, each) in enumerate(pairs, 1)}
 
 
-def first_order(scorers: Sequence[Scorer]) -> list[TracIn]:
+def first_order(scorers: Sequence[Scorer]) -> list[GradientScorer]:
     """Return the scorers that are summed over checkpoints: TracIn in any form.
 
     Raises:
         ValueError: the name of a sum is that of another scorer.
     """
-    chosen = [scorer for scorer in scorers if isinstance(scorer, TracIn)]
+    chosen = [scorer for scorer in gradient_scorers(scorers) if scorer.first_order]
     taken = {scorer.name for scorer in scorers} & {scorer.name + SUFFIX for scorer in chosen}
     if taken:
         raise ValueError(f"a scorer is called {min(taken)!r}, as the sum over checkpoints is; give it another name")
@@ -89,7 +90,7 @@ def score_checkpoints(
     checkpoints: Checkpoints,
     subject: Subject,
     scored: Scored | None,
-    score: Callable[[Sequence[TracIn], Path], Scored | None],
+    score: Callable[[Sequence[GradientScorer], Path], Scored | None],
     folder: Path,
 ) -> Scored | None:
     """Score the pool at every checkpoint and add the columns of their sum to `scored`; leaves the last in the subject.

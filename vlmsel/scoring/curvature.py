@@ -146,7 +146,7 @@ def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> 
     if not any(scorer.needs_mean_square for scorer in scorers):
         return {}, {}
     no_targets = {name: torch.zeros(0, *shape, device=source.device) for name, shape in source.shapes().items()}
-    sums = {(name, "squares"): SquareSum(BlockTargets(none)) for name, none in no_targets.items()}
+    sums: dict[Key, SquareSum] = {(name, "squares"): SquareSum(BlockTargets(v)) for name, v in no_targets.items()}
     left_out = _gather("damping", source, dealt(len(source.sizes)), sums, Progress(None, "damping"))
     everyone = processes.gather({name: (float(one.squares), one.count) for (name, _), one in sums.items()})
     means = {}
