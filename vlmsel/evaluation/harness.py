@@ -25,6 +25,7 @@ from vlmsel.data.rows import json_rows
 
 Prepared = TypeVar("Prepared")
 Line = dict[str, Any]
+Ids = Sequence[str]
 BROKEN = "delete the file to start anew"
 
 
@@ -32,7 +33,7 @@ BROKEN = "delete the file to start anew"
 class Responder(Generic[Prepared]):
     """How a batch of questions, given by id, is answered; with `ahead` the next is prepared beside it, in a thread."""
 
-    prepare: Callable[[Sequence[str]], Prepared]
+    prepare: Callable[[Ids], Prepared]
     respond: Callable[[Prepared], Sequence[Any]]
     ahead: bool = False
 
@@ -53,7 +54,7 @@ def answer_all(
         path: the predictions file.
         answer: the name of what is answered.
         batch_size: questions per batch.
-        order: what makes batches of questions, by id; the length of what is asked when left out.
+        order: what questions are sorted by, given by id, to make batches; the length of what is asked when left out.
 
     Raises:
         ValueError: the predictions file cannot be gone on from, or scores are no numbers.
@@ -67,9 +68,8 @@ def answer_all(
     )
     batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
     own = batches[processes.rank() :: processes.count()]
-    mine = own_file(path)
-    done = sum(identity in earlier for identity in asked) + len(todo) - sum(map(len, own))
-    quiet = not processes.is_main()
+    done, quiet = len(asked) - sum(map(len, own)), not processes.is_main()
+    mine = path.with_name(f"{path.stem}.{processes.rank()}{path.suffix}") if quiet else path
     with tqdm(total=len(asked), initial=done, desc="answering", unit="question", delay=2, disable=quiet) as bar:
         for batch, prepared in _prepared(own, responder):
             found = responder.respond(prepared)
@@ -90,9 +90,7 @@ def _require_finite(ids: Sequence[str], found: Sequence[Sequence[float]]) -> Non
         )
 
 
-def _prepared(
-    batches: Sequence[Sequence[str]], responder: Responder[Prepared]
-) -> Iterator[tuple[Sequence[str], Prepared]]:
+def _prepared(batches: Sequence[Ids], responder: Responder[Prepared]) -> Iterator[tuple[Ids, Prepared]]:
     """Give each batch as it is prepared."""
     if not responder.ahead:
         yield from ((batch, responder.prepare(batch)) for batch in batches)
@@ -106,11 +104,6 @@ def _prepared(
 
 
 # The files
-
-
-def own_file(path: Path) -> Path:
-    """Return the file that this process writes to."""
-    return path if processes.is_main() else path.with_name(f"{path.stem}.{processes.rank()}{path.suffix}")
 
 
 def _files(path: Path) -> list[Path]:

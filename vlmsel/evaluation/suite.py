@@ -17,7 +17,7 @@ from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Engine, within
 from vlmsel.evaluation.harness import answer_all
 from vlmsel.evaluation.results import Result, how_given, result, summary
-from vlmsel.evaluation.task import Task, TaskFiles
+from vlmsel.evaluation.task import Answers, Task, TaskFiles
 from vlmsel.evaluation.tasks import check_files, load_task, require_file
 from vlmsel.evaluation.visual.answer_files import read_results
 from vlmsel.evaluation.visual.result_files import write_results
@@ -102,24 +102,25 @@ def evaluate(engine: Engine, benchmark: Benchmark, asking: Asking, folder: Path)
     """
     task, before = benchmark.task, engine.cut
     answers = answer_task(engine, task, asking, benchmark.images, folder / "predictions.jsonl")
-    how = {"benchmark": benchmark.kind, "model": engine.kind, **engine.about, **task.how(engine, asking)}
-    found = result(benchmark.name, task, answers, how)
-    if processes.is_main():
-        if task.answer == "text":
-            try:
-                write_results(benchmark.kind, task.questions, answers, folder)
-            except ValueError as problem:  # home-made files may have ids that no server takes
-                print(f"no result file for the official server: {problem}")
-        _report(found, folder)
-        if engine.cut > before:
-            print(f"{engine.cut - before} texts were longer than the model takes and were cut")
+    how = {"model": engine.kind, **engine.about, **task.how(engine, asking)}
+    if processes.is_main() and task.answer == "text":
+        try:
+            write_results(benchmark.kind, task.questions, answers, folder)
+        except ValueError as problem:  # home-made files may have ids that no server takes
+            print(f"no result file for the official server: {problem}")
+    found = _report(benchmark, answers, how, folder)
+    if processes.is_main() and engine.cut > before:
+        print(f"{engine.cut - before} texts were longer than the model takes and were cut")
     return found
 
 
-def _report(found: Result, folder: Path) -> None:
-    """Write and print a result."""
-    runs.write_json(folder / "metrics.json", found)
-    print(f"{summary(found)}; {folder / 'metrics.json'}")
+def _report(benchmark: Benchmark, answers: Answers, how: Mapping[str, Any], folder: Path) -> Result:
+    """Write and print the result of answers that came about as `how` says."""
+    found = result(benchmark.name, benchmark.task, answers, {"benchmark": benchmark.kind, **how})
+    if processes.is_main():
+        runs.write_json(folder / "metrics.json", found)
+        print(f"{summary(found)}; {folder / 'metrics.json'}")
+    return found
 
 
 def evaluate_all(engine: Engine, benchmarks: Sequence[Benchmark], asking: Asking, folder: Path) -> dict[str, Result]:
@@ -159,7 +160,4 @@ def evaluate_given(benchmark: Benchmark, paths: Sequence[str], folder: Path) -> 
     for path in paths:
         require_file(path)
     answers = read_results(benchmark.kind, [Path(path) for path in paths], benchmark.task.questions)
-    found = result(benchmark.name, benchmark.task, answers, {"benchmark": benchmark.kind, **how_given(paths)})
-    if processes.is_main():
-        _report(found, folder)
-    return found
+    return _report(benchmark, answers, how_given(paths), folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,7 @@ def check_files(name: str, files: TaskFiles, needs_images: bool = False) -> None
 
 
 def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
-    """Read a benchmark's official files.
-
-    Args:
-        name: one of `TASKS`.
-        files: its files.
-        pope: how POPE's answers are read, as text or off the probabilities of yes and no.
+    """Read the official files of one of `TASKS`; `pope` says how POPE's answers are read.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -124,19 +119,17 @@ def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
             return PopeLogit(questions) if pope == "logit" else POPE(questions)
         return GQA(questions) if name == "gqa" else VQAv2(questions)
     (path,) = files.paths
+    task: ChoiceTask | GlueTask
     if name in CHOICE_TASKS:
-        choices = read_choices(name, path, files.annotations)
-        _require_labels([question.answer for question in choices], path)
-        return ChoiceTask(name, choices)
-    rows = read_glue(name, path)
-    examples = [row for _, row in rows if isinstance(row, GlueExample)]
-    _require_labels([example.label for example in examples], path)
-    return GlueTask(name, examples, len(rows) - len(examples))
-
-
-def _require_labels(labels: Sequence[int | None], path: Path) -> None:
+        task = ChoiceTask(name, choices := read_choices(name, path, files.annotations))
+        labels = [question.answer for question in choices]
+    else:
+        rows = read_glue(name, path)
+        examples = [row for _, row in rows if isinstance(row, GlueExample)]
+        task, labels = GlueTask(name, examples, len(rows) - len(examples)), [example.label for example in examples]
     if lacking := labels.count(None):
         raise ValueError(
             f"{path}: {lacking} of {len(labels)} questions have no label; test labels are not public, take the "
             "validation file (PIQA's labels are a file of their own: --annotations)"
         )
+    return task

@@ -66,11 +66,7 @@ def appended(tokenizer: Any) -> int:
 def joint_ids(tokenizer: Any, context: str, continuation: str, behind: int) -> tuple[list[int], int]:
     """Tokenise a pair at full length; return ids and the number of continuation tokens, which may be 0.
 
-    Args:
-        tokenizer: of the model.
-        context: what the continuation follows.
-        continuation: what is scored.
-        behind: special tokens that the tokenizer appends, see `appended`.
+    `behind` counts the special tokens that the tokenizer appends.
 
     Raises:
         ValueError: the context is empty, and the tokenizer has neither BOS nor EOS to stand in for it.
