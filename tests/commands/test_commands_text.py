@@ -24,6 +24,12 @@ LORA = ("--lora.r", "4", "--lora.alpha", "8", "--lora.targets", "[q_proj,v_proj]
 FAST = ("--settings.epochs", "1", "--settings.batch_size", "4", "--settings.learning_rate", "0.05")
 SCORERS = "[TracIn,DataInf(damping=0.1),HyperINF(damping=0.1)]"
 
+GQA = {
+    **{"question": "What is it?", "imageId": "a", "answer": "cat", "isBalanced": True},
+    **{"types": {"structural": "query", "semantic": "obj", "detailed": "x"}, "groups": {"global": None}},
+    **{"entailed": [], "equivalent": [], "semantic": [], "fullAnswer": "a cat"},
+}
+
 
 def said(number):
     turns = [("human", f"What comes after {number}?"), ("gpt", f"It is {number + 1}.")]
@@ -76,16 +82,21 @@ def test_the_whole_chain(home, warm, tmp_path):
     assert run("score", "--model", warm, *files, "--scorers", SCORERS, "--out", tmp_path / "score") == 0
     table, about = read_table(tmp_path / "score/scores.parquet", home / "pool.json")
     assert about["blocks"] == "lora"
-    assert all(value == value and value != 0 for value in table["HyperINF/sums"])
+    scores = table["HyperINF/sums"].tolist()
+    assert all(value == value and value != 0 for value in scores)
     chosen = tmp_path / "chosen.json"
     pick = ("--scores", tmp_path / "score/scores.parquet", "--pool", home / "pool.json", "--fraction", "0.5")
     assert run("select", *pick, "--out", chosen) == 0
-    assert len(runs.read_json(chosen)) == 6
+    lowest = sorted(range(12), key=scores.__getitem__)[:6]
+    assert [record["id"] for record in runs.read_json(chosen)] == sorted(lowest)
     again = ("--model", home / "llama", "--data", chosen, "--out", tmp_path / "tune")
     assert run("tune", *again, "--preset", "tiny-llm", *FAST, *LORA) == 0
     asked = ("--task", "piqa", "--questions", home / "questions.jsonl", "--out", tmp_path / "evaluate")
     assert run("evaluate", "--model", tmp_path / "tune", *asked) == 0
-    assert 0 <= runs.read_json(tmp_path / "evaluate/metrics.json")["metrics"]["acc"] <= 1
+    answers = [json.loads(line) for line in (tmp_path / "evaluate/predictions.jsonl").read_text().splitlines()]
+    right = [one["loglikelihoods"][1] > one["loglikelihoods"][0] for one in answers]  # the second choice is
+    assert len(right) == 6 and any(one["loglikelihoods"][0] != one["loglikelihoods"][1] for one in answers)
+    assert runs.read_json(tmp_path / "evaluate/metrics.json")["metrics"]["acc"] == pytest.approx(sum(right) / 6)
 
 
 @pytest.mark.parametrize("blocks", ["lora", "last-block"])
@@ -187,7 +198,9 @@ def test_refusals(home, warm, aligned, world, tmp_path, capsys):
     llama, lora = ("--model", home / "llama"), ("--settings.train", "lora")
     text = "this model reads text only"
     score = ("score", "--pool", home / "pool.json", "--targets.sums", home / "target.json", "--out", tmp_path / "s")
-    gqa = ("--task", "gqa", "--questions", world / "test/gqa.json", "--images", world / "images")
+    (tmp_path / "gqa.json").write_text(json.dumps({"7": GQA}))
+    gqa = ("--task", "gqa", "--questions", tmp_path / "gqa.json", "--images", tmp_path)
+    shutil.copy(next((world / "images/captions").iterdir()), tmp_path / "a.jpg")
     cases = [
         (("tune", *llama, *data), "train is 'projector+lora' and the model reads text only: set settings.train"),
         (("tune", *llama, *data, *lora), "the model has no LoRA adapters; attach some (tune --lora.r 64)"),
@@ -205,7 +218,7 @@ def test_refusals(home, warm, aligned, world, tmp_path, capsys):
     for words, expected in cases:
         assert expected in refused(*words, capsys=capsys), words
     line = refused("evaluate", "--model", warm, *gqa, "--out", tmp_path / "e", capsys=capsys)
-    assert "gqa.json" in line or "cannot" in line
+    assert line == "error: a causal language model cannot read images; evaluate a vision-language model on this task"
 
 
 def test_a_missing_folder_that_could_be_a_name_on_the_hub_says_both(monkeypatch, tmp_path, capsys):

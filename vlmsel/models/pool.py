@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlmsel import runs
+from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.formats import read_samples
 from vlmsel.models.subject import Subject
@@ -27,8 +27,12 @@ class Pool:
     total: int
 
     def report(self, out: Path, more: Mapping[int, str] | None = None) -> None:
-        """Write `out` (uid and reason of each sample left out) and print one line; no file when all are well."""
-        runs.report_left_out(out, {**self.problems, **(more or {})}, self.total, self.path)
+        """Write `out` (uid and reason of each sample left out) and print one line; no file when all are well.
+
+        The first of several processes does.
+        """
+        if processes.is_main():
+            runs.report_left_out(out, {**self.problems, **(more or {})}, self.total, self.path)
 
     def inputs(self, name: str) -> dict[str, str]:
         """Name what depends on the file by its content: `name` is what it is called."""

@@ -29,8 +29,7 @@ def train_on(
     """
     pool = open_pool(subject, data, reading)
     samples, usable = pool.samples, pool.samples.usable()
-    if processes.is_main():
-        pool.report(Path(out) / "skipped.json")
+    pool.report(Path(out) / "skipped.json")
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
     inputs = {"the data": pool.sha256, "the model": subject.digest(), "what the loss is taken on": reading.loss_on}
     result = train_phase(subject, Subset(samples, usable), settings, out, order=order, inputs=inputs)
