@@ -28,7 +28,7 @@ def folder(world, tmp_path_factory):
     (place / "images/text.png").write_text("no picture")
     (place / "secret.png").write_bytes(picture)
     (place / "broken.json").write_text('[{"conversations": [')
-    (place / "object.json").write_text('{"conversations": []}')
+    (place / "object.json").write_text('{\n"conversations": []}')
     (place / "empty.json").write_text("[]")
     return place
 
