@@ -33,7 +33,7 @@ def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> Fea
         ValueError: there is no such dtype, or the tower is float16, which has no fingerprint.
     """
     computed = str(next(tower.parameters()).dtype).removeprefix("torch.")
-    if not (found := fingerprint(tower)):
+    if not (found := fingerprint(tower.state_dict())):
         raise ValueError(f"features of a {computed} tower cannot be kept: it has no fingerprint; load it as bfloat16")
     return FeatureSpec(
         tower=found,

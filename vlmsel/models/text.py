@@ -114,7 +114,6 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
     config = replace(config, lora=None if lost else _spec(content))
     tokenizer = load_tokenizer(source) if has_any(source, TOKENIZERS) else plain.tokenizer
     model = (AskedText if lost else VLM)(config, None, nn.Sequential(), adapted, tokenizer)
-    model.fingerprints = plain.fingerprints
     if isinstance(model, AskedText):
         model.refusal = (
             f"{folder / ADAPTER}: adapters with {lost} cannot be kept; merge them into their model (PEFT's "

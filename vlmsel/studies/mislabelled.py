@@ -85,7 +85,7 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
     def tune(self, seed: Seed, arm: str, data: Drawn) -> Tuned:
         recipe, begun = self.recipe, time.perf_counter()
         classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
-        require_same(seed.folder.parent, {"the model": fingerprint(classifier.backbone.base_model)})
+        require_same(seed.folder.parent, {"the model": fingerprint(classifier.backbone.base_model.state_dict())})
         reading = Reading(max_length=recipe.max_length or classifier.limit)
         train, validation = (SampleDataset(own, classifier, reading) for own in (data.train, data.validation))
         for name, part in (("training", train), ("validation", validation)):
