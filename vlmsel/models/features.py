@@ -141,11 +141,7 @@ def _fill(
 
 
 def _stored(exact: Tensor, paths: Sequence[Path], dtype: str) -> Tensor:
-    """Bring the features [m, patches, width] of pictures to the dtype they are stored in, on the CPU.
-
-    Raises:
-        ValueError: a feature is beyond the range of this dtype.
-    """
+    """Bring the features [m, patches, width] of pictures to the dtype they are stored in, on the CPU."""
     stored = exact.to(DTYPES[dtype])
     lost = (exact.isfinite() & ~stored.isfinite()).flatten(1).any(dim=1).tolist()
     if any(lost):
