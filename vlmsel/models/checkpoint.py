@@ -49,29 +49,24 @@ def save(model: VLM, folder: str | Path) -> None:
         raise FileExistsError(f"{folder} holds other files; save the model into a folder of its own")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    write_parts(model, part)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    part.rename(folder)
-
-
-def write_parts(model: VLM, folder: Path) -> None:
-    """Write all files of a model into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part.mkdir(parents=True)
     was = model.vlm_config
     config = replace(was, vision=was.vision and absolute(was.vision), language=absolute(was.language))
     if config.vision is not None:
-        save_file(contiguous(model.projector.state_dict()), folder / PROJECTOR, metadata={"format": "pt"})
+        save_file(contiguous(model.projector.state_dict()), part / PROJECTOR, metadata={"format": "pt"})
     if config.lora is not None:
-        save_adapter(model.language_model, folder / ADAPTER, config.language)
+        save_adapter(model.language_model, part / ADAPTER, config.language)
     if config.language_trained:
         with quiet_transformers():
             own = own_weights(model.language_model)
-            unwrap(model.language_model).save_pretrained(folder / LANGUAGE, state_dict=own)
+            unwrap(model.language_model).save_pretrained(part / LANGUAGE, state_dict=own)
     if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder / TOKENIZER)
+        model.tokenizer.save_pretrained(part / TOKENIZER)
     content = {"format": FORMAT, "model": asdict(config), "fingerprints": model.fingerprints}
-    write_json(folder / CONFIG, {**content, "environment": environment()})
+    write_json(part / CONFIG, {**content, "environment": environment()})
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    part.rename(folder)
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
