@@ -17,7 +17,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import peft
 from safetensors.torch import save_file
@@ -28,15 +28,12 @@ from vlmsel.models.damage import MEND, read_object, read_weights
 from vlmsel.models.language import load_language, quiet_transformers, unwrap
 from vlmsel.runs import environment, write_json
 
-if TYPE_CHECKING:
-    from vlmsel.models.vlm import VLM
-
 CONFIG, PROJECTOR = "vlmsel_config.json", "projector.safetensors"
 ADAPTER, LANGUAGE, TOKENIZER = "adapter", "language_model", "tokenizer"
 FORMAT = 1
 
 
-def save(model: VLM, folder: str | Path) -> None:
+def save(model: Any, folder: str | Path) -> None:
     """Write the trained parts of a model and the names of the rest; an earlier model in `folder` is replaced.
 
     Everything is written beside `folder` first, so that a killed process leaves no half model.
@@ -90,7 +87,7 @@ def own_weights(language_model: Any) -> dict[str, Tensor]:
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
 
-def changed_backbones(model: VLM, config: VLMConfig, recorded: dict[str, str]) -> list[str]:
+def changed_backbones(model: Any, config: VLMConfig, recorded: dict[str, str]) -> list[str]:
     """Return which of a model's backbones, `vision` and `language`, are known not to be those that a folder recorded.
 
     A language model that was trained as a whole lies in the folder itself.
@@ -100,7 +97,7 @@ def changed_backbones(model: VLM, config: VLMConfig, recorded: dict[str, str]) -
     return [part for part, expected in known if model.fingerprints.get(f"{part} weights") not in (None, "", expected)]
 
 
-def check_backbones(model: VLM, recorded: dict[str, str]) -> None:
+def check_backbones(model: Any, recorded: dict[str, str]) -> None:
     """Refuse a model whose backbones are not those that were recorded when it was saved.
 
     Raises:
@@ -138,7 +135,7 @@ def read_config(folder: Path) -> tuple[VLMConfig, dict[str, str]]:
         raise ValueError(f"{file}: {problem}") from None
 
 
-def load_trained(model: VLM, folder: str | Path) -> None:
+def load_trained(model: Any, folder: str | Path) -> None:
     """Put the trained parts of a saved model into a model of the same make, in place: how a training run goes on.
 
     Raises:
@@ -155,7 +152,7 @@ def load_trained(model: VLM, folder: str | Path) -> None:
     model.vlm_config = config
 
 
-def load_parts(model: VLM, folder: Path, config: VLMConfig) -> None:
+def load_parts(model: Any, folder: Path, config: VLMConfig) -> None:
     """Load projector and adapters, those that a folder's configuration names.
 
     Raises:
