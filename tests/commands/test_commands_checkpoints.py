@@ -209,8 +209,8 @@ LORA = {"r": 2, "alpha": 4, "rslora": True, "targets": ["q_proj"], "dropout": 0.
         ({"model": {"projector": "linear"}}, "projector differs"),
         ({"model": {"language_trained": True}}, "language_trained differs"),
         ({"model": {"template": "plain"}}, "template differs"),
-        ({"fingerprints": {"vision": "0123"}}, "vision differs"),
-        ({"fingerprints": {"language": "0123"}}, "language differs"),
+        ({"fingerprints": {"vision weights": "0123"}}, "vision differs"),
+        ({"fingerprints": {"language weights": "0123"}}, "language differs"),
         ({"model": {"projector_trained": False}}, "its projector was never trained"),
     ],
 )

@@ -119,11 +119,7 @@ def detect(
 
 
 def _rank_by(name: str | None, scorers: list[Scorer]) -> str:
-    """Return the scorer that the list is ranked by.
-
-    Raises:
-        ValueError: it is not among the scorers.
-    """
+    """Return the scorer that the list is ranked by."""
     names = [scorer.name for scorer in scorers]
     if name is not None and name not in names:
         raise ValueError(f"rank_by names the scorer {name!r}; there are {', '.join(names)}")

@@ -6,16 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlmsel import processes, runs
+from vlmsel.commands import options
 from vlmsel.commands.folders import open_together, without
-from vlmsel.commands.options import (
-    BatchOptions,
-    CheckpointOptions,
-    FeatureOptions,
-    FitOptions,
-    PlaceOptions,
-    ReadingOptions,
-    StoreOptions,
-)
 from vlmsel.data.dataset import Reading
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
@@ -45,13 +37,13 @@ def score(
     each_target: bool = False,
     shard: str | None = None,
     dtype: str = "float32",
-    reading: ReadingOptions = ReadingOptions(),
-    beside: FeatureOptions = FeatureOptions(),
-    batches: BatchOptions = BatchOptions(),
-    fit: FitOptions = FitOptions(),
-    place: PlaceOptions = PlaceOptions(),
-    sums: CheckpointOptions = CheckpointOptions(),
-    keeping: StoreOptions = StoreOptions(),
+    reading: options.ReadingOptions = options.ReadingOptions(),
+    beside: options.FeatureOptions = options.FeatureOptions(),
+    batches: options.BatchOptions = options.BatchOptions(),
+    fit: options.FitOptions = options.FitOptions(),
+    place: options.PlaceOptions = options.PlaceOptions(),
+    sums: options.CheckpointOptions = options.CheckpointOptions(),
+    keeping: options.StoreOptions = options.StoreOptions(),
     config: str = "",
 ) -> None:
     """Write `out/scores.parquet`: one influence per sample, scorer and target. Lowest = most helpful.

@@ -162,11 +162,7 @@ def _in_words(row: Mapping[str, Any], words: Mapping[str, Sequence[str] | None])
 def _labelled(
     name: str, held: Sequence[str], rows: Rows, columns: Columns, classes: tuple[str, ...] | None = None
 ) -> LabelledFile:
-    """Make samples of rows; `held` are the columns that they have.
-
-    Raises:
-        ValueError: a column is missing, or no row can be used.
-    """
+    """Make samples of rows; `held` are the columns that they have."""
     if not columns.texts:
         raise ValueError("text_columns must name at least one column")
     asked = [*columns.texts, columns.label, *([columns.true_label] if columns.true_label else [])]

@@ -156,11 +156,7 @@ def _is_layer_list(name: str, module: nn.ModuleList, lists: Iterable[str]) -> bo
 
 
 def _block(model: nn.Module, name: str) -> Block:
-    """Describe a parameter as a block.
-
-    Raises:
-        ValueError: it belongs to a layer whose gradient cannot be captured.
-    """
+    """Describe a parameter as a block."""
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
     if layer_kind(module) is None or leaf not in ("weight", "bias"):

@@ -134,11 +134,7 @@ class Capture:
             )
 
     def _rows(self, module: str, x: Tensor) -> Rows:
-        """Say which samples the rows of this input are.
-
-        Raises:
-            ValueError: the input has another number of rows than it should.
-        """
+        """Say which samples the rows of this input are."""
         above = [name for name in self._row_samples if name == module or module.startswith(name + ".")]
         samples, owners = self._count(), self._row_samples[max(above, key=len)] if above else None  # of the nearest
         expected = samples if owners is None else len(owners)
@@ -214,11 +210,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _parameter(model: nn.Module, block: Block) -> nn.Parameter:
-    """Return the parameter of a block.
-
-    Raises:
-        ValueError: the model has none of that name.
-    """
+    """Return the parameter of a block."""
     try:
         return model.get_parameter(block.name)
     except AttributeError:
@@ -228,11 +220,7 @@ def _parameter(model: nn.Module, block: Block) -> nn.Parameter:
 
 
 def _find_uses(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Uses:
-    """List the layers that hold each parameter; a tied one has several.
-
-    Raises:
-        ValueError: one of them is not supported.
-    """
+    """List the layers that hold each parameter; a tied one has several."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     uses: Uses = {}
     for module_name, module in model.named_modules():

@@ -10,7 +10,6 @@ from torch import nn
 
 from vlmsel.models import checkpoint
 from vlmsel.models.config import VLMConfig
-from vlmsel.models.fingerprints import fingerprint
 from vlmsel.models.language import load_language, load_tokenizer
 from vlmsel.models.lora import attach_lora
 from vlmsel.models.presets import PRESETS
@@ -40,17 +39,13 @@ def assemble(
 ) -> VLM:
     """Put loaded backbones together: freeze them, attach adapters to the language model, add a fresh projector."""
     language_model.requires_grad_(False).eval()
-    projector, eyes = nn.Sequential(), ""  # no eyes make no statement
+    projector = nn.Sequential()
     if vision is not None:
         width = language_model.get_input_embeddings().weight.shape[1]
         projector = build_projector(config.projector, vision.width, width, config.projector_seed)
-        eyes = fingerprint(vision)
-    prints = {"vision": eyes, "language": fingerprint(language_model)}
     if config.lora is not None:
         language_model = attach_lora(language_model, config.lora, seed)
-    model = VLM(config, vision, projector, language_model, tokenizer)
-    model.fingerprints = prints
-    return model.eval()
+    return VLM(config, vision, projector, language_model, tokenizer).eval()
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> VLM:

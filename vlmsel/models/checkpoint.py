@@ -8,8 +8,8 @@
 
 Backbones that were not trained are named, not copied. Weights are safetensors; there is no pickle.
 
-`fingerprints` holds, of each backbone, the hash of its vectors (`vision`, `language`) and that of all its weights
-(`vision weights`, `language weights`), which models saved by earlier versions lack.
+`fingerprints` holds the hash of each backbone's weights (`vision weights`, `language weights`); one that is absent or
+empty makes no statement.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import peft
 from safetensors.torch import save_file
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from vlmsel.models.config import VLMConfig, absolute
 from vlmsel.models.damage import MEND, read_object, read_weights
-from vlmsel.models.fingerprints import backbone_print, check_fingerprint
 from vlmsel.models.language import load_language, quiet_transformers, unwrap
 from vlmsel.runs import environment, write_json
 
@@ -34,18 +33,7 @@ ADAPTER, LANGUAGE, TOKENIZER = "adapter", "language_model", "tokenizer"
 FORMAT = 1
 
 
-class Parts(Protocol):
-    """What a saved model is made of; `vlmsel.models.vlm.VLM` is one."""
-
-    vlm_config: VLMConfig
-    vision: Any
-    projector: nn.Sequential
-    language_model: Any
-    tokenizer: Any
-    fingerprints: dict[str, str]
-
-
-def save(model: Parts, folder: str | Path) -> None:
+def save(model: Any, folder: str | Path) -> None:
     """Write the trained parts of a model and the names of the rest; an earlier model in `folder` is replaced.
 
     Everything is written beside `folder` first, so that a killed process leaves no half model.
@@ -58,29 +46,24 @@ def save(model: Parts, folder: str | Path) -> None:
         raise FileExistsError(f"{folder} holds other files; save the model into a folder of its own")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    write_parts(model, part)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    part.rename(folder)
-
-
-def write_parts(model: Parts, folder: Path) -> None:
-    """Write all files of a model into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part.mkdir(parents=True)
     was = model.vlm_config
     config = replace(was, vision=was.vision and absolute(was.vision), language=absolute(was.language))
     if config.vision is not None:
-        save_file(contiguous(model.projector.state_dict()), folder / PROJECTOR, metadata={"format": "pt"})
+        save_file(contiguous(model.projector.state_dict()), part / PROJECTOR, metadata={"format": "pt"})
     if config.lora is not None:
-        save_adapter(model.language_model, folder / ADAPTER, config.language)
+        save_adapter(model.language_model, part / ADAPTER, config.language)
     if config.language_trained:
         with quiet_transformers():
             own = own_weights(model.language_model)
-            unwrap(model.language_model).save_pretrained(folder / LANGUAGE, state_dict=own)
+            unwrap(model.language_model).save_pretrained(part / LANGUAGE, state_dict=own)
     if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder / TOKENIZER)
-    content = {"format": FORMAT, "model": asdict(config), "fingerprints": complete_fingerprints(model)}
-    write_json(folder / CONFIG, {**content, "environment": environment()})
+        model.tokenizer.save_pretrained(part / TOKENIZER)
+    content = {"format": FORMAT, "model": asdict(config), "fingerprints": model.fingerprints}
+    write_json(part / CONFIG, {**content, "environment": environment()})
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    part.rename(folder)
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,33 +87,30 @@ def own_weights(language_model: Any) -> dict[str, Tensor]:
     return {k.replace(".base_layer.", "."): v for k, v in state.items() if ".lora_" not in k}
 
 
-def complete_fingerprints(model: Parts) -> dict[str, str]:
-    """Return the fingerprints of a model's backbones, after taking those of all weights, once: backbones stay frozen.
+def changed_backbones(model: Any, config: VLMConfig, recorded: dict[str, str]) -> list[str]:
+    """Return which of a model's backbones, `vision` and `language`, are known not to be those that a folder recorded.
 
-    A language model that was trained as a whole lies in the folder itself and needs none.
+    A language model that was trained as a whole lies in the folder itself.
     """
-    prints = model.fingerprints
-    if "vision weights" not in prints:
-        prints["vision weights"] = "" if model.vision is None else backbone_print(model.vision.state_dict())
-    if "language weights" not in prints and not model.vlm_config.language_trained:
-        prints["language weights"] = backbone_print(own_weights(model.language_model))
-    return prints
+    parts = ("vision",) if config.language_trained else ("vision", "language")
+    known = [(part, recorded[name]) for part in parts if recorded.get(name := f"{part} weights")]
+    return [part for part, expected in known if model.fingerprints.get(f"{part} weights") not in (None, "", expected)]
 
 
-def check_backbones(model: Parts, recorded: dict[str, str]) -> None:
+def check_backbones(model: Any, recorded: dict[str, str]) -> None:
     """Refuse a model whose backbones are not those that were recorded when it was saved.
 
     Raises:
         ValueError: one has changed; names it.
     """
     config = model.vlm_config
-    found = complete_fingerprints(model) if "vision weights" in recorded else model.fingerprints
-    parts = {"vision": ("vision tower", config.vision or "")}
-    if not config.language_trained:
-        parts["language"] = "language model", config.language
-    for part, (words, source) in parts.items():
-        for name in (part, f"{part} weights"):
-            check_fingerprint(words, source, found.get(name, ""), recorded.get(name, ""))
+    for part in changed_backbones(model, config, recorded):
+        words, source = ("vision tower", config.vision) if part == "vision" else ("language model", config.language)
+        found, expected = (prints[f"{part} weights"] for prints in (model.fingerprints, recorded))
+        raise ValueError(
+            f"the {words} at {source} is not the one this model was trained with (fingerprint {found}, expected "
+            f"{expected}); restore that backbone or train the projector again"
+        )
 
 
 def read_config(folder: Path) -> tuple[VLMConfig, dict[str, str]]:
@@ -155,7 +135,7 @@ def read_config(folder: Path) -> tuple[VLMConfig, dict[str, str]]:
         raise ValueError(f"{file}: {problem}") from None
 
 
-def load_trained(model: Parts, folder: str | Path) -> None:
+def load_trained(model: Any, folder: str | Path) -> None:
     """Put the trained parts of a saved model into a model of the same make, in place: how a training run goes on.
 
     Raises:
@@ -172,7 +152,7 @@ def load_trained(model: Parts, folder: str | Path) -> None:
     model.vlm_config = config
 
 
-def load_parts(model: Parts, folder: Path, config: VLMConfig) -> None:
+def load_parts(model: Any, folder: Path, config: VLMConfig) -> None:
     """Load projector and adapters, those that a folder's configuration names.
 
     Raises:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,6 @@ from vlmsel.models.losses import TokenLosses
 from vlmsel.models.subject import Groups, OnlyEvaluated, Subject, only_these_learn
 
 Tune = Literal["lora", "last-layer"]
-TUNE = ("lora", "last-layer")
 PARTS = 4  # of like length that a training step is cut into on CPUs, where padding costs as much as words
 WEIGHTS, RECORD = "trained.safetensors", "classifier.json"
 
@@ -145,8 +144,8 @@ class Classifier(nn.Module, Subject):
             ValueError: there is no such way to tune, or the encoder has no module of a target's name (lists those it
                 has).
         """
-        if tune not in TUNE:
-            raise ValueError(f"tune must be one of {', '.join(TUNE)}, got {tune!r}")
+        if tune not in (ways := get_args(Tune)):
+            raise ValueError(f"tune must be one of {', '.join(ways)}, got {tune!r}")
         if tune == "lora":
             self.model = attach_lora(self.model, lora, seed, task=None)
             self.lora = lora

@@ -33,7 +33,7 @@ def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> Fea
         ValueError: there is no such dtype, or the tower is float16, which has no fingerprint.
     """
     computed = str(next(tower.parameters()).dtype).removeprefix("torch.")
-    if not (found := fingerprint(tower)):
+    if not (found := fingerprint(tower.state_dict())):
         raise ValueError(f"features of a {computed} tower cannot be kept: it has no fingerprint; load it as bfloat16")
     return FeatureSpec(
         tower=found,
@@ -141,11 +141,7 @@ def _fill(
 
 
 def _stored(exact: Tensor, paths: Sequence[Path], dtype: str) -> Tensor:
-    """Bring the features [m, patches, width] of pictures to the dtype they are stored in, on the CPU.
-
-    Raises:
-        ValueError: a feature is beyond the range of this dtype.
-    """
+    """Bring the features [m, patches, width] of pictures to the dtype they are stored in, on the CPU."""
     stored = exact.to(DTYPES[dtype])
     lost = (exact.isfinite() & ~stored.isfinite()).flatten(1).any(dim=1).tolist()
     if any(lost):

@@ -3,9 +3,8 @@
 `weights_digest` hashes every byte of every tensor, and so tells a model in the dtype that it was loaded in.
 
 A saved model names its backbones. Should the files behind a name change, every weight would still load and every
-answer be wrong. `backbone_print` hashes all weights rounded to bfloat16, so that the dtype that a backbone is loaded in
-does not matter. `fingerprint` does so for the one-dimensional parameters (norms, biases) alone, which most training
-moves: it is what folders of features and models saved by earlier versions hold.
+answer be wrong. `fingerprint` hashes all weights rounded to bfloat16, so that the dtype that a backbone is loaded in
+does not matter.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from os import cpu_count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def weights_digest(state: Mapping[str, Tensor], about: str = "", dtype: torch.dtype | None = None) -> str:
@@ -47,39 +46,8 @@ def tokenizer_settings(tokenizer: Any) -> Any:
     return sorted({**rules, "truncation": None, "padding": None}.items()), tokenizer.special_tokens_map
 
 
-def backbone_print(state: Mapping[str, Tensor]) -> str:
-    """Hash all weights of a backbone; "" (no statement) for float16, whose rounding differs, and for none at all."""
-    if not state or any(tensor.dtype == torch.float16 for tensor in state.values()):
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Hash all weights of a backbone, rounded to bfloat16; "" (no statement) for float16, whose rounding differs."""
+    if any(tensor.dtype == torch.float16 for tensor in state.values()):
         return ""
     return weights_digest(state, dtype=torch.bfloat16)[:16]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Hash a module's one-dimensional parameters; "" (no statement) for float16, whose rounding differs."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        if parameter.dim() != 1:
-            continue
-        if parameter.dtype == torch.float16:
-            return ""
-        digest.update(name.encode())
-        digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def known_apart(one: str, other: str) -> bool:
-    """Tell whether two fingerprints differ; an empty one makes no statement."""
-    return bool(one and other and one != other)
-
-
-def check_fingerprint(part: str, source: str, found: str, recorded: str) -> None:
-    """Refuse a backbone that is not the recorded one.
-
-    Raises:
-        ValueError: both are known and differ.
-    """
-    if known_apart(found, recorded):
-        raise ValueError(
-            f"the {part} at {source} is not the one this model was trained with (fingerprint {found}, expected "
-            f"{recorded}); restore that backbone or train the projector again"
-        )

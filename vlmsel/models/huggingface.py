@@ -9,7 +9,7 @@ adapter      PEFT's adapters of a causal language model, which `adapter_config.j
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -19,7 +19,6 @@ from transformers.models.auto.modeling_auto import (
 from vlmsel.models.damage import read_object
 
 Kind = Literal["image-text", "classifier", "causal", "adapter"]
-CONFIGS = ("config.json", "adapter_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -28,38 +27,25 @@ def has_any(folder: str | Path, names: tuple[str, ...]) -> bool:
     return any((Path(folder) / name).is_file() for name in names)
 
 
-def is_hugging_face(folder: str | Path) -> bool:
-    """Tell whether a folder holds a Hugging Face model, or adapters of one."""
-    return has_any(folder, CONFIGS)
-
-
 def kind_of(folder: str | Path) -> Kind | None:
     """Tell from a folder's `config.json` (or `adapter_config.json`, without one) what kind of model lies in it.
 
-    None where there is no model, or one of none of these kinds.
+    None where there is no model.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or the model is of none of these kinds.
     """
-    if not (Path(folder) / "config.json").is_file():
-        return "adapter" if is_hugging_face(folder) else None
-    kind, names = _architecture(folder)
+    if not has_any(folder, ("config.json",)):
+        return "adapter" if has_any(folder, ("adapter_config.json",)) else None
+    config = read_object(Path(folder) / "config.json")
+    kind, names = config.get("model_type"), [str(name) for name in config.get("architectures") or []]
     if any(name.endswith("ForSequenceClassification") for name in names):
         return "classifier"
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not any("ForCausalLM" in name for name in names):
         return "image-text"
-    return "causal" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
-
-
-def _architecture(folder: str | Path) -> tuple[Any, list[str]]:
-    config = read_object(Path(folder) / "config.json")
-    return config.get("model_type"), [str(name) for name in config.get("architectures") or []]
-
-
-def foreign(folder: str) -> ValueError:
-    """Say that a folder's model is of none of these kinds, and what to give instead."""
-    kind, names = _architecture(folder)
-    return ValueError(
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    raise ValueError(
         f"{folder}/config.json: cannot evaluate a model of type {kind!r} ({', '.join(names) or 'no architecture'}); "
         + (
             "convert LLaVA's own checkpoints to Hugging Face's format first"

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 from vlmsel.models.damage import loading, read_object
-from vlmsel.models.huggingface import TOKENIZERS, only_evaluated, require_file, require_weights
+from vlmsel.models.huggingface import only_evaluated, require_file, require_text_model
 from vlmsel.models.language import load_pretrained, quiet_transformers
 from vlmsel.models.subject import OnlyEvaluated
 
@@ -44,11 +44,10 @@ def open_image_text(source: str, dtype: torch.dtype = torch.float32, template: s
         ValueError: a file is damaged, or the model is an encoder-decoder, whose output holds no prompt.
     """
     require_file(source, PROCESSORS, "image processor")
-    require_file(source, TOKENIZERS, "tokenizer")
     for name in PROCESSORS:
         if (Path(source) / name).is_file():
             read_object(Path(source) / name)
-    require_weights(source)
+    require_text_model(source)
     model = load_pretrained(transformers.AutoModelForImageTextToText, "image-text model", source, dtype)
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source}: {type(model).__name__} is an encoder-decoder; give a decoder-only model")

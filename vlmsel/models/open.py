@@ -14,7 +14,7 @@ from vlmsel.data.templates import find_template
 from vlmsel.models import assembly, classifier_files, image_text, text
 from vlmsel.models.classifier import RECORD
 from vlmsel.models.devices import pick_device, pick_dtype
-from vlmsel.models.huggingface import foreign, has_any, is_hugging_face, kind_of
+from vlmsel.models.huggingface import has_any, kind_of
 from vlmsel.models.presets import PRESETS
 from vlmsel.models.subject import Subject
 
@@ -54,8 +54,6 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
     kind, place = pick_dtype(dtype), pick_device(device)
     make = next((make for make in MAKES if make.claims(source)), None)
     if make is None:
-        if is_hugging_face(source):
-            raise foreign(source)
         raise FileNotFoundError(
             f"{source}: no model; give a preset ({', '.join(PRESETS)}), or a folder that align or tune wrote or that "
             "holds a causal language model"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from vlmsel import runs
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import saved_folder
-from vlmsel.models.config import VLMConfig
-from vlmsel.models.fingerprints import known_apart, tokenizer_settings
+from vlmsel.models.fingerprints import tokenizer_settings
 from vlmsel.models.language import load_tokenizer
 from vlmsel.models.subject import Subject
 from vlmsel.models.vlm import VLM
@@ -36,10 +34,9 @@ def find_checkpoint(subject: Subject, name: str, allow_untrained: bool = False) 
     config, fingerprints = checkpoint.read_config(folder)
     if not (allow_untrained or config.ready):
         raise ValueError(f"checkpoint {name}: its projector was never trained; leave it out or --allow_untrained true")
-    own = _make(subject.vlm_config)
-    differ = [key for key, value in _make(config).items() if value != own[key]]
-    parts = ("vision",) if config.language_trained else ("vision", "language")
-    differ += [part for part in parts if known_apart(fingerprints.get(part, ""), subject.fingerprints[part])]
+    own = asdict(subject.vlm_config)
+    differ = [key for key, value in asdict(config).items() if key not in FREE and value != own[key]]
+    differ += checkpoint.changed_backbones(subject, config, fingerprints)
     if differ:
         raise ValueError(f"checkpoint {name} is not of the same make as the model: {differ[0]} differs; leave it out")
     stored = folder / checkpoint.TOKENIZER
@@ -47,10 +44,6 @@ def find_checkpoint(subject: Subject, name: str, allow_untrained: bool = False) 
     if stored.is_dir() and tokenizer_settings(load_tokenizer(str(stored))) != own_rules:
         raise ValueError(f"checkpoint {name} has another tokenizer than the model; leave it out")
     return folder
-
-
-def _make(config: VLMConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(config).items() if key not in FREE}
 
 
 def folder_digest(folder: Path) -> str:

@@ -114,7 +114,6 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
     config = replace(config, lora=None if lost else _spec(content))
     tokenizer = load_tokenizer(source) if has_any(source, TOKENIZERS) else plain.tokenizer
     model = (AskedText if lost else VLM)(config, None, nn.Sequential(), adapted, tokenizer)
-    model.fingerprints = plain.fingerprints
     if isinstance(model, AskedText):
         model.refusal = (
             f"{folder / ADAPTER}: adapters with {lost} cannot be kept; merge them into their model (PEFT's "
@@ -124,11 +123,7 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
 
 
 def _put_in(language_model: Any, folder: Path) -> tuple[Any, list[str]]:
-    """Put adapters into their model, and return also the names of weights in the file that are none of theirs.
-
-    Raises:
-        ValueError: the file lacks some of the adapters' weights, or holds some of another shape.
-    """
+    """Put adapters into their model, and return also the names of weights in the file that are none of theirs."""
     with quiet_transformers(), quiet_peft(), loading("adapters", str(folder)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are refused below
         adapted = peft.PeftModel.from_pretrained(language_model, str(folder), is_trainable=True)

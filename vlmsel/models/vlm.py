@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vlmsel.data.templates import find_template
 from vlmsel.models import checkpoint
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.features import open_features
+from vlmsel.models.fingerprints import fingerprint
 from vlmsel.models.language import pad_id, unwrap
 from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
 from vlmsel.models.losses import TokenLosses, head_rows, token_losses
@@ -60,7 +62,6 @@ class VLM(nn.Module, Subject):
         self.projector = projector
         self.language_model: Any = language_model
         self.tokenizer = tokenizer
-        self.fingerprints: dict[str, str] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -69,6 +70,14 @@ class VLM(nn.Module, Subject):
     @property
     def backbone(self) -> Any:
         return unwrap(self.language_model)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of the backbones that are named and not stored, taken once: they stay frozen."""
+        named = {} if self.vision is None else {"vision weights": self.vision.state_dict()}
+        if not self.vlm_config.language_trained:
+            named["language weights"] = checkpoint.own_weights(self.language_model)
+        return {name: fingerprint(state) for name, state in named.items()}
 
     @property
     def tower(self) -> VisionTower:

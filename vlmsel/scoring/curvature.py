@@ -138,11 +138,7 @@ def precondition(
 def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> tuple[dict[str, float], LeftOut]:
     """Return, per block, the mean of the squared gradient entries over samples: what damping is relative to.
 
-    Nothing where no scorer needs it.
-
-    Raises:
-        ValueError: there is no sample with a finite gradient.
-    """
+    Nothing where no scorer needs it."""
     if not any(scorer.needs_mean_square for scorer in scorers):
         return {}, {}
     no_targets = {name: torch.zeros(0, *shape, device=source.device) for name, shape in source.shapes().items()}
@@ -162,11 +158,7 @@ def _place(
     source: GradientSource, scorers: Sequence[GradientScorer], gathered: Gathered, targets: int, folder: Path,
     prefer: Prefer,
 ) -> None:  # fmt: skip
-    """Decide where statistics gather, now that the passes before have shown what a batch takes, and say so.
-
-    Raises:
-        ValueError: there is no room; says what is needed, what there is, and what would fit.
-    """
+    """Decide where statistics gather, now that the passes before have shown what a batch takes, and say so."""
     samples = -(-sum(source.sizes) // processes.count())
     memory = measure_memory(source.device, folder, processes.local_count())
     plan = plan_curvature(scorers, source.shapes(), targets, samples, memory, prefer)

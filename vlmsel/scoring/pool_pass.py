@@ -186,11 +186,7 @@ def _part(out: Path, chunk: range) -> Path:
 
 
 def _read_part(pool: GradientSource, out: Path, chunk: range) -> BatchScores:
-    """Read a chunk's file.
-
-    Raises:
-        ValueError: it is damaged, or holds other samples.
-    """
+    """Read a chunk's file."""
     path, positions = _part(out, chunk), pool.samples(chunk)
     part = _load(path, load_file)
     if not torch.equal(part.pop("positions", positions[:0]), positions):

@@ -29,17 +29,7 @@ from vlmsel.scoring.batches import Batching, BatchPlan
 from vlmsel.scoring.passes import FitPart, Passes
 from vlmsel.scoring.pool_pass import Scored
 from vlmsel.scoring.pool_table import records_of, write_scores
-from vlmsel.studies.detection import (
-    LABELS,
-    METRICS,
-    POINTS,
-    SCORES,
-    TARGET,
-    accuracy,
-    agreement,
-    detection_metrics,
-    detection_rate,
-)
+from vlmsel.studies import detection
 from vlmsel.studies.labelled_data import Drawn, LabelledData, write_labels
 from vlmsel.studies.study import Seed, Study
 from vlmsel.training.fine_tuning import FineTuning
@@ -86,7 +76,7 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
     config: str
 
     def kept(self, seed: Seed, arm: str) -> dict[str, Any] | None:
-        path = seed.folder / METRICS
+        path = seed.folder / detection.METRICS
         return runs.read_json(path) if path.is_file() else None
 
     def subset(self, seed: Seed, arm: str) -> Drawn:
@@ -95,7 +85,7 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
     def tune(self, seed: Seed, arm: str, data: Drawn) -> Tuned:
         recipe, begun = self.recipe, time.perf_counter()
         classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
-        require_same(seed.folder.parent, {"the model": fingerprint(classifier.backbone.base_model)})
+        require_same(seed.folder.parent, {"the model": fingerprint(classifier.backbone.base_model.state_dict())})
         reading = Reading(max_length=recipe.max_length or classifier.limit)
         train, validation = (SampleDataset(own, classifier, reading) for own in (data.train, data.validation))
         for name, part in (("training", train), ("validation", validation)):
@@ -111,7 +101,7 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
     def ask(self, seed: Seed, arm: str, model: Tuned) -> dict[str, Any]:
         recipe, drawn, start = self.recipe, self.drawn[seed.number], time.perf_counter()
         blocks, part = model.classifier.blocks(recipe.blocks), FitPart(scale=recipe.scale_samples, seed=seed.number)
-        targets, batching = {TARGET: model.validation}, Batching(recipe.batch_tokens)
+        targets, batching = {detection.TARGET: model.validation}, Batching(recipe.batch_tokens)
         passes = Passes.of(model.classifier, blocks, model.train, targets, batching, part)
         learnt = _accuracy(model.classifier, passes.goal.plan)
         print(f"seed {seed.number}: {_told(learnt)}", flush=True)
@@ -119,9 +109,9 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         assert scored is not None  # one process
         train = self.data.train
         runs.report_left_out(seed.folder / "skipped.json", scored.left_out, train.total, train.name)
-        write_labels(seed.folder / LABELS, drawn)
+        write_labels(seed.folder / detection.LABELS, drawn)
         about = {"pool": train.name, "pool_sha256": self.data.digests()["the training data"], "config": self.config}
-        write_scores(seed.folder / SCORES, records_of(model.train, {}, train.total), scored, about)
+        write_scores(seed.folder / detection.SCORES, records_of(model.train, {}, train.total), scored, about)
         metrics = {
             "seed": seed.number,
             "train": len(drawn.train),
@@ -137,7 +127,7 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
                 "all": time.perf_counter() - model.begun,
             },
         }
-        runs.write_json(seed.folder / METRICS, metrics)
+        runs.write_json(seed.folder / detection.METRICS, metrics)
         return metrics
 
 
@@ -160,7 +150,7 @@ def _cut(data: SampleDataset) -> int:
 def _accuracy(classifier: Classifier, plan: BatchPlan) -> dict[str, float]:
     """Return the classifier's accuracy on the samples of a plan."""
     pairs = [(classifier.predict(batch).tolist(), batch.labels.tolist()) for batch in plan.batches()]
-    return accuracy([p for own, _ in pairs for p in own], [label for _, own in pairs for label in own])
+    return detection.accuracy([p for own, _ in pairs for p in own], [label for _, own in pairs for label in own])
 
 
 def _told(learnt: Mapping[str, float]) -> str:
@@ -187,15 +177,15 @@ def _measure(scored: Scored, drawn: Drawn, scorers: Sequence[Scorer]) -> dict[st
     values = {scorer: one[keep] for (scorer, _), one in zip(scored.names, scores, strict=True)}
     found: dict[str, Any] = {"detection": {}, "curves": {}, "agreement": {}}
     exact = next((scorer.name for scorer in scorers if isinstance(scorer, Exact)), None)
-    bad = None
+    bad, points = None, np.linspace(0, 1, detection.POINTS)
     if drawn.wrong is not None:
         wrong = dict(zip((sample.uid for sample in drawn.train), drawn.wrong, strict=True))
         bad = np.array([wrong[uid] for uid in scored.uids.tolist()])[keep]
     for own in (scorer.name for scorer in scorers):
         if bad is not None and 0 < bad.sum() < len(bad):
-            found["detection"][own] = detection_metrics(values[own], bad)
-            found["curves"][own] = detection_rate(values[own], bad, np.linspace(0, 1, POINTS)).round(6).tolist()
+            found["detection"][own] = detection.detection_metrics(values[own], bad)
+            found["curves"][own] = detection.detection_rate(values[own], bad, points).round(6).tolist()
         if exact is not None:
-            both = agreement(values[own], values[exact])
+            both = detection.agreement(values[own], values[exact])
             found["agreement"][own] = {name: None if math.isnan(value) else value for name, value in both.items()}
     return found

@@ -6,7 +6,7 @@ entropies, as a classifier has one supervised token per sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from vlmsel.models.classifier import Tune
 from vlmsel.training.phases import PhaseSettings
@@ -43,16 +43,6 @@ class FineTuning:
         >>> FineTuning().phase("lora").learning_rate, FineTuning(learning_rate=3e-4).phase("last-layer").learning_rate
         (0.001, 0.0003)
         """
-        return PhaseSettings(
-            train=tune,
-            learning_rate=RATES[tune] if self.learning_rate is None else self.learning_rate,
-            schedule="linear",
-            weight_decay=self.weight_decay,
-            decay_vectors=True,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            warmup_ratio=self.warmup_ratio,
-            max_grad_norm=self.max_grad_norm,
-            seed=seed,
-            save_every=None,
-        )
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        settings = {"learning_rate": RATES[tune], **own}
+        return PhaseSettings(train=tune, schedule="linear", decay_vectors=True, seed=seed, save_every=None, **settings)

@@ -9,17 +9,11 @@ common, weighs tokens unequally).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vlmsel.models.subject import Groups
 
 Train = Literal["projector", "projector+lora", "lora", "projector+lm", "lm", "last-layer"]
-CHOICES = {
-    "train": ("projector", "projector+lora", "lora", "projector+lm", "lm", "last-layer"),
-    "precision": ("float32", "bfloat16"),
-    "schedule": ("cosine", "linear"),
-    "warmup_rounding": ("ceil", "floor"),
-}
 
 
 @dataclass(frozen=True)
@@ -68,8 +62,9 @@ class PhaseSettings:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
+        for name, hint in get_type_hints(PhaseSettings).items():
+            allowed = get_args(hint) if get_origin(hint) is Literal else ()
+            if allowed and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         for name in ("learning_rate", "batch_size", "gradient_accumulation", "epochs", "save_every"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:

@@ -393,7 +393,7 @@ def test_a_number_names_the_same_question_as_text(tmp_path):
         (b"[{", "a.json: not a JSON file"),
         (b"\xff\xfe{", "a.json: not a text file"),
         (b'{"question_id": 1, "prompt": "", "text": ""}\n\n{"question_id"', "a.json: line 3: not JSON"),
-        (b'{\n "262148000": "yes"\n}', "(3 of 3 answers cannot be used"),
+        (b'{\n "262148000": "yes"\n}', "a.json: expected a list of records, got an object"),
     ],
 )
 def test_files_that_are_not_json(tmp_path, content, message):

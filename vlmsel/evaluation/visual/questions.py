@@ -179,11 +179,7 @@ def _textvqa_question(one: Any) -> Question:
 
 
 def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
-    """Return the questions once more, with the OCR tokens of their images in the prompt.
-
-    Raises:
-        ValueError: an image has no entry in the file; one without tokens has an empty list.
-    """
+    """Return the questions once more, with the OCR tokens of their images in the prompt."""
     rows = _records(path, read_json(path), "data", "image")
     read = parse_all(path, rows, lambda _, one: (f"{one['image_id']}.jpg", need(one, "ocr_tokens", list)), "image")
     tokens = dict(read)
