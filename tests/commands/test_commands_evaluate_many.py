@@ -197,7 +197,7 @@ def given_tasks(home, tmp_path, entries, *more):
         (
             {"piqa": {"questions": "a", "images": "b"}},
             [],
-            "piqa is a text task and has no images; leave images (b) out",
+            "piqa has no images; leave images (b) out",
         ),
         ({"gqa": {"questions": "a"}}, [], "gqa asks about images; give the folder that they are in"),
         ({"piqa": {"questions": "a"}}, ["--pope_mode", "logit"], "pope_mode logit is for the task pope; leave it out"),
