@@ -129,20 +129,22 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     return folder
 
 
-def same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+def same_inputs(folder: Path, inputs: Mapping[str, str], more: bool = False) -> None:
     """Record what a run depends on beside its configuration, or refuse to go on from something else.
 
-    `inputs` are digests of contents by what they are called.
+    `inputs` are digests of contents by what they are called: all of them, or `more` beside those of earlier calls.
 
     Raises:
         ValueError: something changed since the run began; names it.
     """
     path = folder / "inputs.json"
-    earlier = read_json(path) if path.is_file() and _begun(folder) else dict(inputs)
+    known = read_json(path) if path.is_file() else {}
+    inputs = {**known, **inputs} if more else dict(inputs)
+    earlier = known if known and _begun(folder) else inputs
     changed = [name for name in {**earlier, **inputs} if earlier.get(name) != inputs.get(name)]
     if changed:
         raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
-    write_json(path, dict(inputs))
+    write_json(path, inputs)
 
 
 def report_left_out(path: Path, reasons: Mapping[int, str], total: int, source: str | Path) -> None:

@@ -19,7 +19,7 @@ from vlmsel.scorers import Scorer
 from vlmsel.scorers.base import gradient_scorers
 from vlmsel.scorers.load import load_scorers
 from vlmsel.studies.labelled_data import Amounts, draw, open_labelled
-from vlmsel.studies.mislabelled import ARM, Mislabelled, Recipe, require_same
+from vlmsel.studies.mislabelled import ARM, Mislabelled, Recipe
 from vlmsel.training.fine_tuning import FineTuning
 
 BEST = "HyperINF.100"  # found most wrong labels over SST-2, CoLA and MRPC (recipes/glue_mislabel), before LiSSA
@@ -108,7 +108,7 @@ def detect(
     place = pick_device(device)
     folder = runs.open_run(out, without(config, *FREE))
     found = open_labelled(source, folder)
-    require_same(folder, found.digests())
+    runs.same_inputs(folder, found.digests(), more=True)
     drawn = [draw(found, amounts, seed) for seed in range(seeds)]
     recipe = Recipe(
         model, tune, lora, training, tuple(loaded), blocks, fresh_head, max_length, batch_tokens, scale_samples, place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 from typing import Any
 
 from vlmsel import processes, runs
@@ -88,10 +87,6 @@ def evaluate(
             del engine
             gc.collect()  # one model at a time in memory
         if found and processes.is_main():
-            _show(table(found), folder)
-
-
-def _show(rows: list[list[str]], folder: Path) -> None:
-    """Write and print the table model x task."""
-    runs.write_text(folder / "table.md", as_markdown(rows))
-    print(f"\nin %, ± standard error over questions\n\n{as_text(rows)}\n\n{folder / 'table.md'}")
+            rows, path = table(found), folder / "table.md"
+            runs.write_text(path, as_markdown(rows))
+            print(f"\nin %, ± standard error over questions\n\n{as_text(rows)}\n\n{path}")

@@ -40,7 +40,8 @@ def select(
         quota: greatest share of the choice per source, such as `--quota.text 0.1`.
         config: the resolved configuration as text.
     """
-    _keep_inputs(out, scores, pool)
+    if Path(out).resolve() in (Path(scores).resolve(), Path(pool).resolve()):
+        raise ValueError(f"{out}: --out would replace a file that is read; choose another name")
     table, about = read_table(scores, pool)
     records = read_records(pool)
     columns = score_columns(table, scorer, [target] if isinstance(target, str) else target)
@@ -62,10 +63,3 @@ def select(
     runs.write_json(Path(f"{out}.manifest.json"), manifest)
     shares = ", ".join(f"{source} {number}" for source, number in sources.most_common())
     print(f"{len(uids)} of {len(records)} samples by {', '.join(columns)} (lowest = most helpful): {shares}; {out}")
-
-
-def _keep_inputs(out: str, *inputs: str) -> None:
-    """Refuse to write over a file that is read."""
-    for path in inputs:
-        if Path(out).resolve() == Path(path).resolve():
-            raise ValueError(f"{out}: --out would replace a file that is read; choose another name")

@@ -5,11 +5,8 @@ A text model has this phase alone: adapters, fresh ones where `lora` says so, or
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vlmsel import processes, runs
-from vlmsel.data.dataset import Reading
-from vlmsel.data.encoding import LossOn
+from vlmsel.commands.options import ReadingOptions
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.open import open_subject
 from vlmsel.training.phases import PRESETS, PhaseSettings
@@ -22,14 +19,11 @@ def tune(
     model: str,
     data: str,
     out: str,
-    images: str | None = None,
     preset: str = "tiny-tune",
     settings: PhaseSettings = PRESETS["tiny-tune"],
     lora: LoraSpec | None = None,
-    loss_on: LossOn = "answers",
-    template: str | None = None,
     group_by_modality_length: bool = False,
-    max_length: int = 2048,
+    reading: ReadingOptions = ReadingOptions(),
     device: str = "auto",
     config: str = "",
 ) -> None:
@@ -40,16 +34,13 @@ def tune(
             folder, a Hugging Face causal language model (a folder or a name on the hub), or PEFT's adapters of one.
         data: instructions, a JSON file in LLaVA format, such as `vlmsel select` writes.
         out: the run folder.
-        images: the folder that image paths are relative to; not needed when no sample has an image.
         preset: the settings that `settings` starts from: tiny-tune for the embedded model, tiny-llm for small text
             models, llava15-*, prismatic-* or hyperinf-* as published.
         settings: hyper-parameters of the phase.
         lora: fresh adapters, drawn with `settings.seed`, for a model that has none, such as
             `--lora.r 64 --lora.alpha 128 --lora.targets '[q_proj,v_proj]'`.
-        loss_on: what the loss is taken on: the answers, or all text, questions included.
-        template: the conversation template for a Hugging Face language model; text when left out.
         group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
-        max_length: longest sequence in tokens, patches included; what is longer is cut.
+        reading: how samples are read.
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
@@ -59,8 +50,7 @@ def tune(
         raise ValueError(
             f"settings.train is {settings.train}, so that fresh adapters would not learn; leave --lora out"
         )
-    subject = open_subject(model, device, template=template)
+    subject = open_subject(model, device, template=reading.template)
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)
-    reading = Reading(Path(images) if images else None, max_length, loss_on)
-    train_on(subject, data, reading, settings, out, group_by_modality_length)
+    train_on(subject, data, reading.reading(), settings, out, group_by_modality_length)

@@ -74,8 +74,10 @@ class SampleDataset(Dataset[Any]):
     def __init__(self, samples: Sequence[Sample], subject: Reader, reading: Reading) -> None:
         self.samples, self.subject, self.reading = samples, subject, reading
         self.pictures = subject.pictures(reading)
-        if self.pictures is not None:
-            _need_folder(reading.images, samples)
+        if self.pictures is not None and (count := sum(bool(sample.images) for sample in samples)):
+            if reading.images is None:
+                raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
+            require_folder(reading.images)
         self._lengths: list[int] | None = None
         self._usable: list[int] | None = None
 
@@ -149,14 +151,6 @@ class SampleDataset(Dataset[Any]):
             pairs = zip(own, shown(reasons, "checking images", "image", len(own)), strict=True)
             broken = {name: reason for name, reason in pairs if reason}
         return {name: reason for part in processes.gather(broken) for name, reason in part.items()}
-
-
-def _need_folder(folder: Path | None, samples: Sequence[Sample]) -> None:
-    """Refuse to go on without the image folder when samples have images."""
-    if count := sum(bool(sample.images) for sample in samples):
-        if folder is None:
-            raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
-        require_folder(folder)
 
 
 @dataclass(frozen=True)

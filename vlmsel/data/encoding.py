@@ -131,7 +131,9 @@ def _lay(
 ) -> tuple[list[int], list[int]]:
     """Lay segments out as ids and labels."""
     spliced = images > 0 and template.image_position == "text"
-    bos = [tokenizer.bos_token_id] if _begins_with_bos(tokenizer, template) else []
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if not template.forces_bos and tokenizer("a")["input_ids"][:1] != bos:
+        bos = []
     ids: list[int] = []
     labels: list[int] = []
     after = ""
@@ -147,26 +149,17 @@ def _lay(
     return ids, labels
 
 
-def _begins_with_bos(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
-    """Tell whether a conversation begins with BOS: the tokenizer has one, and the template or it asks for it."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and (template.forces_bos or tokenizer("a")["input_ids"][:1] == [bos])
-
-
 def _segment_ids(tokenizer: PreTrainedTokenizerBase, segment: Segment, after: str, spliced: bool) -> list[int]:
     """Read each piece between image markers on its own, as LLaVA does, the first in its place."""
     head, *rest = segment.text.split(IMAGE) if spliced else [segment.text]
     ids = text_ids(tokenizer, head, after)
     for piece in rest:
         ids += [IMAGE_ID, *text_ids(tokenizer, piece)]
-    return [*ids, _eos_id(tokenizer)] if segment.ends else ids
-
-
-def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    eos = tokenizer.eos_token_id
-    if not isinstance(eos, int):
-        raise ValueError("the tokenizer has no eos_token, so that no answer would end; set it")
-    return eos
+    if segment.ends:
+        if not isinstance(tokenizer.eos_token_id, int):
+            raise ValueError("the tokenizer has no eos_token, so that no answer would end; set it")
+        ids.append(tokenizer.eos_token_id)
+    return ids
 
 
 def _check_images(turns: Sequence[Turn], images: int) -> None:

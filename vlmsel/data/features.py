@@ -135,10 +135,8 @@ class FeatureFolder:
 
     def reader(self, paths: Mapping[str, Path]) -> FeatureReader:
         """Return the features of those named pictures that have some."""
-        digests = {name: self.digest(path) for name, path in paths.items()}
-        return FeatureReader(
-            self.folder, self.spec, {name: one for name, one in digests.items() if one and one in self}
-        )
+        digests = {name: one for name, path in paths.items() if (one := self.digest(path)) and one in self}
+        return FeatureReader(self.folder, self.spec, digests)
 
     def remember(self, seen: Mapping[str, list[Any]]) -> None:
         """Record pictures by path, as `look` sees them."""
@@ -237,7 +235,6 @@ def require_spec(folder: Path, spec: FeatureSpec) -> None:
     there = content.get("spec") if isinstance(content, dict) else None
     if not isinstance(there, dict):
         raise ValueError(f"{path}: does not describe features; give another folder")
-    different = [name for name in {**there, **now} if there.get(name) != now.get(name)]
-    if different:
+    if different := [name for name in {**there, **now} if there.get(name) != now.get(name)]:
         shown = "; ".join(f"{name} {there.get(name)} there, {now.get(name)} now" for name in different)
         raise ValueError(f"{folder}: holds features of another kind ({shown}); give another folder, or delete this one")

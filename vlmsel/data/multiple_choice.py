@@ -89,7 +89,12 @@ def read_choices(task: str, questions: str | Path, labels: str | Path | None = N
     if labels is not None and task != "piqa":
         raise ValueError(f"{labels}: {task} has its labels in the file of questions; leave the labels file out")
     path = Path(questions)
-    found = _read_file(task, path)
+    if is_text(task, path):
+        found = parse_all(path, logiqa_items(path), _logiqa_item, "question")
+    else:
+        found = parse_all(path, json_rows(path), lambda number, row: READERS[task](number, readable(row)), "question")
+    if not found:
+        raise ValueError(f"{path}: no question in it; take the benchmark's official file")
     if labels is not None:
         found = _with_labels(path, found, Path(labels))
     check_whole(path, [one.id for one in found], [one.answer for one in found], "question")
@@ -105,15 +110,6 @@ def logiqa_items(path: Path) -> list[tuple[str, list[str]]]:
     """Cut LogiQA's text into the lines of its questions, each with its place."""
     lines = read_lines(path)
     return [(f"line {at + 1}", lines[at : at + ITEM_LINES]) for at in range(0, len(lines), ITEM_LINES)]
-
-
-def _read_file(task: str, path: Path) -> list[ChoiceQuestion]:
-    if is_text(task, path):
-        return parse_all(path, logiqa_items(path), _logiqa_item, "question")
-    read = READERS[task]
-    if not (found := parse_all(path, json_rows(path), lambda number, row: read(number, readable(row)), "question")):
-        raise ValueError(f"{path}: no question in it; take the benchmark's official file")
-    return found
 
 
 def _with_labels(path: Path, found: Sequence[ChoiceQuestion], labels: Path) -> list[ChoiceQuestion]:

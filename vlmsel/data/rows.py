@@ -112,7 +112,10 @@ def table_rows(path: str | Path, names: Sequence[str] | None = None) -> tuple[Se
         FileNotFoundError: there is no such file.
         ValueError: the file is empty or not UTF-8; or, with the rows, a quotation mark is not closed.
     """
-    cells = _csv_cells(path) if Path(path).suffix.lower() == ".csv" else _tsv_cells(path)
+    if Path(path).suffix.lower() == ".csv":
+        cells = _csv_cells(path)
+    else:
+        cells = ((at, line.split("\t")) for at, line in enumerate(read_lines(path), 1))
     names = next(cells)[1] if names is None else names
     return names, ((f"line {at}", _cells(names, row)) for at, row in cells)
 
@@ -121,10 +124,6 @@ def _cells(names: Sequence[str], row: Sequence[str]) -> dict[str, str] | Unread:
     if len(row) != len(names):
         return Unread(f"{len(row)} columns, {len(names)} expected")
     return dict(zip(names, row, strict=True))
-
-
-def _tsv_cells(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    return ((at, line.split("\t")) for at, line in enumerate(read_lines(path), 1))
 
 
 def _csv_cells(path: str | Path) -> Iterator[tuple[int, list[str]]]:
@@ -198,8 +197,7 @@ def check_ids(path: str | Path, ids: Sequence[str], noun: str) -> None:
     Raises:
         ValueError: names the first id that comes again, and how many do.
     """
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
         count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
         raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
 

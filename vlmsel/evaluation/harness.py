@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,8 +83,7 @@ def answer_all(
 
 def _require_finite(ids: Sequence[str], found: Sequence[Sequence[float]]) -> None:
     """Refuse scores that are no numbers: compared with another, NaN would count as an answer."""
-    bad = [i for i, scores in enumerate(found) if not all(map(math.isfinite, scores))]
-    if bad:
+    if bad := [i for i, scores in enumerate(found) if not all(map(math.isfinite, scores))]:
         raise ValueError(
             f"question {ids[bad[0]]}: the model's scores are {found[bad[0]]} (such are those of {len(bad)} of the "
             f"batch's {len(ids)} questions); look at the model's weights, or try --dtype float32"
@@ -116,16 +116,11 @@ def _earlier(path: Path, answer: str) -> dict[str, Line]:
     """Read all files; the first process has cut off their unfinished lines before the others look."""
     if processes.is_main():
         for file in _files(path):
-            _drop_unfinished(file)
+            content = file.read_bytes()
+            if (whole := content.rfind(b"\n") + 1) < len(content):
+                os.truncate(file, whole)
     processes.wait()
     return read_lines(*_files(path), answer=answer)
-
-
-def _drop_unfinished(path: Path) -> None:
-    content = path.read_bytes()
-    if (whole := content.rfind(b"\n") + 1) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
 
 
 def read_lines(*paths: Path, answer: str = "text") -> dict[str, Line]:

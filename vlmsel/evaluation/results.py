@@ -14,10 +14,8 @@ Result = dict[str, Any]
 
 def how_given(paths: Sequence[str]) -> dict[str, Any]:
     """Return what is known of answers that lie in files: where."""
-    unknown = dict.fromkeys(
-        ("model", "prompt", "template", "image_mode", "decoding"), "unknown, the answers were given"
-    )
-    return {**unknown, "predictions": list(paths)}
+    names = ("model", "prompt", "template", "image_mode", "decoding")
+    return {**dict.fromkeys(names, "unknown, the answers were given"), "predictions": list(paths)}
 
 
 def result(name: str, task: Task, answers: Answers, protocol: Mapping[str, Any]) -> Result:

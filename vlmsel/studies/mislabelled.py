@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,8 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
     def tune(self, seed: Seed, arm: str, data: Drawn) -> Tuned:
         recipe, begun = self.recipe, time.perf_counter()
         classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
-        require_same(seed.folder.parent, {"the model": fingerprint(classifier.backbone.base_model.state_dict())})
+        weights = {"the model": fingerprint(classifier.backbone.base_model.state_dict())}
+        runs.same_inputs(seed.folder.parent, weights, more=True)
         reading = Reading(max_length=recipe.max_length or classifier.limit)
         train, validation = (SampleDataset(own, classifier, reading) for own in (data.train, data.validation))
         for name, part in (("training", train), ("validation", validation)):
@@ -129,17 +129,6 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         }
         runs.write_json(seed.folder / detection.METRICS, metrics)
         return metrics
-
-
-def require_same(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Refuse to go on from other data or another model under the same names; inputs may come in several calls.
-
-    Raises:
-        ValueError: something changed since the run's first seed began.
-    """
-    path = folder / "inputs.json"
-    known = runs.read_json(path) if path.is_file() else {}
-    runs.same_inputs(folder, {**known, **inputs})
 
 
 def _cut(data: SampleDataset) -> int:

@@ -101,8 +101,7 @@ def read_evaluations(folder: Path, first: Sequence[str] = ()) -> tuple[dict[str,
     order = [MAJORITY, *(name for name in first if name in models)]
     order += [name for name in models if name not in order]
     for name in order:
-        lacking = [f"{seed}/{task}" for task in tasks for seed in seeds if task not in seeds[seed].get(name, {})]
-        if lacking:
+        if lacking := [f"{seed}/{task}" for task in tasks for seed in seeds if task not in seeds[seed].get(name, {})]:
             raise ValueError(f"{folder}: {name} was not evaluated on {lacking[0]}; run the study to its end")
     rows = [{name: {task: found[name][task] for task in tasks} for name in order} for found in seeds.values()]
     return gather(rows), tasks

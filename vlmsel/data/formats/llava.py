@@ -25,22 +25,18 @@ class Llava(Form):
     name = "LLaVA JSON"
 
     def claims(self, path: Path) -> bool:
-        """Claim any file."""
         return True
 
     def read(self, path: Path) -> list[Any]:
-        """Read the list, or the lines that are not blank."""
         return parse_all(path, json_rows(path), lambda uid, record: readable(record), "record")
 
     def write(self, path: Path, records: Iterable[Any]) -> None:
-        """Write a list, or one record a line for `.jsonl`."""
         if path.suffix == ".jsonl":
             write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         else:
             write_text(path, json.dumps(list(records), indent=1) + "\n")
 
     def parse(self, uid: int, record: Any) -> Sample:
-        """Make a sample of a record."""
         if not isinstance(record, dict):
             raise ValueError(f"expected an object with 'conversations', got {kind_of(record)}")
         conversations = record.get("conversations")

@@ -192,10 +192,6 @@ def _ten_answers(asked: Asked, rng: random.Random) -> list[str]:
     return [asked.wrong if rng.random() < ANNOTATOR_ERROR else asked.answer for _ in range(10)]
 
 
-def _vqav2_type(answer: str) -> str:
-    return "yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other"
-
-
 def _write_vqav2(folder: Path, count: int, rng: random.Random) -> None:
     questions, annotations = [], []
     head = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": "world"}
@@ -204,11 +200,12 @@ def _write_vqav2(folder: Path, count: int, rng: random.Random) -> None:
         _save_image(folder, f"test/vqav2/COCO_world_{index:012d}.png", scene)
         key = {"image_id": index, "question_id": index * 1000}
         answers = _ten_answers(asked, rng)
+        kind = "yes/no" if asked.answer in ("yes", "no") else "number" if asked.answer.isdigit() else "other"
         questions.append({**key, "question": asked.question})
         annotations.append({
             **key,
             "question_type": " ".join(asked.question.lower().split()[:2]),
-            "answer_type": _vqav2_type(asked.answer),
+            "answer_type": kind,
             "multiple_choice_answer": Counter(answers).most_common(1)[0][0],
             "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": i} for i, a in enumerate(answers, 1)],
         })  # fmt: skip
@@ -238,18 +235,13 @@ def _write_gqa(folder: Path, count: int, rng: random.Random) -> None:
 
 def _absent_name(split: str, scene: Scene, rng: random.Random, frequent: list[str]) -> str:
     """Draw an absent object: any (random), one of the ten most frequent (popular), one sharing a word (adversarial)."""
-    pool = {"random": NAMES, "popular": frequent[:10], "adversarial": scene.near_names()}[split]
+    pool = {"random": NAMES, "popular": frequent, "adversarial": scene.near_names()}[split]
     return rng.choice(scene.absent(pool))
 
 
-def frequent_names(rng: random.Random, scenes: int = 2000) -> list[str]:
-    """Return the names of objects in the world, most frequent first."""
-    counts = Counter(t.name for _ in range(scenes) for t in draw_scene(rng).things)
-    return [name for name, _ in counts.most_common()]
-
-
 def _write_pope(folder: Path, count: int, rng: random.Random) -> None:
-    frequent = frequent_names(rng)
+    counts = Counter(thing.name for _ in range(2000) for thing in draw_scene(rng).things)
+    frequent = [name for name, _ in counts.most_common(10)]
     for split in POPE_SPLITS:
         lines = []
         for index in range(1, count // len(POPE_SPLITS) + 1):

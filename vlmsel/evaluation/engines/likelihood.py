@@ -114,8 +114,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: i
     """
     behind = appended(tokenizer)
     encoded = [joint_ids(tokenizer, *pair, behind) for pair in pairs]
-    empty = [i for i, (_, count) in enumerate(encoded) if count == 0]
-    if empty:
+    if empty := [i for i, (_, count) in enumerate(encoded) if count == 0]:
         raise ValueError(
             f"{_which(empty, pairs)} yields no token of its own; give every choice a text that begins with a blank"
         )
@@ -150,8 +149,7 @@ def loglikelihoods(
         for batch in length_batches([len(row.ids) for row in rows], max_tokens=batch_tokens):
             sums[batch] = row_sums(model, [rows[i] for i in batch], pad_id(tokenizer))
     values = torch.zeros(len(pairs), dtype=torch.float64).index_add(0, torch.tensor(owner, dtype=torch.long), sums)
-    bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
-    if bad:
+    if bad := (~torch.isfinite(values)).nonzero()[:, 0].tolist():
         raise ValueError(f"{_which(bad, pairs)} has log-likelihood {values[bad[0]]}; look at the model's weights")
     return values.tolist(), [any(row.truncated for row in own) for own in encoded]
 

@@ -136,8 +136,7 @@ def _pairs(task: str, file: AnswerFile, questions: Sequence[Question]) -> list[t
         names = [name + ending for name in names]
     elif task == "textvqa" and _has_image_ids(names, known, questions):
         known, names = _by_prompt(questions), _prompts(file)
-    strange = [name for name in names if name not in known]
-    if strange:
+    if strange := [name for name in names if name not in known]:
         raise ValueError(
             f"{len(strange)} of {len(names)} answers in {file.path} are to questions that the questions given do not "
             f"have, the first: {' '.join(strange[0].split())}; {mend}"

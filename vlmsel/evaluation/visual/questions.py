@@ -99,8 +99,7 @@ def _vqav2(files: TaskFiles) -> list[Question]:
     noted = list(_records(annotations, read_json(annotations), "annotations"))
     check_ids(annotations, [str(one["question_id"]) for _, one in noted], "question")
     notes = dict(noted)
-    places = [f"question {question.id}" for question in questions]
-    pairs = [(place, (question, notes.get(place))) for place, question in zip(places, questions, strict=True)]
+    pairs = [(place := f"question {question.id}", (question, notes.get(place))) for question in questions]
     return parse_all(annotations, pairs, lambda _, pair: _annotated(*pair), "question")
 
 
@@ -146,10 +145,6 @@ def _gqa_question(identity: str, record: Any) -> Question:
 # POPE
 
 
-def _pope(files: TaskFiles) -> list[Question]:
-    return [question for path in files.paths for question in _pope_category(path)]
-
-
 def _pope_category(path: Path) -> list[Question]:
     """Read one of POPE's files; ids begin anew in each, so that the category is made a part of them."""
     category = path.stem.rpartition("_")[2]
@@ -183,8 +178,7 @@ def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
     rows = _records(path, read_json(path), "data", "image")
     read = parse_all(path, rows, lambda _, one: (f"{one['image_id']}.jpg", need(one, "ocr_tokens", list)), "image")
     tokens = dict(read)
-    lacking = [question for question in questions if question.image not in tokens]
-    if lacking:
+    if lacking := [question for question in questions if question.image not in tokens]:
         raise ValueError(
             f"{path}: no OCR tokens for the images of {len(lacking)} of {len(questions)} questions, the first: "
             f"{lacking[0].id} ({lacking[0].image}); give the OCR file of the same split"
@@ -198,6 +192,6 @@ def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
 READERS: dict[str, Callable[[TaskFiles], list[Question]]] = {
     "vqav2": _vqav2,
     "gqa": _gqa,
-    "pope": _pope,
+    "pope": lambda files: [question for path in files.paths for question in _pope_category(path)],
     "textvqa": _textvqa,
 }
