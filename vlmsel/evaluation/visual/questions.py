@@ -146,10 +146,6 @@ def _gqa_question(identity: str, record: Any) -> Question:
 # POPE
 
 
-def _pope(files: TaskFiles) -> list[Question]:
-    return [question for path in files.paths for question in _pope_category(path)]
-
-
 def _pope_category(path: Path) -> list[Question]:
     """Read one of POPE's files; ids begin anew in each, so that the category is made a part of them."""
     category = path.stem.rpartition("_")[2]
@@ -198,6 +194,6 @@ def _with_tokens(questions: Sequence[Question], path: Path) -> list[Question]:
 READERS: dict[str, Callable[[TaskFiles], list[Question]]] = {
     "vqav2": _vqav2,
     "gqa": _gqa,
-    "pope": _pope,
+    "pope": lambda files: [question for path in files.paths for question in _pope_category(path)],
     "textvqa": _textvqa,
 }

@@ -183,9 +183,6 @@ class POPE(VisualTask):
     headline = "f1"
     rules = {"parse": "official: no if the first sentence has No, no or not", "normalize": "none"}
 
-    def values(self, answers: Answers) -> dict[str, list[float]]:
-        return {}
-
     def others(self, answers: Answers) -> Metrics:
         found = self._found(answers)
         names = [name for name in next(iter(found.values())) if name.islower()]  # a mean of counts would say nothing
