@@ -151,12 +151,11 @@ def _is_prediction(line: Any, answer: str) -> bool:
 
 
 def _require_same(earlier: Mapping[str, Line], asked: Mapping[str, Line], path: Path) -> None:
-    for identity, line in earlier.items():
-        was = {name: line.get(name) for name in asked.get(identity, {})}
-        if identity in asked and was != asked[identity]:
-            name = next(name for name in was if was[name] != asked[identity][name])
+    for identity, now in asked.items():
+        was = earlier.get(identity, now)
+        if name := next((name for name in now if was.get(name) != now[name]), None):
             raise ValueError(
-                f"{path}: question {identity} was asked as {was[name]!r}, now it would be {asked[identity][name]!r}; "
+                f"{path}: question {identity} was asked as {was.get(name)!r}, now it would be {now[name]!r}; "
                 "choose another --out or delete the file"
             )
 

@@ -155,10 +155,12 @@ def test_no_shorter_file_is_written(tmp_path, task, lacking):
 
 def test_wrong_use_of_the_writers_is_refused(tmp_path):
     named = [texts("vqav2", identity, "a.jpg", "?", "other") for identity in ("7", "007", "x", "-1")]
-    message = "3 of 4 questions have an id that is no whole number, the first: '007'"
+    message = "question 007: its id is no whole number; the server takes the ids of the official files only (3 of 4"
     fails(lambda: write_results("vqav2", named, answers_to(named), tmp_path), "vqav2_results.json: ", message)
     both = [*PURE, texts("textvqa", "x/ocr", "a.jpg", "?", "ocr")]  # in the last file, so that no first is written
-    fails(lambda: write_results("textvqa", both, answers_to(both), tmp_path), "ocr_results.json: 1 of 1", "first: 'x'")
+    fails(
+        lambda: write_results("textvqa", both, answers_to(both), tmp_path), "ocr_results.json: question x/ocr: its id"
+    )
     assert not list(tmp_path.iterdir())
 
 

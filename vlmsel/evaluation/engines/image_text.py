@@ -147,10 +147,7 @@ class ImageTextEngine(LanguageEngine):
 def put_images(batch: Any, rows: Sequence[Sequence[int]], padding: int) -> BatchFeature:
     """Put what the processor made of an image token alone in the place of each row's image, padded on the left.
 
-    Args:
-        batch: what the processor returned for one image token per image.
-        rows: ids of the prompts, -200 where the image stands.
-        padding: the id to pad with.
+    `rows` are the ids of the prompts, -200 where the image stands.
     """
     real, places = batch["attention_mask"].bool(), [row.index(IMAGE_ID) for row in rows]
     spliced = {}

@@ -132,11 +132,7 @@ def loglikelihoods(
 ) -> tuple[list[float], list[bool]]:
     """Return log p of every continuation in nats, and whether tokens of its context were cut off.
 
-    Args:
-        model: a Hugging Face causal language model, PEFT-wrapped or not, on any device.
-        tokenizer: the model's.
-        pairs: contexts and continuations.
-        batch_tokens: tokens per batch, padding included; a longer row is a batch of its own.
+    The model may be PEFT-wrapped; a batch has at most `batch_tokens` with padding, or one row that is longer.
 
     Raises:
         ValueError: a continuation has no token; a result is not finite; the model changes its logits after the head.

@@ -19,10 +19,8 @@ from vlmsel.models.vlm import VLM
 def engine_of(subject: Subject, template: str | None = None, name: str = "this model") -> Engine:
     """Make the engine that asks a subject, which must be ready.
 
-    Args:
-        subject: what `open_subject` opened.
-        template: the template that an image-text model is asked with, when it is not its processor's own.
-        name: what errors call the subject.
+    `template` is the one that an image-text model is asked with, when it is not its processor's own; errors call the
+    subject by `name`.
 
     Raises:
         ValueError: the subject cannot be evaluated, or not with this template.

@@ -104,16 +104,12 @@ def read_results(task: str, paths: Sequence[Path], questions: Sequence[Question]
 
 
 def _complete(pairs: Sequence[tuple[str, str]], where: str, questions: Sequence[Question]) -> dict[str, str]:
-    answers: dict[str, str] = {}
-    others: dict[str, str] = {}
-    for identity, text in pairs:
-        if answers.setdefault(identity, text) != text:
-            others.setdefault(identity, text)
-    if others:
-        first = next(iter(others))
+    answers = dict(reversed(pairs))  # the first to each question
+    if others := [(identity, text) for identity, text in pairs if text != answers[identity]]:
+        first, other = others[0]
         raise ValueError(
-            f"{len(others)} of {len(questions)} questions have different answers in {where}, the first: "
-            f"{first} ({answers[first][:40]!r} and {others[first][:40]!r}); keep one answer to each"
+            f"{len(dict(others))} of {len(questions)} questions have different answers in {where}, the first: "
+            f"{first} ({answers[first][:40]!r} and {other[:40]!r}); keep one answer to each"
         )
     mend = "; give the answers of a finished run to all questions"
     require_answers([question.id for question in questions], answers, f"questions have no answer in {where}", mend)
@@ -189,8 +185,7 @@ def _prompt_name(image: str, asked: str, ocr: bool) -> str:
 
 def _pope_pairs(file: AnswerFile, questions: Sequence[Question]) -> list[tuple[str, str]]:
     """Match a category's answers by position, as the script does, and check that they are to these questions."""
-    category = _pope_category(file, questions)
-    own = [question for question in questions if question.group == category]
+    own = _category(file, questions)
     pairs = list(zip(file.entries, own, strict=False))
     if wrong := [(entry, question) for entry, question in pairs if not _asks(entry, question)]:
         entry, question = wrong[0]
@@ -202,16 +197,15 @@ def _pope_pairs(file: AnswerFile, questions: Sequence[Question]) -> list[tuple[s
     if (more := len(file.entries) - len(own)) > 0:
         raise ValueError(
             f"{more} of {len(file.entries)} answers in {file.path} are to questions that the questions given do not "
-            f"have, for category {category} has {len(own)}; is it of another split?"
+            f"have, for category {own[0].group} has {len(own)}; is it of another split?"
         )
     return [(question.id, entry.text) for entry, question in pairs]
 
 
-def _pope_category(file: AnswerFile, questions: Sequence[Question]) -> str:
+def _category(file: AnswerFile, questions: Sequence[Question]) -> list[Question]:
     """Tell a file's category by its name, else by being the only one whose questions it answers one by one."""
-    groups: dict[str, list[Question]] = {}
-    for question in questions:
-        groups.setdefault(question.group, []).append(question)
+    names = dict.fromkeys(question.group for question in questions)
+    groups = {name: [question for question in questions if question.group == name] for name in names}
     stem = _words_of(file.path.stem)
     found = [name for name in groups if set(_words_of(name)) <= set(stem)] or list(groups)
     if len(found) > 1:
@@ -223,7 +217,7 @@ def _pope_category(file: AnswerFile, questions: Sequence[Question]) -> str:
             f"{file.path}: which category are its {len(file.entries)} answers to? give a file for each and name it "
             f"pope_<category>_results.json; there are {sizes}"
         )
-    return found[0]
+    return groups[found[0]]
 
 
 def _asks(entry: Entry, question: Question) -> bool:

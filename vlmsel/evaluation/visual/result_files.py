@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmsel.data.rows import parse_all
 from vlmsel.evaluation.metrics import require_answers
 from vlmsel.evaluation.visual.gqa import gqa_answer
 from vlmsel.evaluation.visual.questions import OCR_ENDING, Question
@@ -55,17 +56,13 @@ def _content(task: str, pairs: Pairs, path: Path) -> str:
     if task == "gqa":  # whose script only compares
         entries = [{"questionId": q.id, "prediction": gqa_answer(text)} for q, text in pairs]
     else:
-        numbers = _numbers([q for q, _ in pairs], path)
-        entries = [{"question_id": i, "answer": text} for i, (_, text) in zip(numbers, pairs, strict=True)]
+        rows = [(f"question {q.id}", {"question_id": q.id.removesuffix(OCR_ENDING), "answer": a}) for q, a in pairs]
+        entries = parse_all(path, rows, lambda _, entry: _numbered(entry), "question")
     return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
 
 
-def _numbers(questions: Sequence[Question], path: Path) -> list[int]:
-    """Return the ids by which the servers know questions."""
-    ids = [question.id.removesuffix(OCR_ENDING) for question in questions]
-    if strange := [identity for identity in ids if not re.fullmatch("0|[1-9][0-9]*", identity)]:
-        raise ValueError(
-            f"{path}: {len(strange)} of {len(ids)} questions have an id that is no whole number, "
-            f"the first: {strange[0]!r}; the server takes the ids of the official files only"
-        )
-    return list(map(int, ids))
+def _numbered(entry: dict[str, Any]) -> dict[str, Any]:
+    """Give an entry the id by which the server knows its question."""
+    if not re.fullmatch("0|[1-9][0-9]*", entry["question_id"]):
+        raise ValueError("its id is no whole number; the server takes the ids of the official files only")
+    return entry | {"question_id": int(entry["question_id"])}

@@ -183,9 +183,6 @@ class POPE(VisualTask):
     headline = "f1"
     rules = {"parse": "official: no if the first sentence has No, no or not", "normalize": "none"}
 
-    def values(self, answers: Answers) -> dict[str, list[float]]:
-        return {}
-
     def others(self, answers: Answers) -> Metrics:
         found = self._found(answers)
         names = [name for name in next(iter(found.values())) if name.islower()]  # a mean of counts would say nothing
@@ -210,11 +207,8 @@ class POPE(VisualTask):
         return max(POPE_LABELS, key=lambda label: texts.score(dict.fromkeys(self.ids, label))[self.headline])
 
     def _found(self, answers: Answers) -> dict[str, Metrics]:
-        found = {}
-        for category in self.groups:
-            own = [(a, q.references[0]) for q, a in self.pairs(answers) if q.group == category]
-            found[category] = pope_metrics([a for a, _ in own], [label for _, label in own])
-        return found
+        pairs = {category: [one for one in self.pairs(answers) if one[0].group == category] for category in self.groups}
+        return {c: pope_metrics([a for _, a in own], [q.references[0] for q, _ in own]) for c, own in pairs.items()}
 
 
 class PopeLogit(POPE):
