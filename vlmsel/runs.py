@@ -2,9 +2,13 @@
 file.
 
 A run folder holds `config.yaml` (the resolved command), `environment.json` and the command's results. Running the same
-command again with the same folder goes on; another configuration is refused, unless the first one stopped before it had
-anything to go on from (a wrong path, too little memory): then the mended command may have the folder. One process at a
-time works in a folder.
+command again with the same folder goes on, and only where all that the result depends on is the same: configuration,
+versions, and the contents of what it reads. Another configuration is refused, unless the first one stopped before it
+had anything to go on from (a wrong path, too little memory): then the mended command may have the folder. What no
+result depends on (`FREE`) never blocks it. One process at a time works in a folder, or several jobs that share it.
+
+Nobody else's file is deleted or overwritten: a folder is looked at before it is tidied, and only names that were
+written here count as ours.
 """
 
 from __future__ import annotations
@@ -14,30 +18,45 @@ import hashlib
 import json
 import os
 import platform
+import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
+FREE = (  # settings that no result depends on
+    "device", "workers", "curvature_on", "shard", "seeds", "rank_by", "settings.workers", "settings.save_every",
+)  # fmt: skip
 _LOCK = ".lock"
+_handles: dict[str, int] = {}  # of the lock files that this process has open
 _BEFORE_RESULTS = ("config.yaml", "environment.json", "inputs.json", "not_finite.json")  # and skipped*.json
+_HOST = re.sub(r"[^\w-]", "-", socket.gethostname()) or "host"
+_PART = re.compile(r".+\.[\w-]+\.\d+\.part")
 _PACKAGES = ("vlmsel", "torch", "transformers", "peft", "open_clip_torch", "accelerate", "datasets", "pillow", "numpy")
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the place of `path` when the block ends without an error."""
+def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes the place of `path` when the block ends without an error.
+
+    Where it is not `durable`, a crash of the machine may leave a file cut off, which its reader must notice.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several jobs may write the same file
+    part = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.part")  # several jobs may write the same file
     try:
         yield part
+        if durable:
+            _reach_disk(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -85,15 +104,29 @@ def file_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def _reach_disk(path: Path) -> None:
+    """Wait until a file's bytes are on the disk: renamed before, it may be empty after a crash of the machine."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def environment() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    """Return the versions that a result depends on, and where it came about."""
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions()}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that a result depends on, by their names."""
+    found = {}
     for package in _PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+            found[package] = "not installed"
+    return found
 
 
 def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
@@ -101,50 +134,85 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
 
     Args:
         folder: where it is.
-        config: the resolved configuration as text; one setting per line.
-        worker: tells apart the jobs that share the folder; at most one of each name works in it at a time.
+        config: the resolved configuration as text, a YAML mapping.
+        worker: tells apart the jobs that share the folder; at most one of each name works in it at a time, and none
+            beside a run that has the folder to itself.
 
     Raises:
         ValueError: the folder holds a run of another configuration or other files, or another process works in it.
     """
     folder = Path(folder)
     path = folder / "config.yaml"
-    if folder.exists() and not path.is_file() and (not folder.is_dir() or list(contents(folder))):
-        raise ValueError(f"{folder}: exists but is not a run folder (no config.yaml); choose another --out")
+    _require_ours(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock(folder / f"{_LOCK}{worker}")
-    if not worker:
-        tidy(folder)
-    if path.is_file() and (difference := _difference(path.read_text(encoding="utf-8"), config)):
-        if _begun(folder):
+    alone = _lock_folder(folder, worker)
+    if path.is_file() and (difference := _difference(path, config)):
+        if not alone or _begun(folder):
             raise ValueError(
                 f"{folder}: holds a run of another configuration ({difference}); "
                 "choose another --out or delete the folder"
             )
         for file in list(contents(folder)):
             file.unlink()
+    if alone:
+        tidy(folder)
+    write_json(folder / "environment.json", environment())  # first: what has no such file is not ours
     if not path.is_file():
         write_text(path, config)
-    write_json(folder / "environment.json", environment())
     return folder
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse a folder that holds anything but a run, such as a configuration that somebody wrote."""
+    if not folder.exists():
+        return
+    names = {file.name for file in contents(folder)} if folder.is_dir() else {""}
+    if names - {"environment.json"} and not names >= {"config.yaml", "environment.json"}:
+        raise ValueError(
+            f"{folder}: exists but is not a run folder (no config.yaml with an environment.json); choose another --out"
+        )
+
+
+def _lock_folder(folder: Path, worker: str) -> bool:
+    """Keep others out of a folder; tell whether this process is alone in it, as a job that shares it may not be."""
+    if not worker:
+        lock(folder / _LOCK)
+        return True
+    try:
+        alone = lock(folder / _LOCK)
+    except ValueError:
+        alone = False
+    lock(folder / _LOCK, shared=True)
+    lock(folder / f"{_LOCK}{worker}")
+    return alone
 
 
 def same_inputs(folder: Path, inputs: Mapping[str, str], more: bool = False) -> None:
     """Record what a run depends on beside its configuration, or refuse to go on from something else.
 
-    `inputs` are digests of contents by what they are called: all of them, or `more` beside those of earlier calls.
+    `inputs` are digests of contents by what they are called: all of them, or `more` beside those of earlier calls. The
+    versions of libraries are recorded with them.
 
     Raises:
         ValueError: something changed since the run began; names it.
     """
-    path = folder / "inputs.json"
+    path, begun = folder / "inputs.json", folder.is_dir() and _begun(folder)
+    if begun and not path.is_file():
+        raise ValueError(f"{folder}: does not say what it began with (inputs.json); choose another --out or delete it")
     known = read_json(path) if path.is_file() else {}
-    inputs = {**known, **inputs} if more else dict(inputs)
-    earlier = known if known and _begun(folder) else inputs
-    changed = [name for name in {**earlier, **inputs} if earlier.get(name) != inputs.get(name)]
-    if changed:
-        raise ValueError(f"{folder}: {changed[0]} changed since this run began; choose another --out or delete it")
-    write_json(path, inputs)
+    libraries = {f"the version of {name}": number for name, number in versions().items()}
+    now = {**(known if more else {}), **libraries, **inputs}
+    changed = [name for name in (known if more else {**known, **now}) if known.get(name) != now.get(name)]
+    if begun and changed:
+        raise ValueError(f"{folder}: {_changed(changed[0], known, now)}; choose another --out or delete it")
+    write_json(path, now)
+
+
+def _changed(name: str, earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say that an input changed, and how where that is short, as versions are."""
+    was, come = earlier.get(name, "not there"), now.get(name, "not there")
+    how = f" ({was} then, {come} now)" if len(was) < 40 and len(come) < 40 else ""
+    return f"{name} changed since this run began{how}"
 
 
 def report_left_out(path: Path, reasons: Mapping[int, str], total: int, source: str | Path) -> None:
@@ -162,15 +230,34 @@ def report_left_out(path: Path, reasons: Mapping[int, str], total: int, source: 
 
 
 def tidy(folder: Path) -> None:
-    """Delete what killed processes left half-written; nobody else is at work in the folder."""
+    """Delete what killed processes left half-written; nobody on another machine is at work in the folder."""
     for file in folder.rglob("*.part"):
-        if file.is_file():
-            file.unlink()
+        if half_written(file) and file.is_file() and not _alive(file):
+            file.unlink(missing_ok=True)
+
+
+def _alive(part: Path) -> bool:
+    """Tell whether the process that writes a file runs on this machine."""
+    host, pid = part.name.split(".")[-3:-1]
+    if host != _HOST or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def half_written(path: Path) -> bool:
+    """Tell by its name whether a file is one that `atomic_path` left when its process was killed."""
+    return _PART.fullmatch(path.name) is not None
 
 
 def contents(folder: Path) -> Iterator[Path]:
     """Give what lies in a folder, but for what a killed process may leave behind."""
-    return (file for file in folder.iterdir() if not file.name.startswith(_LOCK) and not file.name.endswith(".part"))
+    return (file for file in folder.iterdir() if not (file.name.startswith(_LOCK) or half_written(file)))
 
 
 def _begun(folder: Path) -> bool:
@@ -179,42 +266,61 @@ def _begun(folder: Path) -> bool:
     return any(not (name.startswith("skipped") and name.endswith(".json")) for name in names)
 
 
-def lock(path: Path) -> int | None:
+def lock(path: Path, shared: bool = False) -> bool:
     """Keep other processes out of a folder until this one ends: two would write the same files.
 
-    The system drops a record lock when its process ends, however it ends, but also when the process closes the file;
-    so it is left open, and who wants to unlock the folder closes what is returned, if anything. Opening a folder again
-    in the same process is no conflict.
+    The system drops a record lock when its process ends, however it ends, but also when the process closes the file,
+    which is therefore left open until `unlock`. Locking again in the same process is no conflict, and changes the kind
+    of the lock. Those who share it keep only others out.
+
+    Returns:
+        Whether it is locked; False where the system or the file system has no locks.
 
     Raises:
         ValueError: another process has the folder.
     """
     if fcntl is None:
-        return None
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return False
+    key = os.path.realpath(path)
+    handle = _handles[key] if key in _handles else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(handle)
+        fcntl.lockf(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as problem:
+        if key not in _handles:
+            os.close(handle)
+        if not isinstance(problem, BlockingIOError | PermissionError):
+            return False
         raise ValueError(
             f"{path.parent}: another process is at work in this folder; wait until it ends, or choose another one"
         ) from None
-    except OSError:  # a file system without locks
+    _handles[key] = handle
+    return True
+
+
+def unlock(path: Path) -> None:
+    """Let others have what `lock` kept."""
+    if (handle := _handles.pop(os.path.realpath(path), None)) is not None:
         os.close(handle)
-        return None
-    return handle
 
 
-def _difference(old: str, new: str) -> str:
-    """Say which settings of two configurations differ; "" when none does.
+def _difference(path: Path, new: str) -> str:
+    """Say which settings of a configuration and another one differ; "" when none does.
 
-    The order of lines, comments and settings that are null make no difference.
+    The order of settings, comments and settings that are null or `FREE` make no difference.
     """
-    was, now = _settings(old), _settings(new)
-    gone = "; ".join(line.strip() for line in was if line not in now)
-    come = "; ".join(line.strip() for line in now if line not in was)
+    try:
+        was, now = (dict(_settings(yaml.safe_load(text) or {})) for text in (path.read_text(encoding="utf-8"), new))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{path}: damaged; choose another --out or delete the folder") from None
+    gone = "; ".join(f"{name}: {was[name]}" for name in was if was[name] != now.get(name))
+    come = "; ".join(f"{name}: {now[name]}" for name in now if now[name] != was.get(name))
     return f"there: {gone or 'nothing'}; now: {come or 'nothing'}" if gone or come else ""
 
 
-def _settings(config: str) -> list[str]:
-    return [line for line in config.splitlines() if not line.startswith("#") and not line.endswith(": null")]
+def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Give the settings that matter by their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{name}.")
+        elif value is not None and f"{prefix}{name}" not in FREE:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -17,7 +17,6 @@ from vlmsel import runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.align import align
 from vlmsel.commands.evaluate import evaluate
-from vlmsel.commands.folders import without
 from vlmsel.commands.groups import grouped
 from vlmsel.commands.score import score
 from vlmsel.commands.select import select
@@ -49,7 +48,8 @@ def demo(out: str = "runs/demo", seeds: int = 1, settings: DemoSettings = SETTIN
     check_at_least_one(seeds=seeds)
     if not settings.targets or set(settings.targets) - set(TASKS):
         raise ValueError(f"targets must be some of {', '.join(TASKS)}, got {list(settings.targets)}")
-    folder = runs.open_run(out, without(config, "seeds"))
+    folder = runs.open_run(out, config)
+    runs.same_inputs(folder, {})
     study = Demo(folder, settings, _call)
     study.align()
     study.run(folder, range(seeds), ARMS)

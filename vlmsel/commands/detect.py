@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from vlmsel import processes, runs
 from vlmsel.checks import check_at_least_one
-from vlmsel.commands.folders import without
 from vlmsel.data.labelled import Source
 from vlmsel.models.classifier import EncoderLora, Tune
 from vlmsel.models.devices import pick_device
@@ -33,7 +32,6 @@ SCORERS = (
     f"HyperINF(damping=100, name='{BEST}')",
 )
 ADAPTERS, TRAINING = EncoderLora(), FineTuning()
-FREE = ("seeds", "rank_by", "device")  # settings that no seed's result depends on
 
 
 def detect(
@@ -106,7 +104,7 @@ def detect(
     amounts = Amounts.of(source, flip, train_samples, validation_samples)
     check_at_least_one(seeds=seeds, max_length=max_length, batch_tokens=batch_tokens, scale_samples=scale_samples)
     place = pick_device(device)
-    folder = runs.open_run(out, without(config, *FREE))
+    folder = runs.open_run(out, config)
     found = open_labelled(source, folder)
     runs.same_inputs(folder, found.digests(), more=True)
     drawn = [draw(found, amounts, seed) for seed in range(seeds)]

@@ -32,7 +32,7 @@ def evaluate(
     pope_mode: PopeMode | None = None,
     template: str | None = None,
     batch_size: int = 32,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = 128,
     dtype: str = "float32",
     device: str = "auto",
     config: str = "",
@@ -61,7 +61,7 @@ def evaluate(
             left out.
         template: the conversation template for a Hugging Face model, when it is not its processor's own.
         batch_size: questions per batch; changes nothing but the time.
-        max_new_tokens: longest answer in tokens.
+        max_new_tokens: longest answer in tokens; 128 as in LLaVA's and Prismatic's evaluations.
         dtype: float32 or bfloat16, that of the backbones.
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
@@ -79,12 +79,13 @@ def evaluate(
         found = {}
         for label, source in sources.items():
             with within(label if models else None):
-                engine = engine_of(open_subject(source, device, dtype, template), template, source)
+                subject = open_subject(source, device, dtype, template)
+                engine, digest = engine_of(subject, template, source), subject.digest()
                 if models or tasks:
-                    found[label] = suite.evaluate_all(engine, benchmarks, asking, folder / label)
+                    found[label] = suite.evaluate_all(engine, benchmarks, asking, folder / label, digest)
                 else:
-                    suite.evaluate(engine, benchmarks[0], asking, folder)
-            del engine
+                    suite.evaluate(engine, benchmarks[0], asking, folder, digest)
+            del subject, engine
             gc.collect()  # one model at a time in memory
         if found and processes.is_main():
             rows, path = table(found), folder / "table.md"

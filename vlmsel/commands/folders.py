@@ -1,4 +1,4 @@
-"""Run folders as commands open them: together in several processes, and apart from settings that change no result."""
+"""Run folders as commands open them: together in several processes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,3 @@ def open_together(out: str, config: str, worker: str = "") -> Path:
         runs.open_run(out, config, worker)
     processes.wait()
     return Path(out)
-
-
-def without(config: str, *settings: str) -> str:
-    """Take settings out of a resolved configuration that do not change the result."""
-    lines = config.splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith(tuple(f"{setting}:" for setting in settings)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmsel import processes, runs
 from vlmsel.commands import options
-from vlmsel.commands.folders import open_together, without
+from vlmsel.commands.folders import open_together
 from vlmsel.data.dataset import Reading
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
@@ -71,7 +71,7 @@ def score(
         config: the resolved configuration as text.
     """
     share, files = Share.read(shard), check_target_names(targets or {})
-    folder = open_together(out, without(config, "shard"), f".{share.index}of{share.of}" if share.of > 1 else "")
+    folder = open_together(out, config, f".{share.index}of{share.of}" if share.of > 1 else "")
     loaded = load_scorers(scorers)
     subject = open_subject(model, place.device, dtype, reading.template)
     if not sums.allow_untrained:
@@ -92,6 +92,7 @@ def score(
     known = {"pool": pool, "pool_sha256": found.sha256, "blocks": blocks or subject.default_blocks()}
     if keeping.store is not None:
         about = known | {"model": inputs["the model"], "max_length": read.max_length, "loss_on": read.loss_on}
+        about |= {"pictures": found.samples.pictures_digest(), "libraries": runs.versions()}
         origin = {name: goal.inputs(name) for name, goal in goals.items()}
         write_store(keeping.spec(), passes.pool, passes.targets, records, share, about | {"model_dtype": dtype}, origin)
     scored = passes.score(loaded, folder, share, place.curvature_on, checkpoints)

@@ -9,6 +9,7 @@ work begins, and says which samples cannot be used and why; the others keep thei
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class SampleDataset(Dataset[Any]):
             if reading.images is None:
                 raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
             require_folder(reading.images)
+        self._pictures_digest = ""
         self._lengths: list[int] | None = None
         self._usable: list[int] | None = None
 
@@ -106,7 +108,7 @@ class SampleDataset(Dataset[Any]):
 
         Several processes deal the work among them.
         """
-        broken = self._broken_images()
+        broken, self._pictures_digest = self._look_at_pictures()
         dealt = range(processes.rank(), len(self.samples), processes.count())
         own = [(i, *self._look(self.samples[i], broken)) for i in shown(dealt, "checking samples", "sample")]
         looks = sorted(look for part in processes.gather(own) for look in part)
@@ -129,6 +131,11 @@ class SampleDataset(Dataset[Any]):
         assert self._usable is not None
         return self._usable
 
+    def pictures_digest(self) -> str:
+        """Return the hash of all pictures' bytes, checking them if that was not done; "" for a model without."""
+        self.usable()
+        return self._pictures_digest
+
     def lengths(self) -> list[int]:
         """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
         if self._lengths is None:
@@ -140,17 +147,41 @@ class SampleDataset(Dataset[Any]):
         pairs = zip(self.samples, self.lengths(), strict=True)
         return [length if sample.images else -length for sample, length in pairs]
 
-    def _broken_images(self) -> dict[str, str]:
-        """Decode every distinct picture, in threads (Pillow works outside Python's lock); return reasons by path."""
+    def _look_at_pictures(self) -> tuple[dict[str, str], str]:
+        """Decode every distinct picture; return why some cannot be used, by path, and the hash of all their bytes."""
         if self.pictures is None:
-            return {}
-        names = list(dict.fromkeys(image for sample in self.samples for image in sample.images))
-        own = names[processes.rank() :: processes.count()]
-        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-            reasons = pool.imap(self.pictures.problem, own, chunksize=16)
-            pairs = zip(own, shown(reasons, "checking images", "image", len(own)), strict=True)
-            broken = {name: reason for name, reason in pairs if reason}
-        return {name: reason for part in processes.gather(broken) for name, reason in part.items()}
+            return {}, ""
+        problem, digest = self.pictures.problem, self.pictures.digest
+        names = (image for sample in self.samples for image in sample.images)
+        return look_at_images(names, lambda name: (problem(name), digest(name)), "checking images")
+
+
+def look_at_images(
+    names: Iterable[str], look: Callable[[str], tuple[str | None, str]], what: str
+) -> tuple[dict[str, str], str]:
+    """Look at every distinct image once, in threads (Pillow and hashing work outside Python's lock).
+
+    Several processes deal the work among them.
+
+    Args:
+        names: the images, as samples name them.
+        look: says what is wrong with an image, if anything, and gives the hash of its bytes.
+        what: the text of the progress bar.
+
+    Returns:
+        What is wrong by name, and a hash of all names and bytes, whatever their order.
+    """
+    distinct = list(dict.fromkeys(names))
+    own = distinct[processes.rank() :: processes.count()]
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        looks = list(shown(pool.imap(look, own, chunksize=16), what, "image", len(own)))
+    problems = {name: problem for name, (problem, _) in zip(own, looks, strict=True) if problem}
+    total = sum(
+        int.from_bytes(hashlib.sha256(f"{name}\0{digest}".encode(errors="surrogatepass")).digest(), "big")
+        for name, (_, digest) in zip(own, looks, strict=True)
+    )
+    parts = processes.gather((problems, total))
+    return {name: problem for part, _ in parts for name, problem in part.items()}, f"{sum(one for _, one in parts):x}"
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class FeatureSpec:
         width: numbers per patch.
         computed: dtype that the tower computes in.
         dtype: dtype of the stored numbers.
+        libraries: what made them, with versions.
     """
 
     tower: str
@@ -67,6 +68,7 @@ class FeatureSpec:
     width: int
     computed: str
     dtype: str
+    libraries: str = ""
 
     def __post_init__(self) -> None:
         check_choice(tuple(DTYPES), **{"the dtype of features": self.dtype})
@@ -151,7 +153,7 @@ class FeatureFolder:
         """
         assert features.shape == (self.spec.patches, self.spec.width), list(features.shape)
         assert features.dtype == DTYPES[self.spec.dtype], features.dtype
-        with runs.atomic_path(feature_path(self.folder, digest)) as part:
+        with runs.atomic_path(feature_path(self.folder, digest), durable=False) as part:  # its length tells
             features.contiguous().view(torch.uint8).numpy().tofile(part)
 
 
@@ -165,7 +167,7 @@ def writing(folder: str | Path, spec: FeatureSpec) -> Iterator[FeatureFolder]:
     folder = Path(folder)
     require_spec(folder, spec)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = runs.lock(folder / ".lock")
+    runs.lock(folder / ".lock")
     try:
         kept = FeatureFolder(folder, spec)
         if not (folder / SPEC).is_file():
@@ -173,8 +175,7 @@ def writing(folder: str | Path, spec: FeatureSpec) -> Iterator[FeatureFolder]:
         runs.tidy(folder)
         yield kept
     finally:
-        if lock is not None:
-            os.close(lock)
+        runs.unlock(folder / ".lock")
 
 
 def feature_path(folder: Path, digest: str) -> Path:

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmsel import runs
 from vlmsel.checks import check_choice
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.base import path_problem
@@ -107,6 +108,14 @@ def load_image(folder: str | Path, relative: str) -> Image.Image:
     raise ValueError(f"image {relative!r} {problem}, more than is safe to load; shrink it")
 
 
+def image_digest(folder: str | Path, relative: str) -> str:
+    """Return the SHA-256 of an image's bytes, "" where there is no such file."""
+    try:
+        return runs.file_hash(find_image(folder, relative))
+    except (ValueError, OSError):
+        return ""
+
+
 def size_problem(width: int, height: int) -> str | None:
     """Say why an image of this size would fill the memory on its way to a square, None when it would not."""
     longer, shorter = max(width, height), min(width, height)
@@ -160,6 +169,12 @@ class Pictures:
                 f"image {relative!r} has no features in {self.features.folder}; run again, which adds them"
             )
         return image
+
+    def digest(self, relative: str) -> str:
+        """Return the hash of a picture's bytes, "" where there is no file."""
+        if self.features is not None and relative in self.features:
+            return self.features.digests[relative]
+        return image_digest(self.folder, relative)
 
     def problem(self, relative: str) -> str | None:
         """Say why a picture cannot be used, None when it can, which one with features has shown already."""

@@ -37,7 +37,7 @@ class Asking:
         protocol: the name of one of `PROTOCOLS`.
         pope_mode: how POPE's answers are read; the protocol's own way when left out.
         batch_size: questions per batch; changes nothing but the time.
-        max_new_tokens: longest answer in tokens.
+        max_new_tokens: longest answer in tokens; 128 as in LLaVA's and Prismatic's evaluations.
 
     Raises:
         ValueError: there is no such protocol or mode, or a number is below 1.
@@ -46,7 +46,7 @@ class Asking:
     protocol: str = "llava15"
     pope_mode: PopeMode | None = None
     batch_size: int = 32
-    max_new_tokens: int = 16
+    max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

@@ -26,12 +26,14 @@ from vlmsel.evaluation.visual.tasks import VisualTask
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark that was read: the name of its results, which of `TASKS` it is, and the folder of its images."""
+    """A benchmark that was read: the name of its results, which of `TASKS` it is, the folder of its images, and digests
+    of what answers depend on beside what is asked."""
 
     name: str
     kind: str
     task: Task
     images: Path
+    inputs: Mapping[str, str]
 
 
 # Before a model is loaded
@@ -85,22 +87,28 @@ def load_all(entries: Mapping[str, TaskFiles], asking: Asking, named: bool = Tru
     for name, files in entries.items():
         with within(name if named else None):
             task, images = load_task(files.task or name, files, asking.pope), Path(files.images or "")
+            inputs = {f"the questions ({path})": runs.file_hash(path) for path in files.paths}
             if isinstance(task, VisualTask) and files.images is not None:
                 task.require_images(images)
-            found.append(Benchmark(name, files.task or name, task, images))
+                inputs["the images"] = task.images_digest(images)
+            found.append(Benchmark(name, files.task or name, task, images, inputs))
     return found
 
 
 # With a model
 
 
-def evaluate(engine: Engine, benchmark: Benchmark, asking: Asking, folder: Path) -> Result:
+def evaluate(engine: Engine, benchmark: Benchmark, asking: Asking, folder: Path, model: str) -> Result:
     """Answer a benchmark's questions in `folder`, going on from what is answered there; write and print the result.
 
+    `model` is the digest of the engine's.
+
     Raises:
-        ValueError: the engine cannot do this task, a question cannot be asked, or no answer has any text.
+        ValueError: the engine cannot do this task, a question cannot be asked, no answer has any text, or the answers
+            there were given by another model or to other questions.
     """
     task, before = benchmark.task, engine.cut
+    runs.same_inputs(folder, {"the model": model, **benchmark.inputs})
     answers = answer_task(engine, task, asking, benchmark.images, folder / "predictions.jsonl")
     how = {"model": engine.kind, **engine.about, **task.how(engine, asking)}
     if processes.is_main() and task.answer == "text":
@@ -123,12 +131,14 @@ def _report(benchmark: Benchmark, answers: Answers, how: Mapping[str, Any], fold
     return found
 
 
-def evaluate_all(engine: Engine, benchmarks: Sequence[Benchmark], asking: Asking, folder: Path) -> dict[str, Result]:
-    """Evaluate a model on every benchmark, in `folder/<name>`; return the results by name."""
+def evaluate_all(
+    engine: Engine, benchmarks: Sequence[Benchmark], asking: Asking, folder: Path, model: str
+) -> dict[str, Result]:
+    """Evaluate a model, given with its digest, on every benchmark, in `folder/<name>`; return the results by name."""
     found = {}
     for benchmark in benchmarks:
         with within(benchmark.name):
-            found[benchmark.name] = evaluate(engine, benchmark, asking, folder / benchmark.name)
+            found[benchmark.name] = evaluate(engine, benchmark, asking, folder / benchmark.name, model)
     return found
 
 

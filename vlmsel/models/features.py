@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vlmsel import processes
+from vlmsel import processes, runs
 from vlmsel.data.dataset import shown
 from vlmsel.data.features import DTYPES, FeatureFolder, FeatureReader, FeatureSpec, look, require_room, writing
 from vlmsel.data.images import Pictures, find_image
 from vlmsel.models.fingerprints import fingerprint
 from vlmsel.models.vision import VisionTower
 
+LIBRARIES = ("pillow", "torch", "open_clip_torch")  # what features come from
 THREADS = min(8, cpu_count() or 1)
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> Fea
     computed = str(next(tower.parameters()).dtype).removeprefix("torch.")
     if not (found := fingerprint(tower.state_dict())):
         raise ValueError(f"features of a {computed} tower cannot be kept: it has no fingerprint; load it as bfloat16")
+    versions = runs.versions()
     return FeatureSpec(
         tower=found,
         layer=tower.layer,
@@ -46,6 +48,7 @@ def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> Fea
         width=tower.width,
         computed=computed,
         dtype=dtype or computed,
+        libraries=", ".join(f"{name} {versions[name]}" for name in LIBRARIES),
     )
 
 

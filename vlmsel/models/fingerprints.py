@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ELSEWHERE = ("_name_or_path", "transformers_version", "dtype")  # not what a model computes, or in its weights
+
 
 def weights_digest(state: Mapping[str, Tensor], about: str = "", dtype: torch.dtype | None = None) -> str:
     """Hash named tensors, wherever they lie, and what else is said `about` them.
@@ -44,6 +46,12 @@ def tokenizer_settings(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
     return sorted({**rules, "truncation": None, "padding": None}.items()), tokenizer.special_tokens_map
+
+
+def model_settings(model: Any) -> Any:
+    """Return what a model computes from its weights, as its configuration says, not where they came from."""
+    settings = model.config.to_dict()
+    return sorted((name, repr(value)) for name, value in settings.items() if name not in ELSEWHERE)
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

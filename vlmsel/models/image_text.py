@@ -35,6 +35,11 @@ class ImageText(OnlyEvaluated):
     def backbone(self) -> Any:
         return self.model
 
+    def reads(self) -> Any:
+        """Return how it is asked, what its processor makes of pictures, and how it generates."""
+        how = self.template, self.processor.chat_template, self.model.generation_config.to_dict()
+        return how, sorted((name, repr(value)) for name, value in self.processor.image_processor.to_dict().items())
+
 
 def open_image_text(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> ImageText:
     """Load an image-text-to-text model and its processor from a folder.

@@ -37,7 +37,11 @@ class Pool:
     def inputs(self, name: str) -> dict[str, str]:
         """Name what depends on the file by its content: `name` is what it is called."""
         usable = hashlib.sha256(repr(self.samples.usable()).encode()).hexdigest()
-        return {f"{name} ({self.path})": self.sha256, f"which samples of {name} can be used": usable}
+        return {
+            f"{name} ({self.path})": self.sha256,
+            f"pictures of {name}": self.samples.pictures_digest(),
+            f"which samples of {name} can be used": usable,
+        }
 
 
 def open_pool(

@@ -22,7 +22,7 @@ from vlmsel.data.images import Pictures
 from vlmsel.data.sample import Sample
 from vlmsel.gradients import Block, select_blocks
 from vlmsel.models.config import LoraSpec
-from vlmsel.models.fingerprints import tokenizer_settings, weights_digest
+from vlmsel.models.fingerprints import model_settings, tokenizer_settings, weights_digest
 from vlmsel.models.losses import TokenLosses, sample_means, supervised_counts
 
 Groups = dict[str, dict[str, nn.Parameter]]  # group name -> parameter name -> parameter
@@ -139,8 +139,9 @@ class Subject(ABC):
         return None
 
     def digest(self) -> str:
-        """Return a hash that tells this model from any other: all its weights, and how it reads samples."""
-        return weights_digest(self.module.state_dict(), repr((self.reads(), tokenizer_settings(self.tokenizer))))
+        """Return a hash that tells this model from any other: all its weights, its settings, how it reads samples."""
+        about = self.reads(), model_settings(self.backbone), tokenizer_settings(self.tokenizer)
+        return weights_digest(self.module.state_dict(), repr(about))
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:

@@ -11,7 +11,9 @@ a share of the chunks; whoever finds all chunks done puts the table together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +35,8 @@ from vlmsel.scoring.source import GradientSource, LeftOut, left_out
 
 T = TypeVar("T")
 CHUNK = 64  # batches per file of the score pass
+TURN = ".lock.curvature"
+POLL = 1.0  # seconds between two looks whether another job is done
 
 
 @dataclass(frozen=True)
@@ -156,12 +160,13 @@ def _preconditioned(
     path, wanted = out / "directions.safetensors", gradient_scorers(scorers)
     if not wanted:  # losses only
         return Preconditioned((), {name: torch.zeros(0, *shape) for name, shape in pool.shapes().items()}, {})
-    if processes.gather(path.is_file()) != [True] * processes.count():
-        found = precondition(targets, fit, wanted, out, place)
-        if processes.is_main():
-            found.save(path)
-            progress.remove(out)
-        processes.wait()
+    with _turn(out / TURN, path) as mine:
+        if mine:
+            found = precondition(targets, fit, wanted, out, place)
+            if processes.is_main():
+                found.save(path)
+                progress.remove(out)
+            processes.wait()
     h = _load(path, Preconditioned.load)
     names = {(scorer.name, target) for scorer in wanted for target in targets.names}
     if set(h.names) != names or set(h.stacks) != set(pool.shapes()):
@@ -169,6 +174,36 @@ def _preconditioned(
             f"{path}: made for other scorers, targets or blocks; choose another --out or delete the folder"
         )
     return h
+
+
+@contextmanager
+def _turn(lock: Path, result: Path) -> Iterator[bool]:
+    """Have one job at a time make a result that all jobs on a folder need; tell whether it is this one's turn.
+
+    The others wait until the result is there, or take their turn where the job before them died.
+    """
+    waiting = False
+    while not (there := all(processes.gather(result.is_file()))):
+        if processes.gather(not processes.is_main() or _locked(lock))[0]:
+            there = all(processes.gather(result.is_file()))
+            break
+        if processes.is_main() and not waiting:
+            print(f"{lock.parent}: another job runs the curvature pass; waiting for its result", flush=True)
+        waiting = True
+        time.sleep(POLL)
+    try:
+        yield not there
+    finally:
+        runs.unlock(lock)
+
+
+def _locked(lock: Path) -> bool:
+    """Lock a file, where there are locks; False when another job has it."""
+    try:
+        runs.lock(lock)
+    except ValueError:
+        return False
+    return True
 
 
 def _load(path: Path, read: Callable[[Path], T]) -> T:

@@ -104,7 +104,8 @@ class Demo(Study[Path | None, Path, None]):
         world = seed.folder / "world"
         for task, files in benchmark_files(world).items():
             images, out = str(world / "images" / "test" / task), seed.folder / "evaluate" / arm / task
-            self.call("evaluate", out, model=str(model), task=task, images=images, protocol="bare", **files)
+            how = {"protocol": "bare", "max_new_tokens": 16}  # answers are words
+            self.call("evaluate", out, model=str(model), task=task, images=images, **how, **files)
 
 
 def _world(folder: Path, sizes: WorldSizes, seed: int) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 
-from vlmsel import processes
+from vlmsel import processes, runs
 from vlmsel.data.batches import modality_length_order
 from vlmsel.data.dataset import Reading
 from vlmsel.models.pool import open_pool
@@ -31,7 +31,8 @@ def train_on(
     samples, usable = pool.samples, pool.samples.usable()
     pool.report(Path(out) / "skipped.json")
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
-    inputs = {"the data": pool.sha256, "the model": subject.digest(), "what the loss is taken on": reading.loss_on}
+    inputs = {**pool.inputs("the data"), "the model": subject.digest(), "what the loss is taken on": reading.loss_on}
+    inputs |= {f"the version of {name}": number for name, number in runs.versions().items()}
     result = train_phase(subject, Subset(samples, usable), settings, out, order=order, inputs=inputs)
     tail = result.losses[-max(1, len(result.losses) // 10) :]
     if processes.is_main():

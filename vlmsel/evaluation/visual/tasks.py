@@ -12,7 +12,8 @@ from typing import Any
 
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vlmsel.data.images import find_image, require_folder
+from vlmsel.data.dataset import look_at_images
+from vlmsel.data.images import find_image, image_digest, require_folder
 from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Ask, Engine
 from vlmsel.evaluation.harness import Responder
@@ -75,6 +76,11 @@ class VisualTask(Task, ABC):
         if faults:
             more = f" ({len(faults)} of {len(self.questions)} questions have no usable image)"
             raise ValueError(faults[0] + (more if len(faults) > 1 else ""))
+
+    def images_digest(self, images: Path) -> str:
+        """Return the hash of the bytes of all questions' images."""
+        names = (question.image for question in self.questions)
+        return look_at_images(names, lambda name: (None, image_digest(images, name)), "comparing images")[1]
 
     def pairs(self, answers: Answers) -> list[tuple[Question, Any]]:
         """Pair questions with their answers."""

@@ -137,14 +137,13 @@ class StoreWriter:
         content = runs.read_json(self.folder / STORE) | {"shards": sorted(numbers)}
         GradientStore.of(self.folder, self.settings, content)
         runs.write_json(self.folder / STORE, content)
-        for left in self.folder.rglob("*.part"):  # of writers that were killed
-            left.unlink(missing_ok=True)
+        runs.tidy(self.folder)
 
 
 def _check_folder(folder: Path, settings: StoreSettings) -> None:
     """Refuse a folder that holds no store, or one of other settings; name the first that differs."""
-    # listed first, for another job may begin the store meanwhile; .part: of a writer that was killed at once
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part"]
+    # listed first, for another job may begin the store meanwhile
+    files = [path for path in folder.rglob("*") if path.is_file() and not runs.half_written(path)]
     path = folder / STORE
     if path.is_file():
         was, now = (_flat(one) for one in (StoreSettings.from_json(runs.read_json(path), path), settings))
