@@ -40,7 +40,7 @@ _LOCK = ".lock"
 _handles: dict[str, int] = {}  # of the lock files that this process has open
 _BEFORE_RESULTS = ("config.yaml", "environment.json", "inputs.json", "not_finite.json")  # and skipped*.json
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname()) or "host"
-_PART = re.compile(r".+\.[\w-]+\.\d+\.part")
+_PART = re.compile(r".+\.vlmsel\.[\w-]+\.\d+\.part")
 _PACKAGES = ("vlmsel", "torch", "transformers", "peft", "open_clip_torch", "accelerate", "datasets", "pillow", "numpy")
 
 
@@ -52,7 +52,7 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.part")  # several jobs may write the same file
+    part = path.with_name(f"{path.name}.vlmsel.{_HOST}.{os.getpid()}.part")  # several jobs may write the same file
     try:
         yield part
         if durable:
@@ -281,6 +281,7 @@ def lock(path: Path, shared: bool = False) -> bool:
     """
     if fcntl is None:
         return False
+    path.parent.mkdir(parents=True, exist_ok=True)
     key = os.path.realpath(path)
     handle = _handles[key] if key in _handles else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
