@@ -168,9 +168,8 @@ def _require_ours(folder: Path) -> None:
         return
     names = {file.name for file in contents(folder)} if folder.is_dir() else {""}
     if names - {"environment.json"} and not names >= {"config.yaml", "environment.json"}:
-        raise ValueError(
-            f"{folder}: exists but is not a run folder (no config.yaml with an environment.json); choose another --out"
-        )
+        lacking = "environment.json" if "config.yaml" in names else "config.yaml"
+        raise ValueError(f"{folder}: exists but is not a run folder (no {lacking}); choose another --out")
 
 
 def _lock_folder(folder: Path, worker: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from score_words import about, score_words, table
 
@@ -127,9 +128,15 @@ def test_a_run_does_not_go_on_with_another_model_or_fewer_images(world, aligned,
     assert "run: the model changed since this run began" in capsys.readouterr().err
     save_file(weights, model / "projector.safetensors")
     assert cli.main(arguments) == 0
-    next((images / "pool").iterdir()).unlink()
+    picture = next((images / "pool").iterdir())
+    Image.new("RGB", (40, 30), "red").save(picture)
     assert cli.main(arguments) == 2
-    assert "run: which samples of the pool can be used changed since this run began" in capsys.readouterr().err
+    assert "run: pictures of the pool changed since this run began" in capsys.readouterr().err
+    shutil.copytree(world / "images", images, dirs_exist_ok=True)  # other times, the same bytes
+    assert cli.main(arguments) == 0
+    picture.unlink()
+    assert cli.main(arguments) == 2
+    assert "run: pictures of the pool changed since this run began" in capsys.readouterr().err
 
 
 def test_half_precision_backbones_rank_nearly_alike(world, aligned, tmp_path):

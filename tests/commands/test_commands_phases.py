@@ -54,9 +54,7 @@ def test_the_same_command_with_other_data_does_not_pass_for_finished(world, alig
     mine.write_text(json.dumps(records[4:8]))
     capsys.readouterr()
     assert cli.main(command) == 2
-    assert (
-        "holds a run with other settings or inputs: the data changed; choose another folder" in capsys.readouterr().err
-    )
+    assert f"holds a run with other settings or inputs: the data ({mine}) changed; " in capsys.readouterr().err
 
 
 def test_the_whole_language_model_is_tuned_from_an_aligned_model_with_adapters(world, aligned, tmp_path):

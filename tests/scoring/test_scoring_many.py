@@ -157,3 +157,56 @@ def test_every_batch_is_somebodys_once():
         assert all(owners[batch] == owners[batch - batch % 3] for batch in range(20))
     assert Share.read("2/4") == Share(1, 4) and Share.read(None) == Share()
     assert Share(chunk=8).chunks(20) == [range(0, 8), range(8, 16), range(16, 20)]
+
+
+JOB = """
+    import sys
+    import time
+    from pathlib import Path
+
+    sys.path.insert(0, {tests!r})
+    import torch
+    from test_scoring_many import score
+    from tiny_models import tiny_vlm, wake_lora
+    from vlmsel.scoring import pool_pass
+
+    torch.set_num_threads(1)
+    out, index, of = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    make = pool_pass.precondition
+
+    def slow(*args):
+        print("curvature", flush=True)
+        time.sleep({pause})
+        return make(*args)
+
+    pool_pass.precondition, pool_pass.POLL = slow, 0.05
+    model = tiny_vlm()
+    wake_lora(model)
+    score(model, out, index, of)
+"""
+
+
+def start_job(program, *words):
+    return subprocess.Popen(
+        [sys.executable, str(program), *map(str, words)], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True], ids=["all live", "the first dies"])
+def test_of_jobs_at_once_one_runs_the_curvature_pass(model, tmp_path, kill):
+    program = tmp_path / "job.py"
+    program.write_text(textwrap.dedent(JOB).format(tests=str(Path(__file__).parent), pause=3.0).replace(
+        "sys.path.insert(0,", f"sys.path.insert(0, {str(TESTS)!r}); sys.path.insert(0,"
+    ))  # fmt: skip
+    first = start_job(program, tmp_path / "a", 0, 3)
+    assert first.stdout.readline() == "curvature\n"
+    others = [start_job(program, tmp_path / "a", index, 3) for index in (1, 2)]
+    if kill:
+        time.sleep(1.0)
+        first.kill()
+    said = [job.communicate(timeout=120)[0] for job in [first, *others]]
+    assert [job.returncode for job in others] == [0, 0] and first.returncode == (-signal.SIGKILL if kill else 0)
+    assert sum(text.count("curvature\n") for text in said[1:]) == kill
+    assert kill or all("another job runs the curvature pass" in text for text in said[1:])
+    assert torch.equal(score(model, tmp_path / "a").scores, score(model, tmp_path / "b").scores)
