@@ -70,6 +70,7 @@ def test_the_whole_language_model_is_tuned_from_an_aligned_model_with_adapters(w
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_weights(world, aligned, tmp_path):
     more = ["--settings.epochs", 10, "--settings.save_every", 2]
     assert cli.main(tune(world, aligned, tmp_path / "whole", *more)) == 0

@@ -189,6 +189,7 @@ def test_a_killed_run_goes_on_to_the_same_store(world, aligned, many, tmp_path, 
     assert table(tmp_path / "run") == table(many / "whole/run")
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_store(world, aligned, many, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "vlmsel"]
     ended = subprocess.run(
