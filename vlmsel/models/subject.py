@@ -44,6 +44,11 @@ class Subject(ABC):
         """The transformers model inside, without the wrapper of adapters."""
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens it reads at once, pictures' places included; longer samples are cut. None: nothing says."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Where it lies."""
         return next(self.module.parameters()).device

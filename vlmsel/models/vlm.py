@@ -29,7 +29,7 @@ from vlmsel.models import checkpoint
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.features import open_features
 from vlmsel.models.fingerprints import fingerprint
-from vlmsel.models.language import pad_id, unwrap
+from vlmsel.models.language import pad_id, positions, unwrap
 from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
 from vlmsel.models.losses import TokenLosses, head_rows, token_losses
 from vlmsel.models.splice import Plan, plan_splice, splice_embeddings, splice_labels
@@ -72,6 +72,10 @@ class VLM(nn.Module, Subject):
         return unwrap(self.language_model)
 
     @cached_property
+    def positions(self) -> int | None:
+        return positions(self.language_model)
+
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of the backbones that are named and not stored, taken once: they stay frozen."""
         named = {} if self.vision is None else {"vision weights": self.vision.state_dict()}
@@ -106,7 +110,7 @@ class VLM(nn.Module, Subject):
             len(sample.images),
             self.tokenizer,
             self.vlm_config.template,
-            max_length=reading.max_length,
+            max_length=min(reading.max_length, self.positions or reading.max_length),
             image_tokens=self._image_tokens,
             loss_on=reading.loss_on,
         )
@@ -237,7 +241,7 @@ class VLM(nn.Module, Subject):
         """Return how samples are read, and the scale of adapters, which their weights do not tell."""
         config = self.vlm_config
         adapters = config.lora and (config.lora.scale, config.lora.dropout)
-        return config.template, config.image_mode, config.vision_layer, adapters
+        return config.template, config.image_mode, config.vision_layer, self.positions, adapters
 
     def save(self, folder: str | Path) -> None:
         checkpoint.save(self, folder)

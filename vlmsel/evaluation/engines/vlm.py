@@ -40,8 +40,16 @@ class VLMEngine(LanguageEngine):
         items = []
         for number, ask in enumerate(asks):
             with within(f"question {ask.id}"):
-                items.append(self._encoder(ask.images)(number, [Turn("human", f"<image>\n{ask.prompt}")], [ask.image]))
+                item = self._encoder(ask.images)(number, [Turn("human", f"<image>\n{ask.prompt}")], [ask.image])
+                self._require_room(len(item.input_ids) - 1 + self.vlm.tower.patches)
+                items.append(item)
         return self.vlm.collate(items)
+
+    def _require_room(self, length: int) -> None:
+        """Refuse a prompt that leaves no position for an answer: cut anywhere, it would be another question."""
+        limit = self.vlm.positions
+        if limit is not None and length >= limit:
+            raise ValueError(f"its prompt takes {length} positions, the model has {limit}; take a model with more")
 
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         return generate(self.vlm, batch.to(self.vlm.device), self.tokenizer, max_new_tokens)
