@@ -1,5 +1,7 @@
 """Rows of files: each in its place, those that cannot be read too; and files that are refused as a whole."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -58,6 +60,52 @@ def test_tables_of_both_kinds_differ_in_quotation_marks_alone(write):
     assert list(tsv_rows) == [("line 2", Unread("3 columns, 2 expected")), short]
     named = list(table_rows(write("rows.tsv", '"a\t1'), ("text", "label"))[1])
     assert named == [("line 1", {"text": '"a', "label": "1"})]
+
+
+ODD = ['He said "no" twice', "a tab\tinside", "one line\nand another", "plain", '"No"', '"', ""]
+
+
+def written(quoting, texts, last=False):
+    """What Python's writer makes of a table."""
+    table, rows = io.StringIO(), [("text", "label"), *((text, str(i)) for i, text in enumerate(texts))]
+    rows = [row[::-1] for row in rows] if last else rows
+    csv.writer(table, "excel-tab", quoting=quoting, lineterminator="\n").writerows(rows)
+    return table.getvalue()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_tsv_that_was_written_with_quotes_is_read_with_them(write, quoting, last):
+    for texts in (ODD, ODD[3:], ODD[:1], ODD[1:2], ODD[2:3], ODD[5:6]):
+        _, rows = read_rows(write("rows.tsv", written(quoting, texts, last)))
+        assert [row["text"] for _, row in rows] == texts
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['"No," he said.', 'and "yes"', "plain"],
+        ['"Yes."', "plain"],
+        ['"open', 'closed"', "plain"],
+        ['""Yes" she said', '"', "plain"],
+        ["5'", 'a " b'],
+    ],
+)
+def test_in_other_tsv_a_quotation_mark_is_a_character(write, texts):
+    table = "text\tlabel\n" + "".join(f"{text}\t{i}\n" for i, text in enumerate(texts))
+    _, rows = read_rows(write("rows.tsv", table))
+    assert [row["text"] for _, row in rows] == texts
+    _, rows = read_rows(write("rows.tsv", table + "one cell\n"))
+    *whole, (_, short) = rows
+    assert [row["text"] for _, row in whole] == texts and short == Unread("1 columns, 2 expected")
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("end", ['"cut off', '"No," he said\t7\n'])
+def test_tsv_whose_rows_fit_neither_way_is_refused(write, end, last):
+    table = written(csv.QUOTE_MINIMAL, ODD[:4], last)
+    with pytest.raises(ValueError, match="rows.tsv: line [0-9]: a quotation mark is opened and not closed in this row"):
+        read_rows(write("rows.tsv", table + end))
 
 
 def test_columns_of_json_are_the_keys_of_all_objects(write):
