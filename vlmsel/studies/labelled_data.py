@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmsel import runs
 from vlmsel.checks import check_at_least_one, given
 from vlmsel.data.label_noise import flip_labels
-from vlmsel.data.labelled import LabelledFile, Source, class_names, label_of, labelled_text, plain
+from vlmsel.data.labelled import LabelledFile, Source, class_names, label_of, labelled_text, merged, plain
 from vlmsel.data.sample import Sample
 from vlmsel.scoring.batches import seeded_part
 
@@ -44,6 +44,8 @@ def open_labelled(source: Source, folder: Path) -> LabelledData:
     for name, file in (("train", train), ("validation", validation)):
         reasons = {problem.uid: problem.reason for problem in file.problems}
         runs.report_left_out(folder / f"skipped_{name}.json", reasons, file.total, file.name)
+    if said := merged(train, validation):
+        print(said)
     return fit_together(train, validation, source.title)
 
 
