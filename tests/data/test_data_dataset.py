@@ -138,7 +138,7 @@ def test_usable_and_lengths_need_no_check_before(make):
 def test_check_decodes_every_picture_once(make, monkeypatch):
     seen = []
     load = images.load_image
-    monkeypatch.setattr(images, "load_image", lambda folder, name: seen.append(name) or load(folder, name))
+    monkeypatch.setattr(images, "load_image", lambda folder, name, _: seen.append(name) or load(folder, name))
     make(SAMPLES * 3).check()
     assert sorted(seen) == ["a.png", "b.jpg"]
 

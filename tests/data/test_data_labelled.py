@@ -149,7 +149,9 @@ def test_labels_that_differ_stay_apart(tmp_path):
 
 
 def test_classes_of_a_dataset_are_written_by_the_same_rule(tmp_path):
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["0.0", "True"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["0.0", "True"])}
+    )
     part = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     datasets.DatasetDict({"train": part}).save_to_disk(tmp_path / "set")
     file = read_dataset(str(tmp_path / "set"), "train", COLUMNS)

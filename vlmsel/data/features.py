@@ -55,6 +55,7 @@ class FeatureSpec:
         width: numbers per patch.
         computed: dtype that the tower computes in.
         dtype: dtype of the stored numbers.
+        exif: whether pictures are turned as their orientation tags say.
     """
 
     tower: str
@@ -67,6 +68,7 @@ class FeatureSpec:
     width: int
     computed: str
     dtype: str
+    exif: bool = False
 
     def __post_init__(self) -> None:
         check_choice(tuple(DTYPES), **{"the dtype of features": self.dtype})

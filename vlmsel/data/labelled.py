@@ -209,8 +209,8 @@ def _fields(row: Mapping[str, Any], columns: Columns) -> tuple[list[str], str, s
 def label_word(value: Any) -> str | None:
     """Write a label as a word; None where there is none.
 
-    >>> [label_word(label) for label in (1, 1.0, "1.0", "01", True, "True", " yes ", 0.5, None, "", "nan", float("nan"))]
-    ['1', '1', '1', '01', 'true', 'true', 'yes', '0.5', None, None, None, None]
+    >>> [label_word(label) for label in (1, 1.0, "1.0", "01", True, "True", " yes ", None, "", "nan", float("nan"))]
+    ['1', '1', '1', '01', 'true', 'true', 'yes', None, None, None, None]
     """
     word = written(value)
     if word.lower() in ("", "nan"):

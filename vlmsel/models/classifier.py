@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmsel import runs
+from vlmsel.checks import quoted
 from vlmsel.data.dataset import Reading
 from vlmsel.data.sample import Sample
 from vlmsel.data.text_batches import Encoded, TextBatch, TextCollator, encode_texts
@@ -106,7 +107,8 @@ class Classifier(nn.Module, Subject):
         if sample.images or not texts:
             raise ValueError("it has an image and this model reads text only" if sample.images else "it has no text")
         if len(answers) != 1 or answers[0] not in self.classes:
-            raise ValueError(f"its answer {' '.join(answers)[:60]!r} is none of the classes {', '.join(self.classes)[:200]}")
+            known = ", ".join(self.classes)[:200]
+            raise ValueError(f"its answer {quoted(' '.join(answers))} is none of the classes {known}")
         return encode_texts(self.tokenizer, sample.uid, texts, self.classes.index(answers[0]), limit)
 
     def length(self, sample: Sample, reading: Reading) -> int:

@@ -164,8 +164,9 @@ def positions(model: Any) -> int | None:
 def _scaled(config: Any, limit: int) -> int:
     """Stretch a limit as rotary positions are stretched, by a factor of what the model was pretrained with."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    factor = rope.get("factor") if isinstance(rope, dict) else None
-    return limit if factor is None else max(limit, int(factor * (rope.get("original_max_position_embeddings") or limit)))
+    if not rope.get("factor"):
+        return limit
+    return max(limit, int(rope["factor"] * (rope.get("original_max_position_embeddings") or limit)))
 
 
 def max_positions(model: Any, tokenizer: Any) -> int:

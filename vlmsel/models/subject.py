@@ -85,6 +85,15 @@ class Subject(ABC):
         """
         raise ValueError("this model reads text only and has no features of images; leave --features out")
 
+    def turn_pictures(self, exif: bool | None) -> None:
+        """Turn pictures from now on as their EXIF orientation says, or not; None changes nothing. What is saved keeps it.
+
+        Raises:
+            ValueError: the model reads text only.
+        """
+        if exif is not None:
+            raise ValueError("this model reads text only; leave --exif out")
+
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> Any:
         """Make a batch, with `uids` [n], `input_ids` [n, t], `to(device)` and `halves()`, of encoded samples."""

@@ -122,8 +122,8 @@ class VLM(nn.Module, Subject):
     def pictures(self, reading: Reading) -> Pictures | None:
         if self.vision is None:
             return None
-        tower, mode = self.vision, self.vlm_config.image_mode
-        return Pictures(reading.images or Path(), tower.image_size, mode, tower.image_mean, reading.features)
+        tower, mode, exif = self.vision, self.vlm_config.image_mode, self.vlm_config.exif
+        return Pictures(reading.images or Path(), tower.image_size, mode, tower.image_mean, reading.features, exif)
 
     def features(
         self, reading: Reading, names: Iterable[str], folder: str | Path, dtype: str | None = None
@@ -133,7 +133,14 @@ class VLM(nn.Module, Subject):
             return super().features(reading, names, folder, dtype)
         if reading.images is None:
             return None
-        return open_features(self.vision, self.vlm_config.image_mode, reading.images, names, folder, dtype)
+        mode, exif = self.vlm_config.image_mode, self.vlm_config.exif
+        return open_features(self.vision, mode, reading.images, names, folder, dtype, exif=exif)
+
+    def turn_pictures(self, exif: bool | None) -> None:
+        if self.vision is None:
+            super().turn_pictures(exif)
+        elif exif is not None:
+            self.vlm_config = replace(self.vlm_config, exif=exif)
 
     def collate(self, items: Sequence[Item]) -> Batch:
         return Collator(pad_id(self.tokenizer))(items)
@@ -241,7 +248,8 @@ class VLM(nn.Module, Subject):
         """Return how samples are read, and the scale of adapters, which their weights do not tell."""
         config = self.vlm_config
         adapters = config.lora and (config.lora.scale, config.lora.dropout)
-        return config.template, config.image_mode, config.vision_layer, self.positions, adapters
+        pictures = config.image_mode, config.exif, config.vision_layer
+        return config.template, *pictures, self.positions, adapters
 
     def save(self, folder: str | Path) -> None:
         checkpoint.save(self, folder)

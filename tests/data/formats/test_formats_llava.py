@@ -140,7 +140,9 @@ def test_turns_of_chats_are_read():
         assert Llava().parse(0, record) == Llava().parse(0, {"conversations": PLAIN})
 
 
-@pytest.mark.parametrize("path", ["data:image/png;base64," + "A" * 100_000, "a" * 100_000 + "/..", "https://a.org/b.png"])
+@pytest.mark.parametrize(
+    "path", ["data:image/png;base64," + "A" * 100_000, "a" * 100_000 + "/..", "https://a.org/b.png"]
+)
 def test_long_and_odd_paths_are_quoted_in_part(path):
     with pytest.raises(ValueError, match="image path '") as error:
         Llava().parse(0, {**GOOD, "image": path})

@@ -28,7 +28,8 @@ class VLMEngine(LanguageEngine):
         super().__init__(vlm.language_model, vlm.tokenizer)
         self.vlm, self.ahead = vlm, vlm.device.type != "cpu"
         config = vlm.vlm_config
-        self.about = {"template": config.template, "image_mode": config.image_mode}
+        mode = f"{config.image_mode}, turned by EXIF" if config.exif else config.image_mode
+        self.about = {"template": config.template, "image_mode": mode}
         self._encoder = cache(self._make_encoder)
 
     def _make_encoder(self, images: Path) -> PromptEncoder:
