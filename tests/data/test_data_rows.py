@@ -6,7 +6,17 @@ import json
 
 import pytest
 
-from vlmsel.data.rows import Unread, check_whole, json_rows, parse_all, read_lines, read_rows, readable, table_rows
+from vlmsel.data.rows import (
+    Unread,
+    check_whole,
+    json_rows,
+    need,
+    parse_all,
+    read_lines,
+    read_rows,
+    readable,
+    table_rows,
+)
 
 RECORDS = [{"a": 1}, {"a": "x\u2028y"}]
 
@@ -131,3 +141,13 @@ def test_ids_differ_and_labels_are_all_there_or_none():
         check_whole("f", ["a", "a"], [0, 1], "row")
     with pytest.raises(ValueError, match="f: 1 of 2 rows have no label, the first: row b"):
         check_whole("f", ["a", "b"], [0, None], "row")
+
+
+def test_what_others_wrote_is_quoted_in_part():
+    long = "x" * 100_000
+    with pytest.raises(ValueError, match="f: row x{100} occurs more than once") as error:
+        check_whole("f", [long, long], [0, 1], "row")
+    assert len(str(error.value)) < 300
+    with pytest.raises(ValueError, match="must be int, got 'xx") as error:
+        need({"id": long}, "id", int)
+    assert len(str(error.value)) < 300

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlmsel.checks import quoted
+
 Row = TypeVar("Row")
 Parsed = TypeVar("Parsed")
 Rows = Iterable[tuple[str, Any]]  # place in the file -> the row, or an `Unread`
@@ -226,7 +228,7 @@ def need(record: Any, key: str, *kinds: type) -> Any:
         raise ValueError(f"no {key!r}; is this the benchmark's official file?")
     if not isinstance(record[key], kinds) or (isinstance(record[key], bool) and bool not in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{key!r} must be {names}, got {str(record[key])[:40]!r}; mend it")
+        raise ValueError(f"{key!r} must be {names}, got {quoted(str(record[key]), 40)}; mend it")
     return record[key]
 
 
@@ -238,7 +240,7 @@ def check_ids(path: str | Path, ids: Sequence[str], noun: str) -> None:
     """
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
-        raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
+        raise ValueError(f"{path}: {noun} {twice[0][:100]} occurs more than once; take one of the two out{count}")
 
 
 def check_whole(path: str | Path, ids: Sequence[str], labels: Sequence[int | None], noun: str) -> None:
@@ -251,6 +253,6 @@ def check_whole(path: str | Path, ids: Sequence[str], labels: Sequence[int | Non
     bare = [name for name, label in zip(ids, labels, strict=True) if label is None]
     if bare and len(bare) < len(ids):
         raise ValueError(
-            f"{path}: {len(bare)} of {len(ids)} {noun}s have no label, the first: {noun} {bare[0]}; "
+            f"{path}: {len(bare)} of {len(ids)} {noun}s have no label, the first: {noun} {bare[0][:100]}; "
             "label all of them or none"
         )

@@ -86,7 +86,7 @@ class Subject(ABC):
         raise ValueError("this model reads text only and has no features of images; leave --features out")
 
     def turn_pictures(self, exif: bool | None) -> None:
-        """Turn pictures from now on as their EXIF orientation says, or not; None changes nothing. What is saved keeps it.
+        """Turn pictures as their EXIF orientation says, or not, also when it is saved; None changes nothing.
 
         Raises:
             ValueError: the model reads text only.
