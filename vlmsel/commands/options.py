@@ -25,6 +25,8 @@ class ReadingOptions:
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         loss_on: what a sample's loss is taken on: its answers, or all of its text.
         template: the conversation template for a Hugging Face language model; text when left out.
+        exif: turn pictures as their EXIF orientation says, or leave them; as the model was trained when left out, and
+            as they are for one that was not. A model that is saved keeps it.
     """
 
     flat: ClassVar[bool] = True
@@ -32,6 +34,7 @@ class ReadingOptions:
     max_length: int = 2048
     loss_on: LossOn = "answers"
     template: str | None = None
+    exif: bool | None = None
 
     def reading(self) -> Reading:
         """Return how a model reads samples."""

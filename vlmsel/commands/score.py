@@ -74,6 +74,7 @@ def score(
     folder = open_together(out, config, f".{share.index}of{share.of}" if share.of > 1 else "")
     loaded = load_scorers(scorers)
     subject = open_subject(model, place.device, dtype, reading.template)
+    subject.turn_pictures(reading.exif)
     if not sums.allow_untrained:
         subject.require_ready(model, ", or pass --allow_untrained true")
     chosen = subject.blocks(blocks)

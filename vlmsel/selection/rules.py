@@ -54,7 +54,7 @@ def _places(quota: Mapping[str, float], sources: np.ndarray, k: int) -> dict[str
     """Return how many samples of each source there is a place for."""
     present = set(sources.tolist()) - {""}
     if unknown := sorted(set(quota) - present):
-        known = ", ".join(sorted(present))
+        known = ", ".join(sorted(present))[:200]
         raise ValueError(f"quota names the source {unknown[0]!r}, which the pool does not have (it has {known})")
     for source, share in quota.items():
         if not 0 <= share <= 1:

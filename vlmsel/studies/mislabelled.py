@@ -86,12 +86,11 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
         weights = {"the model": fingerprint(classifier.backbone.base_model.state_dict())}
         runs.same_inputs(seed.folder.parent, weights, more=True)
-        reading = Reading(max_length=recipe.max_length or classifier.limit)
+        reading = Reading(max_length=min(recipe.max_length or classifier.limit, classifier.limit))
         train, validation = (SampleDataset(own, classifier, reading) for own in (data.train, data.validation))
         for name, part in (("training", train), ("validation", validation)):
             if count := _cut(part):
-                longest = min(classifier.limit, reading.max_length)
-                print(f"{count} of {len(part)} {name} samples were cut to {longest} tokens")
+                print(f"{count} of {len(part)} {name} samples were cut to {reading.max_length} tokens")
         classifier.adapt(recipe.tune, recipe.lora, seed.number)
         classifier.to(recipe.device)
         classifier.blocks(recipe.blocks)  # a mistake in their names costs no training

@@ -18,7 +18,7 @@ from tiny_huggingface import (
     tiny_llava,
     tiny_processor,
 )
-from tiny_models import tiny_clip, tiny_language
+from tiny_models import tiny_clip, tiny_language, tiny_vlm
 
 from vlmsel import cli
 from vlmsel.data.templates import CURIOUS
@@ -200,6 +200,14 @@ def test_problems_with_a_chat_template_and_a_prompt(asks):
         llava_engine("pure").prepare([asks[0], spelt])
     with pytest.raises(ValueError, match="^question 9: image 'no.png' is missing"):
         llava_engine("pure").prepare([asks[0], Ask("9", "?", asks[0].images, "no.png")])
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(asks):
+    engine = VLMEngine(tiny_vlm())
+    fitting, long = (Ask("8", "a" * count, asks[0].images, asks[0].image) for count in (10, 300))
+    assert len(engine.prepare([fitting]).uids) == 1
+    with pytest.raises(ValueError, match="^question 8: its prompt takes [0-9]+ positions, the model has 256; take"):
+        engine.prepare([fitting, long])
 
 
 # The same weights in our format and Hugging Face's
