@@ -181,12 +181,6 @@ def test_damping_cannot_be_measured_on_samples_that_are_all_broken(model):
         precondition(run.targets, run.fit, [DataInf()])
 
 
-def test_a_pool_of_text_has_nothing_to_say_about_the_projector(model, tmp_path):
-    items = tiny_items([0] * len(POOL))
-    columns, _, left_out = scored(model, items, tmp_path, spec="projector")
-    assert not left_out and all(not column.any() for column in columns.values())
-
-
 def test_without_scorers_of_gradients_there_are_losses_alone(model, tmp_path):
     columns, losses, left_out = scored(model, tiny_items(), tmp_path, scorers=[Random(seed=3)])
     assert not columns and torch.isfinite(losses).all() and not left_out
