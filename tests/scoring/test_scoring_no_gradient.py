@@ -10,7 +10,7 @@ from tiny_pool import Run, tiny_items
 from vlmsel import score_gradients
 from vlmsel.scorers import HyperINF, TracIn
 
-PICTURE, TEXT = [1, 2], [0, 0]
+PICTURE, TEXT, PLAIN = [1, 2], [0, 0], TracIn()
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def model():
     return vlm
 
 
-def score(model, out, pool=PICTURE, target=PICTURE, scorers=(TracIn(),), **more):
+def score(model, out, pool=PICTURE, target=PICTURE, scorer=PLAIN, **more):
     targets = {"seen": tiny_items([1], seed=3), "asked": tiny_items(target, seed=1)}
-    return Run(model, tiny_items(pool), targets, **more).score(scorers, out)
+    return Run(model, tiny_items(pool), targets, **more).score([scorer], out)
 
 
 def test_a_target_without_gradient_is_refused_by_name(model, tmp_path):
@@ -50,11 +50,11 @@ def test_adapters_that_do_not_run_are_refused(model, how, tmp_path):
 @pytest.mark.parametrize("scorer", [TracIn(), HyperINF(), TracIn(cosine=True)])
 def test_a_pool_without_gradient_is_refused(model, scorer, tmp_path):
     with pytest.raises(ValueError, match=rf"{scorer.name}\S* .*all scores would be 0|{scorer.name}/seen: every score"):
-        score(model, tmp_path, pool=TEXT, scorers=[scorer], spec="projector")
+        score(model, tmp_path, pool=TEXT, scorer=scorer, spec="projector")
 
 
 def test_blocks_on_which_no_fit_sample_has_a_gradient_are_said(model, tmp_path, capsys):
-    found = score(model, tmp_path, pool=[1, 0, 0], scorers=[HyperINF()], fit=[1, 2])
+    found = score(model, tmp_path, pool=[1, 0, 0], scorer=HyperINF(), fit=[1, 2])
     assert found.scores.any(1).all()
     assert "no fit sample has a gradient on 4 of 32 blocks" in capsys.readouterr().out
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import COLLATE, POOL, Run, broken, exploding, loop, loop_means, scores_by_hand, tiny_items
+from tiny_pool import COLLATE, Run, broken, exploding, loop, loop_means, scores_by_hand, tiny_items
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn
