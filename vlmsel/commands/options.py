@@ -11,6 +11,7 @@ from vlmsel.checks import check_at_least_one
 from vlmsel.data.dataset import Reading
 from vlmsel.data.encoding import LossOn
 from vlmsel.scoring.batches import Batching
+from vlmsel.scoring.first_batch import Check
 from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.passes import FitPart
 from vlmsel.scoring.store_pass import StoreSpec
@@ -69,12 +70,15 @@ class BatchOptions:
             out.
         batch_size: most samples per pass; as many as the tokens allow when left out.
         workers: processes that read samples.
+        check: first-batch compares the gradients of a few samples with autograd's own before the passes begin; none
+            goes without.
     """
 
     flat: ClassVar[bool] = True
     batch_tokens: int = 8192
     batch_size: int | None = None
     workers: int = 0
+    check: Check = "first-batch"
 
     def __post_init__(self) -> None:
         check_at_least_one(batch_tokens=self.batch_tokens, batch_size=self.batch_size)

@@ -14,6 +14,7 @@ from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.checkpoints import Checkpoints
+from vlmsel.scoring.first_batch import check_first_batch
 from vlmsel.scoring.passes import Passes
 from vlmsel.scoring.pool_pass import Share
 from vlmsel.scoring.pool_table import records_of, write_scores
@@ -89,6 +90,7 @@ def score(
     runs.same_inputs(folder, inputs | checkpoints.inputs())
     datasets = {name: goal.samples for name, goal in goals.items()}
     passes = Passes.of(subject, chosen, found.samples, datasets, batches.batching(), fit.part(), each_target)
+    check_first_batch(subject, chosen, found.samples, batches.batching(), batches.check)
     records = records_of(found.samples, found.problems, found.total)
     known = {"pool": pool, "pool_sha256": found.sha256, "blocks": blocks or subject.default_blocks()}
     if keeping.store is not None:

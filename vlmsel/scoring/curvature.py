@@ -30,6 +30,7 @@ from vlmsel.scoring.batches import dealt, progress_bar
 from vlmsel.scoring.halving import free, out_of_memory
 from vlmsel.scoring.memory import measure_memory, zeros_at
 from vlmsel.scoring.memory_plan import Prefer, plan_curvature
+from vlmsel.scoring.no_gradient import check_directions, check_targets
 from vlmsel.scoring.progress import Progress
 from vlmsel.scoring.solve import Gathered, Key, solve_all, start_statistics
 from vlmsel.scoring.source import Gradients, GradientSource, LeftOut
@@ -81,6 +82,16 @@ class Targets:
     names: tuple[str, ...]
     v: Callable[[], Mapping[str, Tensor]]
 
+    def means(self) -> Mapping[str, Tensor]:
+        """Return v.
+
+        Raises:
+            ValueError: a target has no gradient on any block.
+        """
+        v = self.v()
+        check_targets(self.names, v)
+        return v
+
 
 @dataclass(frozen=True)
 class FitSources:
@@ -112,9 +123,10 @@ def precondition(
         place: where curvature is gathered.
 
     Raises:
-        ValueError: what is gathered has no room, or damping cannot be measured.
+        ValueError: what is gathered has no room, damping cannot be measured, or a target, or the fit samples where
+            it has one, have no gradient.
     """
-    source, v = fit.curvature, targets.v()
+    source, v = fit.curvature, targets.means()
     squares, left_out = _mean_squares(fit.damping, scorers)
     blocks = {name: BlockTargets(wide(own), squares.get(name)) for name, own in v.items()}
     gathered = start_statistics(scorers, blocks)
@@ -129,9 +141,10 @@ def precondition(
     for reasons in processes.gather(left_out):
         left_out.update(reasons)
     stacks, details = _solve(scorers, gathered, {name: block.targets for name, block in blocks.items()})
+    names = tuple((scorer.name, target) for scorer in scorers for target in targets.names)
+    check_directions(names, stacks, v)
     normalised = normalised_columns(scorers, len(targets.names))
     divide_columns_(stacks, normalised)
-    names = tuple((scorer.name, target) for scorer in scorers for target in targets.names)
     return Preconditioned(names, stacks, details, normalised, left_out)
 
 

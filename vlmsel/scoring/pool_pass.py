@@ -30,6 +30,7 @@ from vlmsel.scoring import progress
 from vlmsel.scoring.batches import progress_bar
 from vlmsel.scoring.curvature import FitSources, Preconditioned, Targets, precondition
 from vlmsel.scoring.memory_plan import Prefer
+from vlmsel.scoring.no_gradient import check_scores
 from vlmsel.scoring.score_pass import BatchScores, ScoreReducer
 from vlmsel.scoring.source import GradientSource, LeftOut, left_out
 
@@ -138,7 +139,8 @@ def score_pool(
         The scores, or None as long as chunks of other jobs are not there.
 
     Raises:
-        ValueError: a target has no finite gradient, or `out` holds parts of another run.
+        ValueError: a target has no finite gradient, it or the pool has none at all, or `out` holds parts of another
+            run.
     """
     h = _preconditioned(pool, fit, targets, scorers, out, place)
     stacks = {name: stack.to(pool.device) for name, stack in h.stacks.items()}
@@ -149,7 +151,9 @@ def score_pool(
         return None
     whole = BatchScores.joined([_read_part(pool, out, chunk) for chunk in chunks])  # small: scores only
     lost = h.left_out | left_out(whole.uids, whole.codes)
-    return Scored(whole.uids, whole.losses, whole.scores, h.names, h.details, lost).masked()
+    scored = Scored(whole.uids, whole.losses, whole.scores, h.names, h.details, lost).masked()
+    check_scores(scored.names, scored.scores, h.stacks)
+    return scored
 
 
 def _preconditioned(
