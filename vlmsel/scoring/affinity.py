@@ -153,9 +153,11 @@ class Affinities:
         if changed := _differs(self.about, about):
             raise ValueError(f"{self.path}: of another run than the score table beside it ({changed}); score again")
 
-    def norms(self, scorer: str) -> np.ndarray:
-        """Return the samples' norms. [n]"""
-        return self._file.get_tensor(f"norms/{scorer}")
+    def norms(self, scorer: str, records: int) -> np.ndarray:
+        """Return the norms of so many records by uid, NaN for one that was not scored. [records]"""
+        whole = np.full(records, np.nan)
+        whole[self.uids] = self._file.get_tensor(f"norms/{scorer}")
+        return whole
 
     def directions(self, scorer: str) -> np.ndarray:
         """Return U_t / |t|, of which the products with `unit` rows are unit affinities. [T, r]"""
