@@ -19,9 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmsel.scoring.affinity import Affinities, Columns, write_affinities
-from vlmsel.selection import Ask, Facts
-
-AffinityRule = object
+from vlmsel.selection import AffinityRule, Ask, Facts
 
 
 def write(path: Path, samples: int, columns: int, targets: int, seed: int) -> None:

@@ -107,11 +107,19 @@ def test_both_solvers_give_one_solution(bench):
     assert {name: details["solver"] for name, (_, _, details) in found.items()} == {name: name for name in found}
 
 
+def test_the_rules_choose_from_a_pool_that_was_drawn(bench, tmp_path):
+    rules = bench("bench_select")
+    rules.write(tmp_path / "a", 500, 8, 6, 0)
+    assert all(rules.choose(tmp_path / "a", rule, 0.1)[1] == 50 for rule in ("round_robin", "strata", "herding"))
+    assert rules.argpartition_seconds(tmp_path / "a", 0.1) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "words", "last"),
     [
         ("bench_memory", ["--small", "50", "--large", "100"], "ratio: "),
+        ("bench_select", ["--samples", "500", "--columns", "8", "--targets", "6"], "herding: 25 samples in "),
         ("bench_processes", ["--samples", "16", "--repeats", "1"], "median: "),
         (
             "bench_solve",

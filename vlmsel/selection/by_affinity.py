@@ -11,12 +11,10 @@ from jaxtyping import Bool, Float, Int
 
 from vlmsel.selection.budget import Budget
 from vlmsel.selection.herding import herd
-from vlmsel.selection.nearest import blocks
+from vlmsel.selection.nearest import ROWS, Features, blocks
 from vlmsel.selection.round_robin import Taken, round_robin
 from vlmsel.selection.strata import strata
 from vlmsel.selection.turns import Turns, file_weights, sample_weights, shares, turn_order
-
-_SIZE = 1 << 14
 
 
 class Source(Protocol):
@@ -146,7 +144,7 @@ class AffinityRule:
         for name in kept:
             here = _numbers(source.targets, [name])
             mean = sample_weights([source.targets[t] for t in here]) @ source.combination(scorer)[here]
-            near = np.concatenate([source.unit(scorer, rows) @ mean for rows, _ in blocks(np.ones(count, bool), _SIZE)])
+            near = np.concatenate([source.unit(scorer, rows) @ mean for rows, _ in blocks(np.ones(count, bool), ROWS)])
             allowed[np.argsort(near, kind="stable")[: int(self.keep_quantile * count)]] = False
         return allowed
 
@@ -166,12 +164,14 @@ def _with_gradient(
     return found
 
 
-def _with_best(features: Any, directions: Float[np.ndarray, "t r"], rows: Int[np.ndarray, " k"], count: int) -> Taken:
+def _with_best(
+    features: Features, directions: Float[np.ndarray, "t r"], rows: Int[np.ndarray, " k"], count: int
+) -> Taken:
     """Add to chosen rows the target that each is nearest to."""
     wanted = np.zeros(count, dtype=bool)
     wanted[rows] = True
     takers, values = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.float32)
-    for block, here in blocks(wanted, _SIZE):
+    for block, here in blocks(wanted, ROWS):
         near = directions @ features(block)[here].T
         takers[block.start + here], values[block.start + here] = near.argmax(axis=0), near.max(axis=0)
     return Taken(rows, takers[rows], values[rows])

@@ -6,7 +6,7 @@ Samples that say what chosen ones say already gain nothing, so that a pool full 
 the columns orthonormal in the scorer's metric (`Affinities.whitening`): ⟨φ_i, φ_j⟩ is then the cosine of two samples'
 gradients as far as the targets' span holds them, and ⟨μ, φ_i⟩ the mean unit affinity, whatever R is.
 
-Exact for pools of up to 10,000 samples. In larger ones the samples that gain most are looked up 32 times or more, and
+Exact for pools of up to 10,000 samples. In larger ones the samples that gain most are looked up 24 times or more, and
 each time a part of the choice is made, exactly, among the best four times as many.
 """
 
@@ -18,12 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vlmsel.selection.budget import Budget, Purse
-from vlmsel.selection.nearest import Features, blocks, nearest
+from vlmsel.selection.nearest import ROWS, Features, blocks, nearest
 
 _WHOLE = 10_000  # samples among which a choice is made at a time
-_ROUNDS = 32
+_ROUNDS = 24
 _EACH = 4  # candidates for every sample that is chosen of them
-_SIZE = 1 << 14
 
 
 def herd(
@@ -93,4 +92,4 @@ def _at(features: Features, rows: np.ndarray, count: int) -> np.ndarray:
     """Return the features of some of so many rows, block by block. [rows, r]"""
     wanted = np.zeros(count, dtype=bool)
     wanted[rows] = True
-    return np.concatenate([features(block)[here] for block, here in blocks(wanted, _SIZE)])
+    return np.concatenate([features(block)[here] for block, here in blocks(wanted, ROWS)])

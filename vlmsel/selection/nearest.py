@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 Features = Callable[[slice], np.ndarray]  # rows of the samples' unit features, [rows, r]
+ROWS = 1 << 12  # that are read at a time
 _AT_ONCE = 1 << 22  # affinities
 _HELD = 1 << 22  # candidates beyond twice those that are kept
 
@@ -31,6 +32,12 @@ def blocks(allowed: Bool[np.ndarray, " n"], size: int) -> list[tuple[slice, Int[
     return [(rows, among) for rows, among in found if len(among)]
 
 
+def rows_of(features: Features, rows: slice, among: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b r"]:
+    """Return the features of some of the rows of a slice."""
+    found = features(rows)
+    return found if len(among) == len(found) else found[among]
+
+
 def nearest(
     features: Features,
     directions: Float[np.ndarray, "t r"],
@@ -45,12 +52,12 @@ def nearest(
         allowed: which rows count.
         keep: how many are kept for each target.
     """
-    size = max(256, _AT_ONCE // len(directions))
+    size = min(max(256, _AT_ONCE // len(directions)), ROWS)
     floor = np.full((len(directions), 1), -np.inf, dtype=np.float32)
     held: list[tuple[np.ndarray, ...]] = []
     count, most = 0, 2 * int(keep.sum()) + _HELD
     for rows, among in blocks(allowed, size):
-        values = directions @ features(rows)[among].T
+        values = directions @ rows_of(features, rows, among).T
         found = np.flatnonzero(values > floor)
         owners, columns = np.divmod(found, len(among))
         held.append((owners.astype(np.int32), (rows.start + among[columns]).astype(np.int32), values.ravel()[found]))

@@ -16,7 +16,7 @@ from vlmsel.selection.budget import Budget, Purse
 from vlmsel.selection.nearest import Features, nearest
 
 _FIRST = 20  # samples that are ranked for each turn of a target
-_MOST = 40_000_000  # that are ranked for all targets together, beyond one for each turn
+_MOST = 8_000_000  # that are ranked for all targets together, beyond one for each turn
 _NONE = (memoryview(b""), memoryview(b""))
 
 
@@ -99,5 +99,5 @@ class _Rankings:
         ranked = nearest(self._features, self._directions[active], allowed, keep)
         views = ((one.rows.data, one.values.data) for one in ranked)
         self._ranked = dict(zip(active.tolist(), views, strict=True))
-        self._times, self._at = 2 * self._times, [0] * len(self._at)
+        self._times, self._at = 4 * self._times, [0] * len(self._at)
         return True
