@@ -102,6 +102,9 @@ def test_other_files_are_refused(tmp_path, pool):
     found.require("S", {**about, "config": "seed: 0\nmodel: a\ndevice: cuda\n"})
     with pytest.raises(ValueError, match="of another run than the score table .*model: a here, b there"):
         found.require("S", {**about, "config": CONFIG.replace("model: a", "model: b")})
+    write(tmp_path / "flat", pool, {"S": columns(0 * g, v, p)})
+    with pytest.raises(ValueError, match="flat: no sample has a gradient by S"):
+        Affinities(tmp_path / "flat").require("S", about)
     pool.write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="belong to another pool"):
         Affinities(tmp_path / "a", pool)

@@ -143,7 +143,7 @@ class Affinities:
         return len(self.uids)
 
     def require(self, scorer: str, about: Mapping[str, Any]) -> None:
-        """Check that a scorer is here and that the file is of the run whose score table says `about`.
+        """Check that a scorer is here, tells samples apart, and is of the run whose score table says `about`.
 
         Raises:
             ValueError: it is not.
@@ -152,6 +152,8 @@ class Affinities:
             raise ValueError(f"{self.path}: no affinities by {scorer!r}; it has {', '.join(self.about['scorers'])}")
         if changed := _differs(self.about, about):
             raise ValueError(f"{self.path}: of another run than the score table beside it ({changed}); score again")
+        if not self._file.get_tensor(f"norms/{scorer}").any():
+            raise ValueError(f"{self.path}: no sample has a gradient by {scorer}, so that none is better than another")
 
     def norms(self, scorer: str, records: int) -> np.ndarray:
         """Return the norms of so many records by uid, NaN for one that was not scored. [records]"""
