@@ -34,7 +34,8 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 FREE = (  # settings that no result depends on
-    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by", "settings.workers", "settings.save_every",
+    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by",
+    "settings.workers", "settings.save_every",
 )  # fmt: skip
 _LOCK = ".lock"
 _handles: dict[str, int] = {}  # of the lock files that this process has open

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmsel import processes
+from vlmsel.scoring.targets import is_virtual
 
 MEND = (
     "choose --blocks that these samples use (text uses no projector; adapters must be switched on and not merged), or "
@@ -49,7 +50,7 @@ def check_directions(names: Sequence[tuple[str, str]], stacks: Mapping[str, Tens
     """
     present = _present(stacks)
     for (scorer, target), found in zip(names, present.any(0).tolist(), strict=True):
-        if not found:
+        if not found and not is_virtual(target):
             raise ValueError(
                 f"{scorer}: no fit sample has a gradient on a block where target {target} has one, all scores would be "
                 f"0; raise --fit_samples, or {MEND}"
