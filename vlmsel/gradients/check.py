@@ -165,7 +165,7 @@ class _Block(NamedTuple):
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0, 0])
             raise ValueError(
-                f"block {self.name}: what is captured of its gradient on sample {numbers[row] + 1} of the first batch is "
+                f"block {self.name}: its gradient as captured, on sample {numbers[row] + 1} of the first batch, is "
                 f"{_share(off[row], size[row])} off autograd's own: {self._reason(own, tolerance)}; {MEND}"
             )
 
@@ -194,8 +194,8 @@ def _check_alone(
             terms += float(captured.lengths[name][number]) ** 2 if name in captured.lengths else 0.0
     if off > max(tolerance.alone**2 * size, tolerance.terms**2 * terms):
         raise ValueError(
-            f"the gradient of sample {number + 1} of the first batch is {_share(off**0.5, size**0.5)} off the one it has "
-            f"alone: the model's results depend on what else is in a batch; set --batch_size 1, or {MEND}"
+            f"the gradient of sample {number + 1} of the first batch is {_share(off**0.5, size**0.5)} off the one "
+            f"it has alone: the model's results depend on what else is in a batch; set --batch_size 1, or {MEND}"
         )
 
 
