@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
@@ -46,7 +49,7 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code (0 done, 2 wrong input, 130 interrupted)."""
+    """Run one command; return the exit code (0 done, 2 wrong input, 130 interrupted, 143 terminated)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -62,16 +65,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(arguments[0], arguments[1:])
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` where SIGTERM comes within the block."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(command: str, arguments: list[str]) -> int:
     try:
-        call, values = parse(command, arguments)
-        call(**values)
+        with _terminable():
+            call, values = parse(command, arguments)
+            call(**values)
     except ArgumentError as problem:
         print(f"error: {option_problem(command, arguments, str(problem))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as end:
+        how, code = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
+        print(f"{how}; the same command goes on where it stopped", file=sys.stderr)
+        return code
     except (ValueError, OSError, KeyError, ImportError, RuntimeError) as problem:
         unforeseen = isinstance(problem, RuntimeError)
         if os.environ.get("VLMSEL_DEBUG") or (unforeseen and "out of memory" not in str(problem)):

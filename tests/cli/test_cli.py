@@ -1,4 +1,5 @@
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -84,6 +85,18 @@ def test_user_errors_are_one_line(problem, line, monkeypatch, capsys):
 def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys):
     assert fail(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
+
+
+def test_a_terminated_command_ends_as_an_interrupted_one(monkeypatch, capsys):
+    def told(**values):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "parse", lambda command, arguments: (told, {}))
+    assert cli.main(["select"]) == 143
+    assert capsys.readouterr().err == "terminated; the same command goes on where it stopped\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):

@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import signal
 import warnings
 
 import pytest
@@ -234,6 +235,85 @@ def test_a_run_that_fails_before_its_first_state_leaves_nothing(tmp_path, monkey
         patch.setattr(checkpoint, "save_adapter", full)
         trained(tmp_path)
     assert list((tmp_path / "run").glob("*")) == []
+
+
+@pytest.mark.parametrize("room", [-1, 2000])  # beyond the adapters: too small for them, or for the optimiser's state
+def test_a_full_disk_names_the_state_and_loses_nothing(tmp_path, small_disk, room):
+    settings = PhaseSettings(**{**SETTINGS.__dict__, "epochs": 2.0})
+    whole, expected = trained(tmp_path, settings, "whole")
+    (adapters,) = (tmp_path / "whole").rglob("adapter_model.safetensors")
+    size = adapters.stat().st_size + room
+    assert size > 4000  # room for what is printed, which the tests keep in a file
+
+    def on_small_disk(state):
+        model = tiny_vlm(tmp_path / "backbones")
+        with (
+            small_disk(size),
+            pytest.raises(OSError, match=rf"run/checkpoints/{state}.*: cannot be written \(.* GB free"),
+        ):
+            train(model, POOL, collate, settings, tmp_path / "run")
+
+    on_small_disk("checkpoint-2")
+    assert list((tmp_path / "run").glob("*")) == []
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, settings, collator=Interrupting(3))
+    on_small_disk("checkpoint-4")
+    again, result = trained(tmp_path, settings, collator=Interrupting(4))
+    assert result.losses == expected.losses and equal(weights(again), weights(whole))
+
+
+class Signalling:
+    """A collator at whose `last` batch signals come."""
+
+    def __init__(self, last, *signals):
+        self.left, self.signals = last, signals
+
+    def __call__(self, items):
+        self.left -= 1
+        if self.left < 0:
+            for number in self.signals:
+                signal.raise_signal(number)
+            self.signals = ()
+        return collate(items)
+
+
+class Terminated(KeyboardInterrupt):
+    """What the command line makes of SIGTERM."""
+
+
+@pytest.fixture
+def terminable():
+    def end(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield end
+    assert signal.signal(signal.SIGTERM, before) is end  # given back
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [0, 2, 4])
+def test_a_signal_saves_a_state_before_the_run_ends(tmp_path, number, stop, terminable):
+    settings = PhaseSettings(**{**SETTINGS.__dict__, "epochs": 2.0, "save_every": 200})
+    whole, expected = trained(tmp_path, settings, "whole")
+    with pytest.raises(KeyboardInterrupt) as ended:
+        trained(tmp_path, settings, "cut", collator=Signalling(stop, number))
+    assert ended.type is (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+    done = int(newest_state(tmp_path / "cut/checkpoints").name.rpartition("-")[2])
+    assert max(1, stop) <= done <= stop + 1  # a batch is read ahead of its step
+    again, result = trained(tmp_path, settings, "cut", collator=Interrupting(6 - done))
+    assert result.losses == expected.losses and equal(weights(again), weights(whole))
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path, terminable):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, collator=Signalling(0, signal.SIGINT, signal.SIGINT))
+    assert not list((tmp_path / "run").glob("*"))
+    with pytest.raises(KeyboardInterrupt):  # no states are asked for
+        settings = PhaseSettings(**{**SETTINGS.__dict__, "save_every": None})
+        trained(tmp_path, settings, collator=Signalling(1, signal.SIGTERM))
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_nothing_is_written_before_the_first_state(tmp_path):

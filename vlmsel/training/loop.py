@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from vlmsel.models.losses import TokenLosses
+from vlmsel.runs import writing
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.watch import GradientWatch
 
@@ -94,6 +95,10 @@ class PhaseTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             self.model.save(Path(output_dir or str(self.args.output_dir)) / MODEL)  # type: ignore[union-attr, operator]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         self.model.load_trained(Path(resume_from_checkpoint) / MODEL)  # type: ignore[union-attr, operator]
