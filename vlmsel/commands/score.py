@@ -13,11 +13,12 @@ from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.affinity import NAME as AFFINITIES
 from vlmsel.scoring.checkpoints import Checkpoints
 from vlmsel.scoring.first_batch import check_first_batch
 from vlmsel.scoring.passes import Passes
 from vlmsel.scoring.pool_pass import Share
-from vlmsel.scoring.pool_table import records_of, write_scores
+from vlmsel.scoring.pool_table import records_of, write_pool_affinities, write_scores
 from vlmsel.scoring.store_pass import write_store
 from vlmsel.scoring.table import check_target_names
 
@@ -116,6 +117,8 @@ def score(
         found.report(folder / "skipped.json", scored.left_out)
     path = folder / "scores.parquet"
     write_scores(path, records, scored, known | {"config": config})
+    if scored.affinities is not None:
+        write_pool_affinities(folder / AFFINITIES, scored.affinities, known | {"config": config})
     count = len(scored.uids) - len(scored.left_out)
     print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
 

@@ -50,7 +50,8 @@ class Preconditioned:
         normalised: the columns that have norm 1 over all blocks, and whose scores are divided by the samples' norms.
         left_out: fit samples that were left out, and why.
         virtual: how the target samples are made of the columns that stand for them, where they are targets.
-        metrics: with it, the norms of the scorers that have one of their own.
+        metrics: with it, the norms of the scorers that have another than the plain one.
+        inner: with it, ⟨P w, w'⟩ of the virtual targets, for scorers whose norm is their own. [r, r]
     """
 
     names: tuple[tuple[str, str], ...]
@@ -60,6 +61,7 @@ class Preconditioned:
     left_out: LeftOut = field(default_factory=dict)
     virtual: Virtual | None = None
     metrics: Mapping[str, Metrics] = field(default_factory=dict)
+    inner: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def norms(self) -> list[Metrics]:
@@ -68,7 +70,7 @@ class Preconditioned:
 
     def save(self, path: Path) -> None:
         about = {name: getattr(self, name) for name in ("names", "details", "normalised", "left_out")}
-        tensors = dict(self.stacks)
+        tensors = {**self.stacks, **{f"inner/{scorer}": own for scorer, own in self.inner.items()}}
         if self.virtual is not None:
             about["virtual"] = {"samples": self.virtual.samples, "share": self.virtual.share}
             tensors |= {"mixing": self.virtual.mixing, "weights": self.virtual.weights}
@@ -88,6 +90,7 @@ class Preconditioned:
         with safe_open(path, framework="pt") as file:
             about = {key: json.loads(text) for key, text in file.metadata().items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        inner = {name.removeprefix("inner/"): tensors.pop(name) for name in [*tensors] if name.startswith("inner/")}
         names = tuple((scorer, target) for scorer, target in about["names"])
         left_out = {int(uid): reason for uid, reason in about["left_out"].items()}
         metrics = {
@@ -101,7 +104,7 @@ class Preconditioned:
         if "virtual" in about:
             samples = tuple(TargetSample(*one) for one in about["virtual"]["samples"])
             virtual = Virtual(samples, tensors.pop("mixing"), tensors.pop("weights"), about["virtual"]["share"])
-        return cls(names, tensors, about["details"], tuple(about["normalised"]), left_out, virtual, metrics)
+        return cls(names, tensors, about["details"], tuple(about["normalised"]), left_out, virtual, metrics, inner)
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,20 @@ def precondition(
     check_directions(columns, stacks, v)
     normalised = tuple(scorer.normalised and not is_virtual(target) for scorer in scorers for target in names)
     divide_columns_(stacks, normalised)
-    return Preconditioned(columns, stacks, details, normalised, left_out, virtual, metrics)
+    inner = {} if virtual is None else _inner(scorers, stacks, v, len(virtual.weights))
+    return Preconditioned(columns, stacks, details, normalised, left_out, virtual, metrics, inner)
+
+
+def _inner(
+    scorers: Sequence[GradientScorer], stacks: Mapping[str, Tensor], v: Mapping[str, Tensor], last: int
+) -> dict[str, Tensor]:
+    """Return ⟨P w, w'⟩ of the `last` targets, for scorers whose norm is their own. [last, last] float64"""
+    found = {}
+    for number, scorer in enumerate(scorers):
+        if scorer.own_norm:
+            pairs = ((stacks[name].chunk(len(scorers))[number][-last:], own[-last:]) for name, own in v.items())
+            found[scorer.name] = sum((h.flatten(1).double() @ w.flatten(1).double().T for h, w in pairs)).cpu()
+    return found
 
 
 def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> tuple[dict[str, float], LeftOut]:

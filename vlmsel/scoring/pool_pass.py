@@ -78,22 +78,22 @@ class Share:
         return [range(start, min(start + self.chunk, batches)) for start in starts]
 
 
-class Affinity(NamedTuple):
-    """A scorer's affinities by columns: C [n, r], norms of samples [n] and of target samples [T], and whether these are
-    norms in the scorer's own metric."""
+class ScorerAffinities(NamedTuple):
+    """A scorer's affinities by columns: C [n, r], norms of samples [n] and of target samples [T], and ⟨P w, w'⟩ of the
+    columns where these are norms in its own metric [r, r], None where they are plain norms."""
 
     columns: Tensor
     norms: Tensor
     target_norms: Tensor
-    own_norm: bool
+    inner: Tensor | None
 
 
-class Affinities(NamedTuple):
-    """Affinities a_ti = Σ_k M_tk C_ik (highest = most helpful) of samples [n] for single target samples, by scorer."""
+class PoolAffinities(NamedTuple):
+    """Affinities a_ti = Σ_k M_tk C_ik (highest = most helpful) of samples [n] for target samples, by scorer."""
 
     uids: Tensor
     virtual: Virtual
-    of: Mapping[str, Affinity]
+    of: Mapping[str, ScorerAffinities]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Scored:
     names: tuple[tuple[str, str], ...]
     details: dict[str, Any]
     left_out: LeftOut
-    affinities: Affinities | None = None
+    affinities: PoolAffinities | None = None
 
     def masked(self) -> Scored:
         """Take the scores of samples that were left out, which those of a finite block may have."""
@@ -192,11 +192,11 @@ def _with_affinities(scored: Scored, squares: Tensor, of_targets: Tensor, h: Pre
     for scorer in dict.fromkeys(scorer for scorer, _ in h.names):
         own = virtual & torch.tensor([name == scorer for name, _ in h.names])
         norm, target_norm = (one[which.get(scorer, 0)].sqrt().float() for one in (squares, of_targets))
-        found[scorer] = Affinity(-scored.scores[own][:, fine].T, norm[fine], target_norm, scorer in which)
+        found[scorer] = ScorerAffinities(-scored.scores[own][:, fine].T, norm[fine], target_norm, h.inner.get(scorer))
     names = tuple(name for name in h.names if not is_virtual(name[1]))
     return replace(
         scored, scores=scored.scores[~virtual], names=names,
-        affinities=Affinities(scored.uids[fine], h.virtual, found),
+        affinities=PoolAffinities(scored.uids[fine], h.virtual, found),
     )  # fmt: skip
 
 
