@@ -216,22 +216,34 @@ class Capture:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Have the hooks on the model within the block."""
-        joined, handles = [self._modules[""]], []
+        joined = [self._modules[""]]
         if any(map(_reentrant, self._modules.values())):
             joined += [module for module in self._modules.values() if isinstance(module, nn.Embedding)]
         try:
-            for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]:
-                tap = partial(self._tap, name)
-                handles.append(self._modules[name].register_forward_hook(tap, with_kwargs=True))
-            for name in {layer for above in self._layers.values() for layer in above}:
-                note = partial(self._note_read, name)
-                handles.append(self._modules[name].register_forward_pre_hook(note, with_kwargs=True))
-            for module in joined:
-                handles.append(module.register_forward_hook(self._join))
-            yield
+            try:
+                for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]:
+                    self._modules[name].register_forward_hook(partial(self._tap, name), with_kwargs=True)
+                for name in {layer for above in self._layers.values() for layer in above}:
+                    self._modules[name].register_forward_pre_hook(partial(self._note_read, name), with_kwargs=True)
+                for module in joined:
+                    module.register_forward_hook(self._join)
+                yield
+            finally:
+                self._remove_hooks()
         finally:
-            for handle in handles:
-                handle.remove()
+            self._remove_hooks()  # again, for Ctrl-C may have cut the first time short
+
+    def _remove_hooks(self) -> None:
+        """Remove its hooks by what they are: Ctrl-C may come before a handle is at hand."""
+        for module in self._modules.values():
+            for hooks, marked in (
+                (module._forward_hooks, module._forward_hooks_with_kwargs),
+                (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            ):
+                for number, hook in list(hooks.items()):
+                    if getattr(getattr(hook, "func", hook), "__self__", None) is self:
+                        marked.pop(number, None)
+                        del hooks[number]
 
 
 def _kind(module: nn.Module) -> str:
@@ -289,14 +301,15 @@ def _reentrant(module: nn.Module) -> bool:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter require a gradient within the block."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = nn.ParameterList(parameter for parameter in model.parameters() if parameter.requires_grad)
     try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
+        try:
+            trained.requires_grad_(False)
+            yield
+        finally:
+            trained.requires_grad_(True)
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        trained.requires_grad_(True)  # again, for Ctrl-C may have cut the first time short
 
 
 @contextmanager

@@ -126,17 +126,24 @@ def _gradients(model: nn.Module, group: Mapping[str, nn.Parameter], loss: Callab
     kept = {name: parameter.grad for name, parameter in group.items()}
     with frozen(model):
         try:
-            for parameter in group.values():
-                parameter.grad = None
-                parameter.requires_grad_(True)
-            value = loss()
-            if value.requires_grad:
-                value.backward()
-            return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in group.items()}
+            try:
+                for parameter in group.values():
+                    parameter.grad = None
+                    parameter.requires_grad_(True)
+                value = loss()
+                if value.requires_grad:
+                    value.backward()
+                return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in group.items()}
+            finally:
+                _restore(group, kept)
         finally:
-            for name, parameter in group.items():
-                parameter.requires_grad_(False)
-                parameter.grad = kept[name]
+            _restore(group, kept)  # again, for Ctrl-C may have cut the first time short
+
+
+def _restore(group: Mapping[str, nn.Parameter], kept: Mapping[str, Tensor | None]) -> None:
+    for name, parameter in group.items():
+        parameter.requires_grad_(False)
+        parameter.grad = kept[name]
 
 
 def _check_loss(number: int, together: float, apart: float, tolerance: Tolerance) -> None:
