@@ -8,47 +8,16 @@ import warnings
 
 import pytest
 import torch
-from tiny_models import TinyBatch, pad, random_batch, sample_losses, tiny_vlm, wake_lora
+from tiny_models import sample_losses, tiny_vlm, wake_lora
+from tiny_phase import Pool, collate, weights
 
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import load
+from vlmsel.training.loop import EpochOrder, share
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.trainer import newest_state, train_phase
 
 SETTINGS = PhaseSettings(learning_rate=1e-2, batch_size=4, warmup_ratio=0.1, save_every=2)
-
-
-class Pool(torch.utils.data.Dataset):
-    """Samples of one batch, one by one: (ids, labels, images)."""
-
-    def __init__(self, images, seed=0):
-        whole = random_batch(images_per_sample=images, seed=seed)
-        self.items = []
-        for row in range(len(images)):
-            real = whole.attention_mask[row].bool()
-            used = whole.image_index[whole.image_samples == row]
-            pixels = [whole.pixel_values[i].clone() for i in used]
-            self.items.append((row, whole.input_ids[row, real].tolist(), whole.labels[row, real].tolist(), pixels))
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
-def collate(items):
-    images = [image for *_, pixels in items for image in pixels]
-    counts = torch.tensor([len(pixels) for *_, pixels in items])
-    return TinyBatch(
-        input_ids=pad([ids for _, ids, _, _ in items], 258, False),
-        labels=pad([labels for _, _, labels, _ in items], -100, False),
-        attention_mask=pad([[1] * len(ids) for _, ids, _, _ in items], 0, False),
-        pixel_values=torch.stack(images) if images else None,
-        image_index=torch.arange(len(images)),
-        image_samples=torch.repeat_interleave(torch.arange(len(items)), counts),
-        uids=torch.tensor([100 + row for row, *_ in items]),
-    )
 
 
 class Interrupting:
@@ -74,10 +43,6 @@ def small_heap():
 
 
 POOL = Pool([1, 0, 2, 1, 1, 0, 1, 1, 1, 2])
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def equal(a, b):
@@ -462,6 +427,25 @@ def test_order_must_be_a_permutation_and_is_asked_every_epoch(tmp_path):
     assert sorted(set(asked)) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"order\(0\) must hold each of the 10 sample positions once"):
         trained(tmp_path, name="bad", order=lambda epoch: [0] * 10)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_every_sample_is_dealt_to_one_process_within_its_step(count, batch, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for samples in (1, 2, 3, 7, 10, 101):
+        dealt, each = list(EpochOrder(samples, 0, range_order(samples), batch)), share(batch)
+        assert len(dealt) == len(EpochOrder(samples, 0, None, batch)) == -(-samples // batch) * each * count
+        for step, start in enumerate(range(0, samples, batch)):
+            own = dealt[step * each * count : (step + 1) * each * count]
+            assert sorted(i for i in own if i < samples) == list(range(start, min(start + batch, samples)))
+            parts = [sum(i < samples for i in own[r * each : (r + 1) * each]) for r in range(count)]
+            assert max(parts) - min(parts) <= 1
+        assert count > 1 or dealt[:samples] == list(range(samples))
+
+
+def range_order(samples):
+    return lambda epoch: range(samples)
 
 
 def test_an_unfit_batch_size_and_an_untrained_projector_are_refused(tmp_path):

@@ -149,10 +149,9 @@ def run(
             settings,
             order,
             watch,
-            model=subject,
+            dataset,
+            subject,
             args=arguments(settings, subject.device, states),
-            train_dataset=dataset,
-            data_collator=subject.collate,
             optimizers=(optimizer, schedule),
             callbacks=[watch, progress, stop, claim],
         )

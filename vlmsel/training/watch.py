@@ -115,17 +115,22 @@ class GradientWatch(TrainerCallback):
         self.subject = subject
         self.trained = tuple(groups)
         self.pending = {name: list(group.values()) for name, group in groups.items()}
-        self.reached: dict[str, bool] = {}
+        self.reached = dict.fromkeys(groups, False)
 
     def see(self, batch: Any) -> None:
         """Take note of which modules a batch has rows for."""
         if self.pending:
-            for name, owners in self.subject.row_samples(batch).items():
-                self.reached[name] = self.reached.get(name, False) or len(owners) > 0
+            rows = self.subject.row_samples(batch)
+            for name in self.pending:
+                self.reached[name] = self.reached[name] or name not in rows or len(rows[name]) > 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for name, parameters in list(self.pending.items()):
-            if not self.reached.get(name, True):
+        if not self.pending:
+            return
+        reached = torch.tensor([float(self.reached[name]) for name in self.pending])
+        processes.add_up(reached)  # gradients are, too
+        for (name, parameters), there in zip(list(self.pending.items()), reached.tolist(), strict=True):
+            if not there:
                 continue
             if not any(p.grad is not None and bool(p.grad.any()) for p in parameters):
                 raise ValueError(
