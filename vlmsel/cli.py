@@ -27,6 +27,7 @@ from vlmsel.commands.groups import grouped, groups_of
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
     "align": "phase one: train the projector (and LoRA) on captions",
+    "warmup": "tune on a small random part of the pool, so that gradients tell samples apart",
     "score": "score every sample of a pool by its influence on target tasks",
     "rescore": "score it again from stored gradients, with other scorers or settings, without the model",
     "select": "write the fraction of the pool with the lowest (most helpful) scores",
