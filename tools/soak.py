@@ -65,7 +65,7 @@ class Chain:
             "evaluate": ["--model", f"{self.before}/tune", "--task", "gqa", "--questions", questions]
             + ["--images", f"{images}/test/gqa", "--batch_size", "2", "--max_new_tokens", "4"],
         }[command]
-        scorer = ["--scorer", "HyperINF"] if command == "select" else []
+        scorer = ["--scorer", "HyperINF", "--rule", "top"] if command == "select" else []
         return [sys.executable, "-m", "vlmsel", command, *own, *scorer, "--out", str(self.out(command))]
 
     def out(self, command: str) -> Path:

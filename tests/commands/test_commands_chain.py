@@ -31,7 +31,7 @@ def scored(world, aligned, tmp_path_factory):
 
 
 def select_arguments(world, scored, out, *more):
-    scores = ["--scores", f"{scored}/scores.parquet", "--pool", f"{world}/pool.json"]
+    scores = ["--scores", f"{scored}/scores.parquet", "--pool", f"{world}/pool.json", "--rule", "top"]
     return ["select", *scores, "--out", str(out), *more]
 
 
@@ -177,7 +177,7 @@ def test_a_pool_of_lines_is_selected_into_lines(world, aligned, tmp_path):
     assert cli.main(score_arguments(world, aligned, tmp_path / "run", pool=pool, scorers="[TracIn]")) == 0
     out = tmp_path / "chosen.jsonl"
     arguments = ["--scores", f"{tmp_path}/run/scores.parquet", "--pool", str(pool), "--out", str(out)]
-    assert cli.main(["select", *arguments, "--scorer", "TracIn", "--count", "2"]) == 0
+    assert cli.main(["select", *arguments, "--scorer", "TracIn", "--rule", "top", "--count", "2"]) == 0
     chosen = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(chosen) == 2 and all(record in records for record in chosen)
 

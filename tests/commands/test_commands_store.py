@@ -134,8 +134,8 @@ def test_samples_left_out_are_neither_fitted_on_nor_scored(world, aligned, pool,
 def test_select_takes_the_table(written, pool, tmp_path):
     assert cli.main(stored(written / "store", tmp_path / "run")) == 0
     for name, folder in (("one", tmp_path / "run"), ("other", written / "run")):
-        options = {"scores": f"{folder}/scores.parquet", "pool": pool, "fraction": 0.25, "out": tmp_path / name}
-        assert cli.main(words("select", options)) == 0
+        options = {"scores": f"{folder}/scores.parquet", "pool": pool, "fraction": 0.25, "rule": "top"}
+        assert cli.main(words("select", {**options, "out": tmp_path / name})) == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     assert len(runs.read_json(tmp_path / "one")) == 4  # a quarter of 14 records, rounded up
 

@@ -3,9 +3,9 @@ field is an option of its own (`--images`, not `--reading.images`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmsel.checks import check_at_least_one
 from vlmsel.data.dataset import Reading
@@ -187,3 +187,14 @@ class StoreOptions:
         """Return where and how the store is written."""
         assert self.store is not None
         return StoreSpec(self.store, self.store_dtype, self.store_projection)
+
+
+def refuse_idle(group: Any, where: str) -> None:
+    """Refuse options that were set and change nothing.
+
+    Raises:
+        ValueError: one of a group's options is not as it is when left out.
+    """
+    for one in fields(group):
+        if getattr(group, one.name) != one.default:
+            raise ValueError(f"--{one.name}: no meaning for {where}; leave it out")

@@ -177,12 +177,13 @@ class Affinities:
         return self.combination(scorer) @ self._file.get_slice(f"C/{scorer}")[rows].astype(np.float32).T
 
     def whitening(self, scorer: str) -> np.ndarray:
-        """Return R [r, r], by which unit rows become coordinates of the gradients' projections on the targets' span:
-        ⟨R c_i, R c_j⟩ / (|i| |j|) is the cosine of the projections of g_i and g_j in the scorer's metric.
+        """Return R [r, d], by which unit rows become coordinates of the gradients' projections on the targets' span:
+        ⟨c_i R, c_j R⟩ / (|i| |j|) is the cosine of the projections of g_i and g_j in the scorer's metric.
 
-        With w the virtual targets and M = ⟨P w, w'⟩, c_i = ⟨P w, g_i⟩ has the coordinates M^-½ c_i: exact for samples
-        in the span. Where the file has no M it is taken for m · 1, with m by which the targets' norms come out on
-        average: exact for feature vectors and for P = 1, elsewhere only the products with targets are exact.
+        With w the virtual targets and M = ⟨P w, w'⟩, the coordinates of g_i with c_i = ⟨P w, g_i⟩ are M^-½ c_i: exact
+        for samples in the span. Where the file has no M it is taken for m · 1, with m by which the targets' norms come
+        out on average: exact for feature vectors and for P = 1; elsewhere the products of samples are those in the
+        metric P², scaled. Products with targets are exact whatever M is.
         """
         columns = self.combination(scorer)
         if f"metric/{scorer}" not in self._file.keys():  # noqa: SIM118
@@ -191,7 +192,24 @@ class Affinities:
             return np.eye(columns.shape[1], dtype=np.float32) / np.float32(np.sqrt(m))
         values, vectors = np.linalg.eigh(self._file.get_tensor(f"metric/{scorer}").astype(np.float64))
         kept = values > 1e-6 * values[-1]
-        return ((vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T).astype(np.float32)
+        return (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
+
+
+def beside(table: Path, pool: str | Path, scorer: str, about: Mapping[str, Any]) -> Affinities:
+    """Open the affinities that lie beside a score table, of which `about` are the metadata.
+
+    Raises:
+        ValueError: there are none, or they are of another pool, run or scorers.
+    """
+    path = table.with_name(NAME)
+    if not path.is_file():
+        raise ValueError(
+            f"{table}: no {NAME} beside it, by which target samples choose; score again with --affinities true, or "
+            "take the lowest mean influence with --rule top"
+        )
+    found = Affinities(path, pool)
+    found.require(scorer, about)
+    return found
 
 
 def _over(rows: np.ndarray, norms: np.ndarray) -> np.ndarray:
