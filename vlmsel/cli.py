@@ -26,11 +26,13 @@ from vlmsel.commands.groups import grouped, groups_of
 
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
+    "choose": "warm up, score and select: the whole choice in one command",
+    "validate": "is the choice better than a random one here? tune on small ones of both and compare held-out losses",
     "align": "phase one: train the projector (and LoRA) on captions",
     "warmup": "tune on a small random part of the pool, so that gradients tell samples apart",
     "score": "score every sample of a pool by its influence on target tasks",
     "rescore": "score it again from stored gradients, with other scorers or settings, without the model",
-    "select": "write the fraction of the pool with the lowest (most helpful) scores",
+    "select": "choose samples by their scores and affinities, or at random, and write them",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
     "detect": "rank the training samples of a text classifier by how likely their labels are wrong",

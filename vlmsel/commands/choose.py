@@ -41,7 +41,7 @@ def choose(
     place: options.PlaceOptions = options.PlaceOptions(),
     config: str = "",
 ) -> None:
-    """Choose what to fine-tune on: `out/chosen.<ext>` in the pool's own form; the same command goes on where it stopped.
+    """Choose what to fine-tune on, `out/chosen.<ext>` in the pool's own form; the command goes on where it stopped.
 
     The warmed-up model in `out/warmup` only scores; tune the model itself on the choice.
 
@@ -66,7 +66,8 @@ def choose(
         config: the resolved configuration as text.
     """
     (one,), files = load_scorers((scorer,)), dict(check_target_names(targets or {}))
-    ask.check()
+    if not ask.given():
+        raise ValueError("say how much to choose: --fraction, --count or --tokens")
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup is the share of the pool that the model is warmed up on, in [0, 1]; got {warmup}")
     if lora is not None and warmup == 0:
@@ -101,8 +102,9 @@ def _say(pool: str, files: dict[str, str], warmup: float, settings: PhaseSetting
     drawn = part_size(samples, warmup, LEAST) if warmup else 0
     wanted = {name: len(read_samples(file).samples) for name, file in files.items()}
     tuned = f"tuning on {drawn} of them ({settings.epochs:g} epochs)" if drawn else "no warm-up"
+    goals = ", ".join(f"{name} {count}" for name, count in wanted.items())
     print(
-        f"{pool}: {samples} samples; targets: {', '.join(f'{name} {count}' for name, count in wanted.items())}\n"
-        f"plan: {tuned}, a curvature pass over the fit samples, three over the targets and one over the pool; each costs "
-        "about a forward and backward of its samples"
+        f"{pool}: {samples} samples; targets: {goals}\n"
+        f"plan: {tuned}, a curvature pass over the fit samples, three over the targets and one over the pool; each "
+        "costs about a forward and backward of its samples"
     )

@@ -153,6 +153,16 @@ class Affinities:
         if changed := _differs(self.about, about):
             raise ValueError(f"{self.path}: of another run than the score table beside it ({changed}); score again")
 
+    def write_part(self, path: str | Path, rows: Sequence[int]) -> None:
+        """Write the same for some of the target samples, by their rows."""
+        scorers = {}
+        for name in self.about["scorers"]:
+            c, u, norms, target_norms = (self._file.get_tensor(f"{part}/{name}") for part in _PARTS)
+            inner = self._file.get_tensor(f"metric/{name}") if f"metric/{name}" in self._file.keys() else None  # noqa: SIM118
+            share, norm = self.about["share"][name], self.about["norms"][name]
+            scorers[name] = Columns(c, u[rows], norms, target_norms[rows], share, norm, inner)
+        write_affinities(path, self.uids, [self.targets[row] for row in rows], scorers, self.about)
+
     def norms(self, scorer: str) -> np.ndarray:
         """Return the samples' norms. [n]"""
         return self._file.get_tensor(f"norms/{scorer}")
