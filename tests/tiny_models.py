@@ -197,5 +197,5 @@ def row_samples(model: Any, batch: Any) -> dict[str, Tensor]:
     """Whose rows a module sees, of one of our models or of a plain causal language model."""
     if isinstance(model, Subject):
         return dict(model.row_samples(batch))
-    head, rows = head_rows(model, batch.labels, batch.attention_mask)
-    return {next(name for name, module in model.named_modules() if module is head): rows}
+    found = head_rows(model, batch.labels, batch.attention_mask)
+    return {} if found is None else {next(name for name, m in model.named_modules() if m is found[0]): found[1]}

@@ -2,7 +2,7 @@
 
 A command is a typed function of the same name in `vlmsel.commands.<command>`; jsonargparse turns its signature into
 flags and YAML keys. A command's module is imported only when it is chosen, so that `vlmsel --help` needs no torch. A
-module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`.
+module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with `~`.
 
 User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
 """
@@ -140,10 +140,27 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         _preset_defaults(parser, module, arguments)
     found = parser.parse_args(arguments)
     found.pop("config", None)
+    for key, value in list(found.items()):
+        found[key] = at_home(value)
     values = grouped(function, parser.instantiate(found).__dict__)
     found.pop("out", None)  # a moved folder still holds the same run
     text = parser.dump(found, skip_validation=True, skip_unset=False)
     return function, {**values, "config": f"# vlmsel {command}\n{text}"}
+
+
+def at_home(value: Any) -> Any:
+    """Put the home folder in the place of the `~` that a text begins with, in lists and mappings too.
+
+    A shell does so only where the path is a word of its own.
+
+    >>> at_home({"a": ["images~1", 3]})
+    {'a': ['images~1', 3]}
+    """
+    if isinstance(value, str):
+        return os.path.expanduser(value)
+    if isinstance(value, dict):
+        return {name: at_home(own) for name, own in value.items()}
+    return type(value)(map(at_home, value)) if isinstance(value, list | tuple) else value
 
 
 def _parser(command: str, function: Any) -> Any:
@@ -187,6 +204,7 @@ def _early_value(arguments: list[str], key: str, missing: Any = None) -> Any:
         if flag == f"--{key}":
             return given
         config = given if flag == "--config" else config
+    config = at_home(config)
     if config is None or not os.path.isfile(config):
         return missing
     with open(config, encoding="utf-8") as file:

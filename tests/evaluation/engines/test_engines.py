@@ -350,13 +350,6 @@ def test_an_image_text_model_scores_text_with_its_language_model():
     assert engine.loglikelihoods(PAIRS) == pytest.approx(wanted, rel=1e-9)
 
 
-def test_an_image_text_model_that_rescales_its_logits_scores_no_text():
-    engine = llava_engine("chat")
-    engine.model.config.text_config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match="it rescales its logits .final_logit_softcapping"):
-        engine.loglikelihoods(PAIRS)
-
-
 # Classes
 
 
