@@ -52,13 +52,13 @@ def argpartition_seconds(path: Path, fraction: float) -> float:
     return time.perf_counter() - start
 
 
-def choose(path: Path, rule: AffinityRule, fraction: float) -> tuple[float, int]:
+def choose(path: Path, rule: str, fraction: float) -> tuple[float, int]:
     """Return the seconds of a choice, and how many samples it has."""
     start = time.perf_counter()
     found = Affinities(path)
     sources = np.array(["a", "b", "c", "d"])[np.arange(len(found)) % 4]
     facts = Facts(sources, np.ones(len(found), dtype=bool))
-    choice = rule.choose(found, "S", None, Ask(fraction=fraction).budget(facts))
+    choice = AffinityRule().choose(rule, found, "S", None, Ask(fraction=fraction).budget(facts))
     return time.perf_counter() - start, len(choice.taken.rows)
 
 
@@ -78,7 +78,7 @@ def main() -> None:
         writer.join()
         found = []
         for name in given.rules:
-            seconds, count = choose(path, AffinityRule(name), given.fraction)
+            seconds, count = choose(path, name, given.fraction)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             found.append((name, seconds, count, peak))
         plain = argpartition_seconds(path, given.fraction)

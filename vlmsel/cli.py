@@ -32,7 +32,7 @@ COMMANDS = {
     "warmup": "tune on a small random part of the pool, so that gradients tell samples apart",
     "score": "score every sample of a pool by its influence on target tasks",
     "rescore": "score it again from stored gradients, with other scorers or settings, without the model",
-    "select": "choose samples by their scores and affinities, or at random, and write them",
+    "select": "write the part of the pool that target samples choose in turn, or another rule",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
     "detect": "rank the training samples of a text classifier by how likely their labels are wrong",

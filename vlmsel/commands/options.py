@@ -189,12 +189,13 @@ class StoreOptions:
         return StoreSpec(self.store, self.store_dtype, self.store_projection)
 
 
-def refuse_idle(group: Any, where: str) -> None:
+def refuse_idle(where: str, *groups: Any) -> None:
     """Refuse options that were set and change nothing.
 
     Raises:
-        ValueError: one of a group's options is not as it is when left out.
+        ValueError: one of the groups' options is not as it is when left out.
     """
-    for one in fields(group):
-        if getattr(group, one.name) != one.default:
-            raise ValueError(f"--{one.name}: no meaning for {where}; leave it out")
+    for group in groups:
+        for one in fields(group):
+            if getattr(group, one.name) != one.default:
+                raise ValueError(f"--{one.name}: no meaning for {where}; leave it out")

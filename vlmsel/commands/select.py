@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,8 +14,6 @@ from vlmsel.data.formats import read_records, write_records
 from vlmsel.scoring import affinity
 from vlmsel.scoring.table import read_table, score_columns
 from vlmsel.selection import DRAWN, AffinityRule, Ask, Draw, Facts, combine_targets, describe, top
-
-Rule = Literal["top", "round_robin", "herding", "strata"]
 
 
 class Picked(NamedTuple):
@@ -31,7 +30,7 @@ def select(
     out: str,
     scores: str | None = None,
     scorer: str = "HyperINF",
-    rule: Rule | None = None,
+    rule: Literal["top", "round_robin", "herding", "strata"] | None = None,
     target: str | list[str] | None = None,
     combine: Literal["rank", "mean"] = "rank",
     ask: Ask = Ask(),
@@ -46,8 +45,7 @@ def select(
         out: the file to write, of the pool's form; `<out>.manifest.json` says which samples it holds and why.
         scores: the table `scores.parquet` of `vlmsel score`, or its run folder. Random needs none.
         scorer: whose scores or affinities decide; Random, Loss (highest first) and Length (longest first) need none.
-        rule: round_robin (the default), herding and strata go by affinities to each target sample, top by the lowest
-            influence on the targets' means.
+        rule: round_robin (the default), herding, strata: by affinities to target samples; top: by influence on means.
         target: the target file that counts, or a list of them; all of them when left out.
         combine: how several targets count for top: rank lets each choose an equal part, mean averages the scores.
         ask: how much to choose.
@@ -56,7 +54,7 @@ def select(
         config: the resolved configuration as text.
     """
     path = None if scores is None else Path(scores, "scores.parquet") if Path(scores).is_dir() else Path(scores)
-    if Path(out).resolve() in (Path(pool).resolve(), path and path.resolve()):
+    if Path(out).resolve() in [Path(one).resolve() for one in (pool, path, draw.like) if one is not None]:
         raise ValueError(f"{out}: --out would replace a file that is read; choose another name")
     table, about = (None, {}) if path is None else read_table(path, pool)
     facts = Facts.of_pool(pool) if table is None else Facts.of_table(table)
@@ -65,16 +63,17 @@ def select(
     if rule != "top" and combine != "rank":
         raise ValueError("--combine: no meaning without --rule top; leave it out")
     if rule is None and scorer in DRAWN:
-        refuse_idle(affinities, f"--scorer {scorer}")
+        refuse_idle(f"--scorer {scorer}", affinities)
+        if files is not None:
+            raise ValueError(f"--target: no meaning for --scorer {scorer}; leave it out")
         picked = Picked(draw.choose(scorer, facts, ask, digest), scorer, {"scorer": scorer})
     elif table is None or path is None:
         raise ValueError(f"--scorer {scorer} needs --scores, the run folder of `vlmsel score`; Random needs none")
     elif rule == "top":
-        refuse_idle(affinities, "--rule top")
-        refuse_idle(draw, "--rule top")
+        refuse_idle("--rule top", affinities, draw)
         picked = _top(table, score_columns(table, scorer, files), combine, ask.budget(facts))
     else:
-        refuse_idle(draw, "rules on affinities")
+        refuse_idle("rules on affinities", draw)
         found = affinity.beside(path, pool, scorer, about)
         picked = _by_affinity(found, scorer, rule or "round_robin", files, affinities, ask, facts)
     _write(out, pool, picked, facts, {"config": config, "pool": pool, "pool_sha256": digest}, path)
@@ -94,20 +93,17 @@ def _by_affinity(
     found: affinity.Affinities, scorer: str, rule: str, files: Any, how: AffinityRule, ask: Ask, facts: Facts
 ) -> Picked:
     choice = how.choose(rule, found, scorer, files, ask.budget(facts))
-    norms = np.full(len(facts), np.nan)
-    norms[found.uids] = found.norms(scorer)
-    about = {"scorer": scorer, **choice.about()}
-    return Picked(choice.taken.rows, f"{scorer}, {rule} over {choice.turns()}", about, norms)
+    said, about = f"{scorer}, {rule} over {choice.turns()}", {"scorer": scorer, "rule": rule, **choice.about()}
+    return Picked(choice.taken.rows, said, about, found.norms(scorer, len(facts)))
 
 
 def _write(out: str, pool: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None) -> None:
     """Write the choice and its manifest, and say what it looks like."""
     records, uids = read_records(pool), picked.uids.tolist()
     write_records(out, [records[uid] for uid in sorted(uids)], pool)
-    names, counts = np.unique(facts.sources[picked.uids], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
+    sources = Counter(facts.sources[sorted(uids)].tolist())
     about["scores_sha256"] = None if path is None else runs.file_hash(path)
-    about |= {"of": len(records), "sources": {str(names[i]): int(counts[i]) for i in order}, "uids": uids}
+    about |= {"of": len(records), "sources": dict(sources.most_common()), "uids": uids}
     runs.write_json(Path(f"{out}.manifest.json"), about | picked.about)
     lines, warnings = describe(facts, picked.uids, picked.norms)
     print("\n".join([f"{out}: {len(uids)} of {len(records)} samples by {picked.how}", *lines, *warnings]))

@@ -163,9 +163,11 @@ class Affinities:
             scorers[name] = Columns(c, u[rows], norms, target_norms[rows], share, norm, inner)
         write_affinities(path, self.uids, [self.targets[row] for row in rows], scorers, self.about)
 
-    def norms(self, scorer: str) -> np.ndarray:
-        """Return the samples' norms. [n]"""
-        return self._file.get_tensor(f"norms/{scorer}")
+    def norms(self, scorer: str, records: int) -> np.ndarray:
+        """Return the norms of so many records by uid, NaN for one that was not scored. [records]"""
+        whole = np.full(records, np.nan)
+        whole[self.uids] = self._file.get_tensor(f"norms/{scorer}")
+        return whole
 
     def directions(self, scorer: str) -> np.ndarray:
         """Return U_t / |t|, of which the products with `unit` rows are unit affinities. [T, r]"""

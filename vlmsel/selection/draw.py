@@ -62,7 +62,7 @@ class Draw:
         if scorer == "Random":
             if self.lowest:
                 raise ValueError("--lowest has no meaning for a random choice; leave it out")
-            drawn = np.random.default_rng(self.seed).random(len(facts))
+            drawn = np.random.default_rng([*b"select", self.seed]).random(len(facts))  # a stream of its own
             return np.where(facts.usable, drawn, np.nan)
         values = facts.values("loss" if scorer == "Loss" else "length")
         return values if self.lowest else -values
