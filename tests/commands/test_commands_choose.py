@@ -70,7 +70,8 @@ def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsy
 
 
 def seeds(*rows):
-    return [dict(zip(["chosen", "random 1", "random 2", "same mixture 1"], ({"a": x} for x in row), strict=True)) for row in rows]  # fmt: skip
+    arms = ["chosen", "random 1", "random 2", "same mixture 1"]
+    return [{arm: {"a": loss} for arm, loss in zip(arms, row, strict=True)} for row in rows]
 
 
 @pytest.mark.parametrize(("rows", "advice"), [
