@@ -32,7 +32,7 @@ from vlmsel.scoring.memory import measure_memory, zeros_at
 from vlmsel.scoring.memory_plan import Prefer, plan_curvature
 from vlmsel.scoring.no_gradient import check_directions, check_targets
 from vlmsel.scoring.progress import Progress
-from vlmsel.scoring.solve import Gathered, Key, solve_all, start_statistics
+from vlmsel.scoring.solve import Gathered, Key, say_instead, solve_all, start_statistics
 from vlmsel.scoring.source import Gradients, GradientSource, LeftOut
 
 
@@ -251,4 +251,6 @@ def _solve(
         processes.share(stacks[name], owners[name])
     numbers = {key: solved.details for key, solved in found.items()}
     everyone = {key: each for one in processes.gather(numbers) for key, each in one.items()}
+    for scorer in scorers if processes.is_main() else ():
+        say_instead(scorer.name, {name: everyone[scorer.name, name] for name in v})
     return stacks, {scorer.name: {name: everyone[scorer.name, name] for name in v} for scorer in scorers}
