@@ -87,8 +87,10 @@ def test_score_refuses_a_weight_that_is_used_without_its_module(tmp_path, monkey
     pool.write_text(json.dumps([{"id": str(i), "conversations": own} for i, own in enumerate(turns)]))
     words = ["score", "--model", str(model), "--pool", str(pool), "--targets.a", str(pool), "--scorers", "[TracIn]"]
     monkeypatch.setattr(LlamaMLP, "forward", without_call)
+    monkeypatch.setattr(first_batch, "left_out", lambda model, spec, blocks: f"{spec} lacks something")
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "layers.1.mlp.down_proj.weight: its gradient as captured" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "layers.1.mlp.down_proj.weight: its gradient as captured" in said.err and "last-block lacks some" in said.out
     assert cli.main([*words, "--out", str(tmp_path / "out"), "--check", "none"]) == 0
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2  # what is checked is no other configuration
 

@@ -15,7 +15,7 @@ from vlmsel.models.subject import Subject
 from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.affinity import NAME as AFFINITIES
 from vlmsel.scoring.checkpoints import Checkpoints
-from vlmsel.scoring.first_batch import check_first_batch
+from vlmsel.scoring.first_batch import check_first_batch, tell_left_out
 from vlmsel.scoring.passes import Passes
 from vlmsel.scoring.pool_pass import Share
 from vlmsel.scoring.pool_table import records_of, write_pool_affinities, write_scores
@@ -80,6 +80,7 @@ def score(
     if not sums.allow_untrained:
         subject.require_ready(model, ", or pass --allow_untrained true")
     chosen = subject.blocks(blocks)
+    tell_left_out(subject, blocks, chosen)
     checkpoints = Checkpoints.open(subject, sums.checkpoints, sums.checkpoint_lrs, loaded, sums.allow_untrained)
     read = reading.reading()
     found = open_pool(subject, pool, read, beside.features)

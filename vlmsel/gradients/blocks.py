@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,6 +152,35 @@ def _named_tests(model: nn.Module, spec: str) -> list[Callable[[str], bool]]:
             f"blocks {spec!r} are neither of {', '.join(known)} (joined by +) nor a regular expression: {problem}"
         ) from None
     return [lambda name: bool(spec) and pattern.search(name) is not None]
+
+
+def left_out(model: nn.Module, spec: str, blocks: Sequence[Block]) -> str:
+    """Say what a specification implies and `blocks` lack, with its share of the entries; "" where that is nothing.
+
+    The last block is all parameters of the last layer (linear and norm weights are looked at), adapters are all of
+    PEFT's LoRA (A and B are); an expression names what it means.
+
+    >>> layer = nn.ModuleDict({"map": nn.Linear(2, 3), "other": nn.Bilinear(1, 2, 3)})
+    >>> model = nn.ModuleDict({"layers": nn.ModuleList([layer])})
+    >>> left_out(model, "last-block", select_blocks(model, "last-block"))
+    'blocks last-block: 3 of 4 parameters, 67 % of the entries, are not looked at: other.weight, map.bias, other.bias'
+    """
+    parts = {part.strip() for part in spec.split("+")}
+    prefixes = [last_layer(model) + "."] if "last-block" in parts else []
+    implied = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if FROZEN_COPY not in name.split(".")
+        and (any(name.startswith(prefix) for prefix in prefixes) or ("lora" in parts and ".lora_" in "." + name))
+    }
+    lost = [name for name in implied if name not in {block.name for block in blocks}]
+    if not lost:
+        return ""
+    share = 100 * sum(implied[name] for name in lost) / sum(implied.values())
+    lost = [name.removeprefix(prefixes[0] if prefixes else "") for name in sorted(lost, key=lambda n: -implied[n])]
+    shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+    what = f"{len(lost)} of {len(implied)} parameters, {share:.2g} % of the entries"
+    return f"blocks {spec}: {what}, are not looked at: {shown}"
 
 
 def _last_block_test(model: nn.Module) -> Callable[[str], bool]:

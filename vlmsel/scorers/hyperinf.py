@@ -6,7 +6,8 @@
     λ = damping · mean of (g_j)² over samples and entries
 
 Unlike the published code the iteration starts inside its region of fast convergence and runs until it has converged;
-where float32 cannot reach the tolerance, the system is solved by Cholesky in float64 and the details say so.
+where float32 cannot reach the tolerance, by either solver, the system is solved by Cholesky in float64 and the details
+say so.
 `official()` and `official_vlm()` repeat the published iterations, which leave small eigenvalues uninverted.
 """
 
@@ -98,9 +99,11 @@ class HyperINF(GradientScorer):
         d, held = statistic.size, statistic.dtype.itemsize
         work = DTYPES[self.dtype].itemsize if self.dtype else held
         copied = work * d * d if work != held else 0  # else G itself is damped and worked on
-        iterates = work * d * (2 * d + min(d, schulz.PANEL)) if self.solver == "schulz" else 0
-        again = 8 * d * d if held < 8 and self.solver == "schulz" else 0  # float64, where Schulz did not converge
-        batch = held * d * d  # the sum over a batch before it is added, or L where another scorer needs G still
+        iterates = work * d * (2 * d + min(d, schulz.PANEL))
+        if self.solver == "cholesky":
+            iterates = work * d * d + 8 * d * min(d, gram_solve.ROWS)
+        again = 8 * d * d if held < 8 else 0  # float64, where float32 does not do
+        batch = held * d * d  # the sum over a batch before it is added
         return max(copied + iterates, again, batch) + 4 * 8 * block.targets.numel()
 
     @property

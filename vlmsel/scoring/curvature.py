@@ -33,7 +33,7 @@ from vlmsel.scoring.memory import measure_memory, zeros_at
 from vlmsel.scoring.memory_plan import Prefer, plan_curvature
 from vlmsel.scoring.no_gradient import check_directions, check_targets
 from vlmsel.scoring.progress import Progress
-from vlmsel.scoring.solve import Gathered, Key, solve_all, start_statistics
+from vlmsel.scoring.solve import Gathered, Key, say_instead, solve_all, start_statistics
 from vlmsel.scoring.source import Gradients, GradientSource, LeftOut
 from vlmsel.scoring.targets import VIRTUAL, is_virtual
 from vlmsel.scoring.virtual import EachTarget, Metrics, TargetSample, Virtual
@@ -315,6 +315,8 @@ def _solve(
     numbers = {key: solved.details for key, solved in found.items()}
     everyone = {key: each for one in processes.gather(numbers) for key, each in one.items()}
     told = {scorer.name: {name: everyone[scorer.name, name] for name in v} for scorer in scorers}
+    for scorer in scorers if processes.is_main() else ():
+        say_instead(scorer.name, told[scorer.name])
     return stacks, told, norms_of
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -67,3 +67,11 @@ def solve_all(
         del statistic
         for name, solved, norm in zip(v, scorer.solve_many(found, list(v.values())), norms, strict=True):
             yield scorer.name, name, solved, norm
+
+
+def say_instead(scorer: str, details: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say where blocks were solved in another way than the scorer's settings say, by what it recorded as "instead"."""
+    others = {name: numbers["instead"] for name, numbers in details.items() if "instead" in numbers}
+    if others:
+        first, how = next(iter(others.items()))
+        print(f"{scorer}: {len(others)} of {len(details)} blocks were solved in a safer way, the first {first} {how}")
