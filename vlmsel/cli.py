@@ -2,7 +2,8 @@
 
 A command is a typed function of the same name in `vlmsel.commands.<command>`; jsonargparse turns its signature into
 flags and YAML keys. A command's module is imported only when it is chosen, so that `vlmsel --help` needs no torch. A
-module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with `~`.
+module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may
+begin with `~`.
 
 User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
 """
