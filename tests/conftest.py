@@ -1,9 +1,18 @@
-"""What any test may ask for."""
+"""What any test may ask for, and what is done for all."""
 
 from contextlib import contextmanager
 
 import pytest
+import shape_checks
 from jaxtyping import config
+
+shape_checks.install()  # before the package is imported
+
+
+@pytest.fixture(autouse=True)
+def shapes():
+    """Check shapes anew in every test."""
+    shape_checks.begin_test()
 
 
 @pytest.fixture

@@ -204,8 +204,8 @@ def test_the_ordinary_commands_take_all_of_them(world, capsys):
     torch.testing.assert_close(2 * table["Halved/t"][scored], table["TracIn/t"][scored])
     assert table["Shared/t"][scored].tolist() == [-3, -1, -2, -3]  # Who? a cat; a; at noon; at a cat
 
-    run("select", "--scores", "scored/scores.parquet", "--pool", "pool.csv", "--scorer", "Shared", "--count", "2",
-        "--out", "chosen.csv")  # fmt: skip
+    run("select", "--scores", "scored/scores.parquet", "--pool", "pool.csv", "--scorer", "Shared", "--rule", "top",
+        "--count", "2", "--out", "chosen.csv")  # fmt: skip
     assert Path("chosen.csv").read_text() == 'question,answer\nWho?,a cat\nWhen?,"at dawn, a cat"\n'
 
     run("tune", "--model", "bigrams", "--data", "chosen.csv", "--settings.epochs", "3", "--device", "cpu",

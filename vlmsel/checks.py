@@ -15,6 +15,16 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def quoted(content: object, most: int = 100) -> str:
+    """Quote what others wrote in a message, its beginning where it is long.
+
+    >>> quoted("red"), quoted("a" * 1000, 9)
+    ("'red'", "'aaaaaaaa… (1002 characters)")
+    """
+    text = repr(content)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
 def check_positive(**values: float) -> None:
     """Refuse hyper-parameters that are not positive finite numbers."""
     for name, value in values.items():

@@ -2,8 +2,7 @@
 
 A command is a typed function of the same name in `vlmsel.commands.<command>`; jsonargparse turns its signature into
 flags and YAML keys. A command's module is imported only when it is chosen, so that `vlmsel --help` needs no torch. A
-module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may
-begin with `~`.
+module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with ~.
 
 User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
 """
@@ -27,10 +26,13 @@ from vlmsel.commands.groups import grouped, groups_of
 
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
+    "choose": "warm up, score and select: the whole choice in one command",
+    "validate": "is the choice better than a random one here? tune on small ones of both and compare held-out losses",
     "align": "phase one: train the projector (and LoRA) on captions",
+    "warmup": "tune on a small random part of the pool, so that gradients tell samples apart",
     "score": "score every sample of a pool by its influence on target tasks",
     "rescore": "score it again from stored gradients, with other scorers or settings, without the model",
-    "select": "write the fraction of the pool with the lowest (most helpful) scores",
+    "select": "write the part of the pool that target samples choose in turn, or another rule",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
     "detect": "rank the training samples of a text classifier by how likely their labels are wrong",

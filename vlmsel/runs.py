@@ -37,13 +37,14 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 FREE = (  # settings that no result depends on
-    "device", "workers", "curvature_on", "shard", "seeds", "rank_by", "settings.workers", "settings.save_every",
+    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by",
+    "settings.workers", "settings.save_every",
 )  # fmt: skip
 _LOCK = ".lock"
 _handles: dict[str, int] = {}  # of the lock files that this process has open
 _BEFORE_RESULTS = ("config.yaml", "environment.json", "inputs.json", "not_finite.json")  # and skipped*.json
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname()) or "host"
-_PART = re.compile(r".+\.[\w-]+\.\d+\.part")
+_PART = re.compile(r".+\.vlmsel\.[\w-]+\.\d+\.part")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("vlmsel", "torch", "transformers", "peft", "open_clip_torch", "accelerate", "datasets", "pillow", "numpy")
 
@@ -59,7 +60,7 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.part")  # several jobs may write the same file
+    part = path.with_name(f"{path.name}.vlmsel.{_HOST}.{os.getpid()}.part")  # several jobs may write the same file
     try:
         with writing(path):
             part.touch()
@@ -233,9 +234,8 @@ def _require_ours(folder: Path) -> None:
         return
     names = {file.name for file in contents(folder)} if folder.is_dir() else {""}
     if names - {"environment.json"} and not names >= {"config.yaml", "environment.json"}:
-        raise ValueError(
-            f"{folder}: exists but is not a run folder (no config.yaml with an environment.json); choose another --out"
-        )
+        lacking = "environment.json" if "config.yaml" in names else "config.yaml"
+        raise ValueError(f"{folder}: exists but is not a run folder (no {lacking}); choose another --out")
 
 
 def _lock_folder(folder: Path, worker: str) -> bool:
@@ -346,6 +346,7 @@ def lock(path: Path, shared: bool = False) -> bool:
     """
     if fcntl is None:
         return False
+    path.parent.mkdir(parents=True, exist_ok=True)
     key = os.path.realpath(path)
     handle = _handles[key] if key in _handles else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

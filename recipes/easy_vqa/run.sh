@@ -23,7 +23,7 @@ for seed in $(seq 0 $((seeds - 1))); do
       subset=$data/pool.json
     else
       vlmsel select --scores "$run/score/scores.parquet" --pool "$data/pool.json" --scorer "$scorer" \
-        --fraction 0.2 --out "$subset"
+        --rule top --fraction 0.2 --out "$subset"
     fi
     vlmsel tune --config "$here/tune.yaml" --settings.seed "$seed" --model "$run/align" --data "$subset" \
       --images "$data/images" --out "$run/tune/$scorer"

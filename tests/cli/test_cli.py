@@ -2,7 +2,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 
 import pytest
 import yaml
@@ -137,8 +137,9 @@ def test_the_configuration_holds_every_setting_but_the_folder(tmp_path):
     values = resolved("--out", "a place " * 30, "--quota.text", "0.5")
     text = values["config"]
     assert text.startswith("# vlmsel select\n") and "place" not in text
-    expected = {k: v for k, v in values.items() if k not in ("config", "out")}
-    assert yaml.safe_load(text) == expected
+    groups = {name: value for name, value in values.items() if is_dataclass(value)}
+    expected = {k: v for k, v in values.items() if k not in ("config", "out", *groups)}
+    assert yaml.safe_load(text) == expected | {k: v for group in groups.values() for k, v in asdict(group).items()}
     (tmp_path / "config.yaml").write_text(text)
     _, again = cli.parse("select", ["--config", str(tmp_path / "config.yaml"), "--out", "elsewhere"])
     assert again == {**values, "out": "elsewhere"}
@@ -171,7 +172,7 @@ def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path):
     path.write_text("count: 5\nscorer: DataInf\n")
     for words in (["--config", str(path), "--count", "7"], [f"--config={path}", "--count=7"]):
         values = resolved("--out", "o", *words)
-        assert (values["count"], values["scorer"]) == (7, "DataInf")
+        assert (values["ask"].count, values["scorer"]) == (7, "DataInf")
 
 
 @pytest.mark.parametrize("place", ["command line", "file"])

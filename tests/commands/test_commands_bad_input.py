@@ -99,7 +99,17 @@ def test_select_takes_scored_samples_only(world, aligned, folder, tmp_path, caps
     pool = tmp_path / "mixed.json"
     pool.write_text(json.dumps(records))
     assert cli.main(options(world, aligned, folder, tmp_path / "run", pool=pool)) == 0
-    chain = ["select", "--scores", tmp_path / "run/scores.parquet", "--pool", pool, "--out", tmp_path / "chosen.json"]
+    chain = [
+        "select",
+        "--scores",
+        tmp_path / "run/scores.parquet",
+        "--pool",
+        pool,
+        "--rule",
+        "top",
+        "--out",
+        tmp_path / "chosen.json",
+    ]
     assert cli.main([str(word) for word in [*chain, "--scorer", "Random", "--count", 12]]) == 0
     assert runs.read_json(tmp_path / "chosen.json") == [records[uid] for uid in places]
     for amount in (["--count", 13], ["--fraction", 1.0]):
@@ -195,9 +205,12 @@ def scored(world, aligned, folder, tmp_path_factory):
 
 BAD_SELECTIONS = {
     "fraction 0": (["--fraction", "0"], "fraction must lie in (0, 1], got 0"),
-    "fraction above 1": (["--fraction", "1.5"], "fraction must lie in (0, 1], got 1.5"),
-    "neither": ([], "give either fraction or count, got fraction=None and count=None"),
-    "both": (["--fraction", "0.5", "--count", "3"], "give either fraction or count, got fraction=0.5 and count=3"),
+    "fraction above 1": (["--fraction", "1.5"], "fraction must lie in (0, 1], got 1.5 (1.5 % is 0.015)"),
+    "neither": ([], "give one of fraction, count and tokens, got fraction=None, count=None"),
+    "both": (
+        ["--fraction", "0.5", "--count", "3"],
+        "give one of fraction, count and tokens, got fraction=0.5, count=3",
+    ),
     "too many": (["--count", "13"], "count must lie between 1 and the pool's 12 samples, got 13"),
     "no number": (["--count", "few"], "count must be int or null, got few"),
     "scorer": (["--count", "3", "--scorer", "HyperINF"], "no scores named 'HyperINF' in the table; it has TracIn/gqa"),
@@ -227,7 +240,7 @@ def test_select_refuses(case, world, scored, tmp_path, capsys):
     names = {"tmp": tmp_path, "world": world}
     more = [word.format(**names) for word in more]
     base = ["--scores", scored, "--pool", world / "pool.json", "--out", tmp_path / "chosen.json", "--scorer", "TracIn"]
-    line = refused(["select", *base, *more], capsys)
+    line = refused(["select", *base, "--rule", "top", *more], capsys)
     assert (expected.format(**names) if "{tmp}" in expected else expected) in line
     assert (world / "pool.json").read_bytes() == before and not (tmp_path / "chosen.json").exists()
 

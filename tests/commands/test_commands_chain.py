@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from score_words import about, score_words, table
 
@@ -30,7 +31,7 @@ def scored(world, aligned, tmp_path_factory):
 
 
 def select_arguments(world, scored, out, *more):
-    scores = ["--scores", f"{scored}/scores.parquet", "--pool", f"{world}/pool.json"]
+    scores = ["--scores", f"{scored}/scores.parquet", "--pool", f"{world}/pool.json", "--rule", "top"]
     return ["select", *scores, "--out", str(out), *more]
 
 
@@ -88,7 +89,7 @@ def test_the_lowest_scores_are_selected_and_tuned_on(world, aligned, scored, tmp
     assert cli.main(tuned) == 0 and cli.main(tuned) == 0
     assert open_subject(str(tmp_path / "tune"), "cpu").vlm_config.projector_trained
     assert cli.main([*tuned, "--settings.seed", "1"]) == 2
-    assert "now: seed: 1); choose another --out" in capsys.readouterr().err
+    assert "now: settings.seed: 1); choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("gone", ["parts", "directions.safetensors", "scores.parquet"])
@@ -127,9 +128,15 @@ def test_a_run_does_not_go_on_with_another_model_or_fewer_images(world, aligned,
     assert "run: the model changed since this run began" in capsys.readouterr().err
     save_file(weights, model / "projector.safetensors")
     assert cli.main(arguments) == 0
-    next((images / "pool").iterdir()).unlink()
+    picture = next((images / "pool").iterdir())
+    Image.new("RGB", (40, 30), "red").save(picture)
     assert cli.main(arguments) == 2
-    assert "run: which samples of the pool can be used changed since this run began" in capsys.readouterr().err
+    assert "run: pictures of the pool changed since this run began" in capsys.readouterr().err
+    shutil.copytree(world / "images", images, dirs_exist_ok=True)  # other times, the same bytes
+    assert cli.main(arguments) == 0
+    picture.unlink()
+    assert cli.main(arguments) == 2
+    assert "run: pictures of the pool changed since this run began" in capsys.readouterr().err
 
 
 def test_half_precision_backbones_rank_nearly_alike(world, aligned, tmp_path):
@@ -170,7 +177,7 @@ def test_a_pool_of_lines_is_selected_into_lines(world, aligned, tmp_path):
     assert cli.main(score_arguments(world, aligned, tmp_path / "run", pool=pool, scorers="[TracIn]")) == 0
     out = tmp_path / "chosen.jsonl"
     arguments = ["--scores", f"{tmp_path}/run/scores.parquet", "--pool", str(pool), "--out", str(out)]
-    assert cli.main(["select", *arguments, "--scorer", "TracIn", "--count", "2"]) == 0
+    assert cli.main(["select", *arguments, "--scorer", "TracIn", "--rule", "top", "--count", "2"]) == 0
     chosen = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(chosen) == 2 and all(record in records for record in chosen)
 

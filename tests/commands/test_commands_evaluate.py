@@ -5,8 +5,11 @@ import json
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_vlm, wake_lora
 
 from vlmsel import cli
@@ -83,6 +86,27 @@ def test_a_run_goes_on_from_half_of_its_answers(home, tmp_path):
     (out / "metrics.json").unlink()
     assert evaluate(home, out, "gqa", "--protocol", "bare") == 0
     assert result(out) == before and answers(out) == given
+
+
+@pytest.mark.parametrize("what", ["model", "images", "questions"])
+def test_answers_of_another_model_or_to_other_pictures_are_not_gone_on_from(home, tmp_path, capsys, what):
+    there = tmp_path / "home"
+    for name in ("model", "world"):
+        shutil.copytree(home / name, there / name)
+    assert evaluate(there, tmp_path / "run", "gqa") == 0
+    (tmp_path / "run/metrics.json").unlink()
+    if what == "model":
+        weights = load_file(there / "model/projector.safetensors")
+        save_file({name: 2 * tensor for name, tensor in weights.items()}, there / "model/projector.safetensors")
+    elif what == "images":
+        picture = next((there / "world/images/test/gqa").rglob("*.*"))
+        Image.new("RGB", (40, 30), "red").save(picture)
+    else:
+        file = Path(benchmark_files(there / "world")["gqa"]["questions"][0])
+        file.write_text(file.read_text() + "\n")
+    capsys.readouterr()
+    error = refused(lambda: evaluate(there, tmp_path / "run", "gqa"), capsys)
+    assert f"the {what}" in error and "changed since this run began; choose another --out" in error
 
 
 def test_what_was_asked_how_is_recorded(home, tmp_path):

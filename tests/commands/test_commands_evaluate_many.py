@@ -296,6 +296,7 @@ def by_id(path):
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(home, tmp_path):
     call = write_yaml(home, tmp_path / "all.yaml", batch_size=2)
     ended = launch([*call, "--out", str(tmp_path / "two")], 2)
@@ -311,6 +312,7 @@ def test_two_processes_find_what_one_finds(home, tmp_path):
     assert ended.stdout.count("± standard error over questions") == 1
 
 
+@pytest.mark.slow
 def test_a_fault_of_all_processes_is_told_once(home, tmp_path):
     """Nobody waits for a process that has ended, which torch would do for longer than `launch` lets it."""
     ended = launch(arguments(home, tmp_path / "run", "mine", model=home / "vlm", protocol="long"), 2)

@@ -224,8 +224,8 @@ def test_sizes_of_batches_do_not_matter(model, images, tmp_path):
 def test_a_picture_that_changes_while_it_is_read_is_refused(model, images, tmp_path, monkeypatch):
     load = images_module.load_image
 
-    def painted_over(folder, name):
-        found = load(folder, name)
+    def painted_over(folder, name, exif):
+        found = load(folder, name, exif)
         if name == "3.png" and (tmp_path / "f/stamps.json").exists():
             paint(images / name, 50)
         return found
@@ -273,12 +273,13 @@ def other_model(**changes):
         ({}, "tower"),
         ({"vision_layer": -1}, "layer -2 there, -1 now"),
         ({"image_mode": "crop"}, "mode pad there, crop now"),
+        ({"exif": True}, "exif False there, True now"),
     ],
 )
 def test_another_tower_layer_or_mode_is_refused(model, images, tmp_path, changes, word):
     open_features(model, images, NAMES, tmp_path / "f")
     with pytest.raises(ValueError, match=f"features of another kind \\({word}") as caught:
-        open_features(other_model(**changes), images, NAMES, tmp_path / "f")
+        other_model(**changes).features(Reading(images), NAMES, tmp_path / "f")
     assert "\n" not in str(caught.value)
 
 

@@ -54,9 +54,7 @@ def test_the_same_command_with_other_data_does_not_pass_for_finished(world, alig
     mine.write_text(json.dumps(records[4:8]))
     capsys.readouterr()
     assert cli.main(command) == 2
-    assert (
-        "holds a run with other settings or inputs: the data changed; choose another folder" in capsys.readouterr().err
-    )
+    assert f"holds a run with other settings or inputs: the data ({mine}) changed; " in capsys.readouterr().err
 
 
 def test_the_whole_language_model_is_tuned_from_an_aligned_model_with_adapters(world, aligned, tmp_path):
@@ -72,6 +70,7 @@ def test_the_whole_language_model_is_tuned_from_an_aligned_model_with_adapters(w
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_weights(world, aligned, tmp_path):
     more = ["--settings.epochs", 10, "--settings.save_every", 2]
     assert cli.main(tune(world, aligned, tmp_path / "whole", *more)) == 0

@@ -134,8 +134,8 @@ def test_samples_left_out_are_neither_fitted_on_nor_scored(world, aligned, pool,
 def test_select_takes_the_table(written, pool, tmp_path):
     assert cli.main(stored(written / "store", tmp_path / "run")) == 0
     for name, folder in (("one", tmp_path / "run"), ("other", written / "run")):
-        options = {"scores": f"{folder}/scores.parquet", "pool": pool, "fraction": 0.25, "out": tmp_path / name}
-        assert cli.main(words("select", options)) == 0
+        options = {"scores": f"{folder}/scores.parquet", "pool": pool, "fraction": 0.25, "rule": "top"}
+        assert cli.main(words("select", {**options, "out": tmp_path / name})) == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     assert len(runs.read_json(tmp_path / "one")) == 4  # a quarter of 14 records, rounded up
 
@@ -189,6 +189,7 @@ def test_a_killed_run_goes_on_to_the_same_store(world, aligned, many, tmp_path, 
     assert table(tmp_path / "run") == table(many / "whole/run")
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_store(world, aligned, many, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "vlmsel"]
     ended = subprocess.run(

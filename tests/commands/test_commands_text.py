@@ -86,7 +86,7 @@ def test_the_whole_chain(home, warm, tmp_path):
     assert all(value == value and value != 0 for value in scores)
     chosen = tmp_path / "chosen.json"
     pick = ("--scores", tmp_path / "score/scores.parquet", "--pool", home / "pool.json", "--fraction", "0.5")
-    assert run("select", *pick, "--out", chosen) == 0
+    assert run("select", *pick, "--rule", "top", "--out", chosen) == 0
     lowest = sorted(range(12), key=scores.__getitem__)[:6]
     assert [record["id"] for record in runs.read_json(chosen)] == sorted(lowest)
     again = ("--model", home / "llama", "--data", chosen, "--out", tmp_path / "tune")

@@ -112,7 +112,7 @@ def test_check_reports_what_cannot_be_used_and_shifts_nothing(make):
     words = [
         "'none.png' is missing",
         "'broken.png' cannot be read",
-        "no supervised token is left within max_length 512",
+        "no supervised token is left within 512 positions",
     ]
     for reason, expected in zip(problems.values(), words, strict=True):
         assert expected in reason and "\n" not in reason
@@ -138,7 +138,7 @@ def test_usable_and_lengths_need_no_check_before(make):
 def test_check_decodes_every_picture_once(make, monkeypatch):
     seen = []
     load = images.load_image
-    monkeypatch.setattr(images, "load_image", lambda folder, name: seen.append(name) or load(folder, name))
+    monkeypatch.setattr(images, "load_image", lambda folder, name, _: seen.append(name) or load(folder, name))
     make(SAMPLES * 3).check()
     assert sorted(seen) == ["a.png", "b.jpg"]
 

@@ -287,9 +287,9 @@ def test_truncation_counts_every_patch(template):
 def test_truncation_never_leaves_half_an_image_or_nothing_to_learn(template):
     tokenizer, turns = TOKENIZERS["byte_level"], rounds(template)
     at = encode(turns, 1, tokenizer, template).input_ids.index(IMAGE_ID)
-    with pytest.raises(ValueError, match=f"image of 9 positions does not fit into max_length {at + 8}"):
+    with pytest.raises(ValueError, match=f"image of 9 positions does not fit into {at + 8} positions"):
         encode(turns, 1, tokenizer, template, max_length=at + 8, image_tokens=9)
-    with pytest.raises(ValueError, match=f"no supervised token is left within max_length {at + 9}"):
+    with pytest.raises(ValueError, match=f"no supervised token is left within {at + 9} positions"):
         encode(turns, 1, tokenizer, template, max_length=at + 9, image_tokens=9)
 
 

@@ -107,7 +107,7 @@ def test_a_touched_file_is_recorded_and_a_later_change_counts_again(tmp_path, fi
 
 def test_what_a_killed_writer_left_is_deleted_and_in_nobodys_way(tmp_path, files):
     fill(tmp_path / "f", dict(list(files.items())[:2]))
-    half = tmp_path / "f/aa/aaaa.bin.77.part"
+    half = tmp_path / "f/aa/aaaa.bin.vlmsel.here.77.part"
     half.parent.mkdir(exist_ok=True)
     half.write_bytes(b"half")
     assert sorted(FeatureFolder(tmp_path / "f", SPEC).reader(files).digests) == ["0.png", "1.png"]
@@ -116,7 +116,7 @@ def test_what_a_killed_writer_left_is_deleted_and_in_nobodys_way(tmp_path, files
     empty = tmp_path / "g"
     empty.mkdir()
     (empty / ".lock").touch()
-    (empty / "spec.json.77.part").touch()
+    (empty / "spec.json.vlmsel.here.77.part").touch()
     fill(empty, files)
     assert sorted(FeatureFolder(empty, SPEC).reader(files).digests) == list(files)
 

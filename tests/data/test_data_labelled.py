@@ -10,6 +10,7 @@ from vlmsel.data.labelled import (
     Columns,
     class_names,
     label_of,
+    merged,
     read_dataset,
     read_glue_folder,
     read_labelled,
@@ -124,3 +125,34 @@ def test_glue_uids_are_rows_of_the_file_also_behind_rows_that_are_left_out(tmp_p
 def test_labels_are_sorted_as_numbers_where_they_are_numbers():
     assert class_names(["10", "9", "-1"]) == ("-1", "9", "10")
     assert class_names(["yes", "no", "no"]) == ("no", "yes")
+
+
+def test_one_rule_makes_labels_of_all_files_words(tmp_path):
+    rows = [("a", "1"), ("b", "1.0"), ("c", "0.0"), ("d", "nan"), ("e", "NaN"), ("f", ""), ("g", "True"), ("h", "true")]
+    table = read_labelled(write_csv(tmp_path / "train.csv", rows), COLUMNS)
+    given = ["1", "1", "0", "true", "true"]
+    assert [label_of(sample) for sample in table.samples] == given
+    assert {p.uid: p.reason.split(": ")[1] for p in table.problems} == dict.fromkeys((3, 4, 5), "no label")
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps({"text": "a", "label": i}) + "\n" for i in (0, 1.0, True)))
+    lines = read_labelled(tmp_path / "val.jsonl", COLUMNS)
+    assert [label_of(sample) for sample in lines.samples] == ["0", "1", "true"]
+    said = "labels that say the same are one class: "
+    assert merged(table) == f"{said}'1' (1, 1.0), 'true' (True, true)"
+    assert merged(table, lines) == f"{said}'1' (1, 1.0), '0' (0, 0.0), 'true' (True, true)"
+    assert merged(lines) == merged() == ""
+
+
+def test_labels_that_differ_stay_apart(tmp_path):
+    words = ["01", "1", "1.5", "yes", "Yes", "none", "null", "1e3", "1000", "inf", "-1.0"]
+    file = read_labelled(write_csv(tmp_path / "train.csv", [("a", word) for word in words]), COLUMNS)
+    assert [label_of(sample) for sample in file.samples] == [*words[:-1], "-1"]
+
+
+def test_classes_of_a_dataset_are_written_by_the_same_rule(tmp_path):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["0.0", "True"])}
+    )
+    part = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    datasets.DatasetDict({"train": part}).save_to_disk(tmp_path / "set")
+    file = read_dataset(str(tmp_path / "set"), "train", COLUMNS)
+    assert file.classes == ("0", "true") and [label_of(sample) for sample in file.samples] == ["true", "0"]

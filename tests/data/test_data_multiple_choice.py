@@ -280,3 +280,9 @@ def test_missing_files_and_unknown_tasks(tmp_path, read):
     (tmp_path / "latin").write_bytes("é".encode("latin-1"))
     with pytest.raises(ValueError, match="latin: not a text file in UTF-8"):
         read_choices("qasc", tmp_path / "latin")
+
+
+@pytest.mark.parametrize("change", [{"label": "9" * 100_000}, {"endings": ["a", "b", "c", {"x" * 100_000: 1}]}])
+def test_what_others_wrote_is_quoted_in_part(read, change):
+    record = {"activity_label": "a", "ctx": "b", "endings": ["a", "b", "c", "d"], "label": 0, **change}
+    assert len(refused(read, "hellaswag", json.dumps(record))) < 400

@@ -1,10 +1,22 @@
 """Rows of files: each in its place, those that cannot be read too; and files that are refused as a whole."""
 
+import csv
+import io
 import json
 
 import pytest
 
-from vlmsel.data.rows import Unread, check_whole, json_rows, parse_all, read_lines, read_rows, readable, table_rows
+from vlmsel.data.rows import (
+    Unread,
+    check_whole,
+    json_rows,
+    need,
+    parse_all,
+    read_lines,
+    read_rows,
+    readable,
+    table_rows,
+)
 
 RECORDS = [{"a": 1}, {"a": "x\u2028y"}]
 
@@ -60,6 +72,52 @@ def test_tables_of_both_kinds_differ_in_quotation_marks_alone(write):
     assert named == [("line 1", {"text": '"a', "label": "1"})]
 
 
+ODD = ['He said "no" twice', "a tab\tinside", "one line\nand another", "plain", '"No"', '"', ""]
+
+
+def written(quoting, texts, last=False):
+    """What Python's writer makes of a table."""
+    table, rows = io.StringIO(), [("text", "label"), *((text, str(i)) for i, text in enumerate(texts))]
+    rows = [row[::-1] for row in rows] if last else rows
+    csv.writer(table, "excel-tab", quoting=quoting, lineterminator="\n").writerows(rows)
+    return table.getvalue()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_tsv_that_was_written_with_quotes_is_read_with_them(write, quoting, last):
+    for texts in (ODD, ODD[3:], ODD[:1], ODD[1:2], ODD[2:3], ODD[5:6]):
+        _, rows = read_rows(write("rows.tsv", written(quoting, texts, last)))
+        assert [row["text"] for _, row in rows] == texts
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['"No," he said.', 'and "yes"', "plain"],
+        ['"Yes."', "plain"],
+        ['"open', 'closed"', "plain"],
+        ['""Yes" she said', '"', "plain"],
+        ["5'", 'a " b'],
+    ],
+)
+def test_in_other_tsv_a_quotation_mark_is_a_character(write, texts):
+    table = "text\tlabel\n" + "".join(f"{text}\t{i}\n" for i, text in enumerate(texts))
+    _, rows = read_rows(write("rows.tsv", table))
+    assert [row["text"] for _, row in rows] == texts
+    _, rows = read_rows(write("rows.tsv", table + "one cell\n"))
+    *whole, (_, short) = rows
+    assert [row["text"] for _, row in whole] == texts and short == Unread("1 columns, 2 expected")
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("end", ['"cut off', '"No," he said\t7\n'])
+def test_tsv_whose_rows_fit_neither_way_is_refused(write, end, last):
+    table = written(csv.QUOTE_MINIMAL, ODD[:4], last)
+    with pytest.raises(ValueError, match="rows.tsv: line [0-9]: a quotation mark is opened and not closed in this row"):
+        read_rows(write("rows.tsv", table + end))
+
+
 def test_columns_of_json_are_the_keys_of_all_objects(write):
     names, rows = read_rows(write("rows.jsonl", '{"a": 1}\n3\n{"b": 2, "a": 0}'))
     assert names == ["a", "b"]
@@ -83,3 +141,13 @@ def test_ids_differ_and_labels_are_all_there_or_none():
         check_whole("f", ["a", "a"], [0, 1], "row")
     with pytest.raises(ValueError, match="f: 1 of 2 rows have no label, the first: row b"):
         check_whole("f", ["a", "b"], [0, None], "row")
+
+
+def test_what_others_wrote_is_quoted_in_part():
+    long = "x" * 100_000
+    with pytest.raises(ValueError, match="f: row x{100} occurs more than once") as error:
+        check_whole("f", [long, long], [0, 1], "row")
+    assert len(str(error.value)) < 300
+    with pytest.raises(ValueError, match="must be int, got 'xx") as error:
+        need({"id": long}, "id", int)
+    assert len(str(error.value)) < 300

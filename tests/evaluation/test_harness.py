@@ -210,6 +210,7 @@ def test_two_processes_that_gave_two_answers(tmp_path):
         answer(Model(), path)
 
 
+@pytest.mark.slow
 def test_two_real_processes_deal_the_batches(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

@@ -200,13 +200,13 @@ def test_given_answers_say_that_nobody_knows_how_they_came_about():
 def test_every_benchmark_has_its_folder_and_its_cell(tmp_path, capsys):
     engine = Scripted({"0": "red", "1": "blue", " a": -1.0, " b": -2.0})
     choices = ChoiceTask("piqa", [ChoiceQuestion("0", "q", ("a", "b"), 0)])
-    benchmarks = [Benchmark("mine", "vqav2", vqa(2), tmp_path), Benchmark("piqa", "piqa", choices, tmp_path)]
-    found = evaluate_all(engine, benchmarks, Asking("bare"), tmp_path / "run")
+    benchmarks = [Benchmark("mine", "vqav2", vqa(2), tmp_path, {}), Benchmark("piqa", "piqa", choices, tmp_path, {})]
+    found = evaluate_all(engine, benchmarks, Asking("bare"), tmp_path / "run", "digest")
     for name, kind in (("mine", "vqav2"), ("piqa", "piqa")):
         assert json.loads((tmp_path / f"run/{name}/metrics.json").read_text()) == found[name]
         assert found[name]["protocol"]["benchmark"] == kind and found[name]["protocol"]["model"] == "a script"
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["mine", "piqa"]
-    assert (tmp_path / "run/mine/vqav2_results.json").is_file() and len(list((tmp_path / "run/piqa").iterdir())) == 2
+    assert (tmp_path / "run/mine/vqav2_results.json").is_file() and len(list((tmp_path / "run/piqa").iterdir())) == 3
     assert table({"a": found, "b": found}) == [
         ["model", "mine (accuracy)", "piqa (acc)"],
         *([name, "50.0 ± 50.0", "100.0"] for name in "ab"),
@@ -215,8 +215,8 @@ def test_every_benchmark_has_its_folder_and_its_cell(tmp_path, capsys):
 
 def test_a_fault_names_its_benchmark(tmp_path):
     with pytest.raises(ValueError, match="^mine: all 2 answers in .* are empty"):
-        benchmark = Benchmark("mine", "vqav2", vqa(2), tmp_path)
-        evaluate_all(Scripted({"0": "", "1": ""}), [benchmark], Asking("bare"), tmp_path / "run")
+        benchmark = Benchmark("mine", "vqav2", vqa(2), tmp_path, {})
+        evaluate_all(Scripted({"0": "", "1": ""}), [benchmark], Asking("bare"), tmp_path / "run", "digest")
 
 
 # Answering

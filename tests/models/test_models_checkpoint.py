@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import metadata
 
 import peft
@@ -9,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import random_batch, sample_losses, save_backbones, tiny_language, tiny_vlm, wake_lora
+from torch import nn
 
+from vlmsel.data.dataset import Reading
 from vlmsel.models import checkpoint, config
 from vlmsel.models.assembly import build, load
 from vlmsel.models.config import LoraSpec, VLMConfig
+from vlmsel.models.vlm import VLM
 
 
 def changed(model):
@@ -39,6 +43,19 @@ def test_round_trip_is_exact(tmp_path, lora):
     same(model, loaded)
     assert loaded.vlm_config == model.vlm_config and not loaded.training
     assert loaded.tokenizer.encode("hello") == model.tokenizer.encode("hello")
+
+
+def test_how_pictures_are_turned_is_saved_and_part_of_what_a_model_is(tmp_path):
+    model = changed(tiny_vlm(tmp_path / "backbones"))
+    before = model.digest()
+    model.turn_pictures(None)
+    assert model.digest() == before and not model.pictures(Reading(tmp_path)).exif
+    model.turn_pictures(True)
+    checkpoint.save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.digest() == model.digest() != before and loaded.pictures(Reading(tmp_path)).exif
+    with pytest.raises(ValueError, match="reads text only; leave --exif out"):
+        VLM(replace(model.vlm_config, vision=None), None, nn.Sequential(), model.language_model).turn_pictures(True)
 
 
 def test_folder_holds_safetensors_and_json_and_names_the_backbones(tmp_path):

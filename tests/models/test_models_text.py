@@ -7,18 +7,21 @@ from dataclasses import asdict
 import peft
 import pytest
 import torch
-from tiny_huggingface import save_language
-from tiny_models import llava_7b, sample_losses, tiny_vlm, wake_lora
+from tiny_huggingface import byte_tokenizer, save_language
+from tiny_models import llava_7b, sample_losses, tiny_language, tiny_vlm, wake_lora
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlmsel.data.batches import Collator, Item
+from vlmsel.data.dataset import Reading
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import load
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.generation import generate
-from vlmsel.models.language import load_language
+from vlmsel.models.language import load_language, positions
 from vlmsel.models.lora import quiet_peft
 from vlmsel.models.losses import token_losses
 from vlmsel.models.open import open_subject
+from vlmsel.models.pool import open_pool
 from vlmsel.models.presets import PRESETS
 from vlmsel.models.vlm import VLM
 from vlmsel.training.phases import phase_preset
@@ -206,3 +209,40 @@ def test_what_a_text_model_can_train(llama, adapted):
         plain.trained("lora")
     presets = [phase_preset(name) for name in ("hyperinf-llm-lora", "hyperinf-llm-dense")]
     assert [(one.train, one.epochs, one.learning_rate) for one in presets] == [("lora", 5, 2e-5), ("lm", 3, 2e-5)]
+
+
+def gpt2():
+    """A GPT-2 of 64 positions, which it learns one by one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda: tiny_language(max_position_embeddings=64)])
+def test_samples_are_cut_at_the_model_s_own_positions(make, tmp_path, capsys):
+    make().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    subject = open_subject(str(tmp_path / "model"), "cpu")
+    talks = [("Short?", "yes"), ("What?", "very " * 30 + "old"), ("Long " * 20 + "?", "no")]
+    turns = [[{"from": "human", "value": ask}, {"from": "gpt", "value": answer}] for ask, answer in talks]
+    (tmp_path / "pool.json").write_text(json.dumps([{"conversations": one} for one in turns]))
+    found = open_pool(subject, tmp_path / "pool.json", Reading(max_length=2048))
+    assert subject.positions == 64 and found.samples.lengths()[1:] == [64, 0]
+    assert found.problems == {2: "no supervised token is left within 64 positions"}
+    line = "1 of 3 samples fill the model's 64 positions; what is longer is cut there, before max_length 2048"
+    assert capsys.readouterr().out == f"{tmp_path / 'pool.json'}: {line}\n"
+    losses = subject.losses(subject.collate([found.samples[0], found.samples[1]]))
+    cut = open_pool(subject, tmp_path / "pool.json", Reading(max_length=64))
+    assert torch.equal(losses, subject.losses(subject.collate([cut.samples[0], cut.samples[1]])))
+    assert losses.isfinite().all() and not capsys.readouterr().out
+
+
+def test_positions_are_those_that_rotary_ones_are_stretched_to():
+    def limit(**settings):
+        return positions(tiny_language(max_position_embeddings=64, **settings))
+
+    assert limit() == 64
+    assert limit(rope_scaling={"rope_type": "linear", "factor": 4.0}) == 256
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    assert limit(rope_scaling=yarn) == 128
+    assert limit(rope_scaling=yarn | {"factor": 1.5}) == 64

@@ -15,7 +15,7 @@ runs.open_run(sys.argv[1], 'a: 1\\n', sys.argv[2])
 print('open', flush=True)
 input()
 """
-LEFT = ".elsewhere.99999999.part"  # what a killed process leaves behind a file's name
+LEFT = ".vlmsel.elsewhere.99999999.part"  # what a killed process leaves behind a file's name
 
 
 def names(folder):

@@ -73,22 +73,22 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_any_number_of_processes_gives_the_same_scores(tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_any_number_of_processes_gives_the_same_scores(tmp_path, count):
     one, out = write_program(tmp_path, "one")
     subprocess.run([sys.executable, str(one)], check=True, timeout=120, env=environment(), capture_output=True)
     expected = result(out)
-    for count in (2, 3):
-        many, out = write_program(tmp_path, f"many{count}")
-        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone", str(many)]
-        ended = subprocess.run(launch, capture_output=True, text=True, timeout=180, env=environment())
-        assert ended.returncode == 0, ended.stderr
-        found = result(out)
-        torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-9, atol=1e-12)
-        samples = {scorer: {own["samples"] for own in each.values()} for scorer, each in found["details"].items()}
-        # LiSSA's stream takes five batches of two, and one of them is short
-        assert {k: v for k, v in samples.items() if k != "stream"} == dict.fromkeys(
-            ["TracIn", "DataInf", "HyperINF", "LiSSA", "Exact"], {len(IMAGES)}
-        )
+    many, out = write_program(tmp_path, f"many{count}")
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone", str(many)]
+    ended = subprocess.run(launch, capture_output=True, text=True, timeout=180, env=environment())
+    assert ended.returncode == 0, ended.stderr
+    found = result(out)
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-9, atol=1e-12)
+    samples = {scorer: {own["samples"] for own in each.values()} for scorer, each in found["details"].items()}
+    # LiSSA's stream takes five batches of two, and one of them is short
+    assert {k: v for k, v in samples.items() if k != "stream"} == dict.fromkeys(
+        ["TracIn", "DataInf", "HyperINF", "LiSSA", "Exact"], {len(IMAGES)}
+    )
 
 
 @pytest.mark.slow
@@ -157,3 +157,56 @@ def test_every_batch_is_somebodys_once():
         assert all(owners[batch] == owners[batch - batch % 3] for batch in range(20))
     assert Share.read("2/4") == Share(1, 4) and Share.read(None) == Share()
     assert Share(chunk=8).chunks(20) == [range(0, 8), range(8, 16), range(16, 20)]
+
+
+JOB = """
+    import sys
+    import time
+    from pathlib import Path
+
+    sys.path.insert(0, {tests!r})
+    import torch
+    from test_scoring_many import score
+    from tiny_models import tiny_vlm, wake_lora
+    from vlmsel.scoring import pool_pass
+
+    torch.set_num_threads(1)
+    out, index, of = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    make = pool_pass.precondition
+
+    def slow(*args):
+        print("curvature", flush=True)
+        time.sleep({pause})
+        return make(*args)
+
+    pool_pass.precondition, pool_pass.POLL = slow, 0.05
+    model = tiny_vlm()
+    wake_lora(model)
+    score(model, out, index, of)
+"""
+
+
+def start_job(program, *words):
+    return subprocess.Popen(
+        [sys.executable, str(program), *map(str, words)], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True], ids=["all live", "the first dies"])
+def test_of_jobs_at_once_one_runs_the_curvature_pass(model, tmp_path, kill):
+    program = tmp_path / "job.py"
+    program.write_text(textwrap.dedent(JOB).format(tests=str(Path(__file__).parent), pause=3.0).replace(
+        "sys.path.insert(0,", f"sys.path.insert(0, {str(TESTS)!r}); sys.path.insert(0,"
+    ))  # fmt: skip
+    first = start_job(program, tmp_path / "a", 0, 3)
+    assert first.stdout.readline() == "curvature\n"
+    others = [start_job(program, tmp_path / "a", index, 3) for index in (1, 2)]
+    if kill:
+        time.sleep(1.0)
+        first.kill()
+    said = [job.communicate(timeout=120)[0] for job in [first, *others]]
+    assert [job.returncode for job in others] == [0, 0] and first.returncode == (-signal.SIGKILL if kill else 0)
+    assert sum(text.count("curvature\n") for text in said[1:]) == kill
+    assert kill or all("another job runs the curvature pass" in text for text in said[1:])
+    assert torch.equal(score(model, tmp_path / "a").scores, score(model, tmp_path / "b").scores)

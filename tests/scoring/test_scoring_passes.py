@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_models import tiny_vlm, wake_lora
-from tiny_pool import COLLATE, POOL, Run, broken, exploding, loop, loop_means, scores_by_hand, tiny_items
+from tiny_pool import COLLATE, Run, broken, exploding, loop, loop_means, scores_by_hand, tiny_items
 
 from vlmsel.gradients import select_blocks
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Random, TracIn
@@ -179,12 +179,6 @@ def test_damping_cannot_be_measured_on_samples_that_are_all_broken(model):
     run = Run(model, [broken(item, "loss") for item in tiny_items([0, 1])], {"any": tiny_items([1])}, spec="lora")
     with pytest.raises(ValueError, match="no sample with a finite gradient"):
         precondition(run.targets, run.fit, [DataInf()])
-
-
-def test_a_pool_of_text_has_nothing_to_say_about_the_projector(model, tmp_path):
-    items = tiny_items([0] * len(POOL))
-    columns, _, left_out = scored(model, items, tmp_path, spec="projector")
-    assert not left_out and all(not column.any() for column in columns.values())
 
 
 def test_without_scorers_of_gradients_there_are_losses_alone(model, tmp_path):

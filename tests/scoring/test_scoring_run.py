@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on(model, after, tmp_path):
 def test_only_what_is_missing_is_done_again(model, tmp_path):
     expected = score(model, tmp_path)
     (tmp_path / "parts" / "00000004.safetensors").unlink()
-    (tmp_path / "parts" / "00000002.safetensors.part").write_bytes(b"half a file")
+    (tmp_path / "parts" / "00000002.safetensors.vlmsel.here.12.part").write_bytes(b"half a file")
     losses, calls = stopping(99)
     assert_same(score(model, tmp_path, losses=losses), expected)
     assert len(calls) == 2

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+from small_choices import budget
 
 from vlmsel.selection import combine_targets, top
 
@@ -13,7 +14,7 @@ def test_mean_is_the_influence_on_the_mean_loss():
 
 def test_rank_lets_every_target_choose_an_equal_part_whatever_its_scale():
     scores = np.random.default_rng(3).normal(size=(3, 400)) * np.array([[1.0], [1000.0], [1e-3]])
-    chosen = top(np.arange(400), combine_targets(scores), 60)
+    chosen = top(combine_targets(scores), budget(60, 400))
     for row in scores:
         assert len(np.intersect1d(np.argsort(row)[:20], chosen)) == 20
     assert (combine_targets(scores * np.array([[1000.0], [1.0], [1.0]])) == combine_targets(scores)).all()
@@ -22,8 +23,7 @@ def test_rank_lets_every_target_choose_an_equal_part_whatever_its_scale():
 def test_rank_of_one_target_keeps_the_order_of_its_scores():
     rng = random.Random(4)
     scores = np.array([rng.choice([1.0, 2.0, 3.0]) for _ in range(50)])
-    uids = np.arange(50)
-    assert (top(uids, combine_targets(scores[None]), 20) == top(uids, scores, 20)).all()
+    assert (top(combine_targets(scores[None]), budget(20, 50)) == top(scores, budget(20, 50))).all()
 
 
 @pytest.mark.parametrize("how", ["rank", "mean"])

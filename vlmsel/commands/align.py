@@ -22,6 +22,7 @@ def align(
     settings: PhaseSettings = PRESETS["tiny-align"],
     group_by_modality_length: bool = False,
     max_length: int = 2048,
+    exif: bool | None = None,
     device: str = "auto",
     config: str = "",
 ) -> None:
@@ -37,6 +38,7 @@ def align(
         settings: hyper-parameters of the phase.
         group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
         max_length: longest sequence in tokens, patches included; what is longer is cut.
+        exif: turn pictures as their EXIF orientation says, or leave them; the model keeps it.
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
@@ -45,4 +47,5 @@ def align(
     subject, reading = open_subject(model, device), Reading(Path(images), max_length)
     if subject.pictures(reading) is None:
         raise ValueError(f"{model} reads text only and has no projector to align; go on with vlmsel tune or score")
+    subject.turn_pictures(exif)
     train_on(subject, data, reading, settings, out, group_by_modality_length)

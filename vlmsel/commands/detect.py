@@ -17,6 +17,7 @@ from vlmsel.reporting.detection import heading, show_detection
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.base import gradient_scorers
 from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.first_batch import Check
 from vlmsel.studies.labelled_data import Amounts, draw, open_labelled
 from vlmsel.studies.mislabelled import ARM, Mislabelled, Recipe
 from vlmsel.training.fine_tuning import FineTuning
@@ -58,6 +59,7 @@ def detect(
     max_length: int | None = None,
     batch_tokens: int = 1024,
     scale_samples: int | None = 512,
+    check: Check = "first-batch",
     device: str = "auto",
     config: str = "",
 ) -> None:
@@ -93,6 +95,8 @@ def detect(
         max_length: longest sample in tokens; what the model takes when left out. What is longer is cut.
         batch_tokens: most tokens per batch of a scoring pass, padding included; CPUs are fastest below about 1000.
         scale_samples: how many samples the damping of DataInf is measured on before the pass; all of them when null.
+        check: first-batch compares the gradients of a few samples with autograd's own before the passes begin; none
+            goes without.
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
@@ -109,7 +113,18 @@ def detect(
     runs.same_inputs(folder, found.digests(), more=True)
     drawn = [draw(found, amounts, seed) for seed in range(seeds)]
     recipe = Recipe(
-        model, tune, lora, training, tuple(loaded), blocks, fresh_head, max_length, batch_tokens, scale_samples, place
+        model,
+        tune,
+        lora,
+        training,
+        tuple(loaded),
+        blocks,
+        fresh_head,
+        max_length,
+        batch_tokens,
+        scale_samples,
+        check,
+        place,
     )
     study = Mislabelled(recipe, found, drawn, config)
     metrics = [answers[ARM] for answers in study.run(folder, range(seeds), [ARM])]

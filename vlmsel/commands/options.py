@@ -3,14 +3,15 @@ field is an option of its own (`--images`, not `--reading.images`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vlmsel.checks import check_at_least_one
 from vlmsel.data.dataset import Reading
 from vlmsel.data.encoding import LossOn
 from vlmsel.scoring.batches import Batching
+from vlmsel.scoring.first_batch import Check
 from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.passes import FitPart
 from vlmsel.scoring.store_pass import StoreSpec
@@ -25,6 +26,8 @@ class ReadingOptions:
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         loss_on: what a sample's loss is taken on: its answers, or all of its text.
         template: the conversation template for a Hugging Face language model; text when left out.
+        exif: turn pictures as their EXIF orientation says, or leave them; as the model was trained when left out, and
+            as they are for one that was not. A model that is saved keeps it.
     """
 
     flat: ClassVar[bool] = True
@@ -32,6 +35,7 @@ class ReadingOptions:
     max_length: int = 2048
     loss_on: LossOn = "answers"
     template: str | None = None
+    exif: bool | None = None
 
     def reading(self) -> Reading:
         """Return how a model reads samples."""
@@ -58,6 +62,24 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True)
+class TargetOptions:
+    """What targets are.
+
+    Attributes:
+        each_target: every sample of the target files is a target of its own, too: `affinity.safetensors` says how close
+            each sample of the pool is to each of them, which `vlmsel select` chooses by.
+        columns: the most columns that stand for target samples; exact where there are no more samples than columns.
+    """
+
+    flat: ClassVar[bool] = True
+    each_target: bool = True
+    columns: int = 128
+
+    def __post_init__(self) -> None:
+        check_at_least_one(columns=self.columns)
+
+
+@dataclass(frozen=True)
 class BatchOptions:
     """How samples are put into batches.
 
@@ -66,12 +88,15 @@ class BatchOptions:
             out.
         batch_size: most samples per pass; as many as the tokens allow when left out.
         workers: processes that read samples.
+        check: first-batch compares the gradients of a few samples with autograd's own before the passes begin; none
+            goes without.
     """
 
     flat: ClassVar[bool] = True
     batch_tokens: int = 8192
     batch_size: int | None = None
     workers: int = 0
+    check: Check = "first-batch"
 
     def __post_init__(self) -> None:
         check_at_least_one(batch_tokens=self.batch_tokens, batch_size=self.batch_size)
@@ -162,3 +187,15 @@ class StoreOptions:
         """Return where and how the store is written."""
         assert self.store is not None
         return StoreSpec(self.store, self.store_dtype, self.store_projection)
+
+
+def refuse_idle(where: str, *groups: Any) -> None:
+    """Refuse options that were set and change nothing.
+
+    Raises:
+        ValueError: one of the groups' options is not as it is when left out.
+    """
+    for group in groups:
+        for one in fields(group):
+            if getattr(group, one.name) != one.default:
+                raise ValueError(f"--{one.name}: no meaning for {where}; leave it out")

@@ -1,65 +1,109 @@
-"""Write the part of a pool with the lowest (most helpful) scores, in the format it came in."""
+"""Choose a part of a pool by a rule, and write it in the format it came in."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from vlmsel import runs
+from vlmsel.commands.options import refuse_idle
 from vlmsel.data.formats import read_records, write_records
+from vlmsel.scoring import affinity
 from vlmsel.scoring.table import read_table, score_columns
-from vlmsel.selection import combine_targets, how_many, top
+from vlmsel.selection import DRAWN, AffinityRule, Ask, Draw, Facts, combine_targets, describe, top
+
+
+class Picked(NamedTuple):
+    """Chosen uids, first ones first; how they came about, in words and for the manifest; the samples' norms by uid."""
+
+    uids: np.ndarray
+    how: str
+    about: dict[str, Any]
+    norms: np.ndarray | None = None
 
 
 def select(
-    scores: str,
     pool: str,
     out: str,
+    scores: str | None = None,
     scorer: str = "HyperINF",
+    rule: Literal["top", "round_robin", "herding", "strata"] | None = None,
     target: str | list[str] | None = None,
     combine: Literal["rank", "mean"] = "rank",
-    fraction: float | None = None,
-    count: int | None = None,
-    quota: dict[str, float] | None = None,
+    ask: Ask = Ask(),
+    affinities: AffinityRule = AffinityRule(),
+    draw: Draw = Draw(),
     config: str = "",
 ) -> None:
-    """Choose samples, lowest influence first, and write them in the pool's own form with a manifest beside them.
+    """Choose samples and write them in the pool's own form, with a manifest beside them.
 
     Args:
-        scores: the table `scores.parquet` of `vlmsel score`.
         pool: the pool that was scored; refused when it is another.
         out: the file to write, of the pool's form; `<out>.manifest.json` says which samples it holds and why.
-        scorer: whose scores decide.
-        target: the target that counts, or a list of them; all of them when left out.
-        combine: how several targets count: rank lets each choose an equal part, mean averages the scores.
-        fraction: part of the pool to choose, in (0, 1].
-        count: how many samples to choose, instead of `fraction`.
-        quota: greatest share of the choice per source, such as `--quota.text 0.1`.
+        scores: the table `scores.parquet` of `vlmsel score`, or its run folder. Random needs none.
+        scorer: whose scores or affinities decide; Random, Loss (highest first) and Length (longest first) need none.
+        rule: round_robin (the default), herding, strata: by affinities to target samples; top: by influence on means.
+        target: the target file that counts, or a list of them; all of them when left out.
+        combine: how several targets count for top: rank lets each choose an equal part, mean averages the scores.
+        ask: how much to choose.
+        affinities: how affinities decide.
+        draw: how Random, Loss and Length choose.
         config: the resolved configuration as text.
     """
-    if Path(out).resolve() in (Path(scores).resolve(), Path(pool).resolve()):
+    path = None if scores is None else Path(scores, "scores.parquet") if Path(scores).is_dir() else Path(scores)
+    if Path(out).resolve() in [Path(one).resolve() for one in (pool, path, draw.like) if one is not None]:
         raise ValueError(f"{out}: --out would replace a file that is read; choose another name")
-    table, about = read_table(scores, pool)
-    records = read_records(pool)
-    columns = score_columns(table, scorer, [target] if isinstance(target, str) else target)
-    values = combine_targets(np.stack([table[name] for name in columns]), combine)
-    uids = top(table["uid"], values, how_many(len(records), fraction, count), table["source"], quota).tolist()
-    write_records(out, [records[uid] for uid in sorted(uids)], pool)
-    sources = Counter(table["source"][sorted(uids)].tolist())  # row = uid
-    manifest = {
-        "config": config,
-        "pool": about["pool"],
-        "pool_sha256": about["pool_sha256"],
-        "scores_sha256": runs.file_hash(scores),
+    table, about = (None, {}) if path is None else read_table(path, pool)
+    facts = Facts.of_pool(pool) if table is None else Facts.of_table(table)
+    digest = runs.file_hash(pool) if table is None else about["pool_sha256"]
+    files = [target] if isinstance(target, str) else target
+    if rule != "top" and combine != "rank":
+        raise ValueError("--combine: no meaning without --rule top; leave it out")
+    if rule is None and scorer in DRAWN:
+        refuse_idle(f"--scorer {scorer}", affinities)
+        if files is not None:
+            raise ValueError(f"--target: no meaning for --scorer {scorer}; leave it out")
+        picked = Picked(draw.choose(scorer, facts, ask, digest), scorer, {"scorer": scorer})
+    elif table is None or path is None:
+        raise ValueError(f"--scorer {scorer} needs --scores, the run folder of `vlmsel score`; Random needs none")
+    elif rule == "top":
+        refuse_idle("--rule top", affinities, draw)
+        picked = _top(table, score_columns(table, scorer, files), combine, ask.budget(facts))
+    else:
+        refuse_idle("rules on affinities", draw)
+        found = affinity.beside(path, pool, scorer, about)
+        picked = _by_affinity(found, scorer, rule or "round_robin", files, affinities, ask, facts)
+    _write(out, pool, picked, facts, {"config": config, "pool": pool, "pool_sha256": digest}, path)
+
+
+def _top(table: dict[str, np.ndarray], columns: list[str], combine: str, budget: Any) -> Picked:
+    uids = top(combine_targets(np.stack([table[name] for name in columns]), combine), budget)
+    about = {
         "columns": columns,
         "combine": combine,
-        "of": len(records),
-        "sources": dict(sources.most_common()),
-        "uids": uids,
+        "influence": {name: table[name][uids].tolist() for name in columns},
     }
-    runs.write_json(Path(f"{out}.manifest.json"), manifest)
-    shares = ", ".join(f"{source} {number}" for source, number in sources.most_common())
-    print(f"{len(uids)} of {len(records)} samples by {', '.join(columns)} (lowest = most helpful): {shares}; {out}")
+    return Picked(uids, f"{', '.join(columns)} (lowest = most helpful)", about)
+
+
+def _by_affinity(
+    found: affinity.Affinities, scorer: str, rule: str, files: Any, how: AffinityRule, ask: Ask, facts: Facts
+) -> Picked:
+    choice = how.choose(rule, found, scorer, files, ask.budget(facts))
+    said, about = f"{scorer}, {rule} over {choice.turns()}", {"scorer": scorer, "rule": rule, **choice.about()}
+    return Picked(choice.taken.rows, said, about, found.norms(scorer, len(facts)))
+
+
+def _write(out: str, pool: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None) -> None:
+    """Write the choice and its manifest, and say what it looks like."""
+    records, uids = read_records(pool), picked.uids.tolist()
+    write_records(out, [records[uid] for uid in sorted(uids)], pool)
+    sources = Counter(facts.sources[sorted(uids)].tolist())
+    about["scores_sha256"] = None if path is None else runs.file_hash(path)
+    about |= {"of": len(records), "sources": dict(sources.most_common()), "uids": uids}
+    runs.write_json(Path(f"{out}.manifest.json"), about | picked.about)
+    lines, warnings = describe(facts, picked.uids, picked.norms)
+    print("\n".join([f"{out}: {len(uids)} of {len(records)} samples by {picked.how}", *lines, *warnings]))

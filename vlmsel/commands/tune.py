@@ -51,6 +51,7 @@ def tune(
             f"settings.train is {settings.train}, so that fresh adapters would not learn; leave --lora out"
         )
     subject = open_subject(model, device, template=reading.template)
+    subject.turn_pictures(reading.exif)
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)
     train_on(subject, data, reading.reading(), settings, out, group_by_modality_length)

@@ -71,10 +71,10 @@ def encode(
     if max_length is not None:
         kept = _fitting(ids, image_tokens, max_length)
         if IMAGE_ID in ids[kept:]:
-            raise ValueError(f"an image of {image_tokens} positions does not fit into max_length {max_length}")
+            raise ValueError(f"an image of {image_tokens} positions does not fit into {max_length} positions")
         ids, labels = ids[:kept], labels[:kept]
     if all(label == IGNORED for label in labels):
-        limit = "" if max_length is None else f" within max_length {max_length}"
+        limit = "" if max_length is None else f" within {max_length} positions"
         raise ValueError(f"no supervised token is left{limit}")
     return Encoded(ids, labels, images)
 

@@ -55,6 +55,7 @@ class FeatureSpec:
         width: numbers per patch.
         computed: dtype that the tower computes in.
         dtype: dtype of the stored numbers.
+        exif: whether pictures are turned as their orientation tags say.
         libraries: what made them, with versions.
     """
 
@@ -68,6 +69,7 @@ class FeatureSpec:
     width: int
     computed: str
     dtype: str
+    exif: bool = False
     libraries: str = ""
 
     def __post_init__(self) -> None:

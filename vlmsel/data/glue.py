@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmsel.checks import quoted
 from vlmsel.data.rows import Unread, check_whole, parse_all, read_lines, readable, table_rows
 
 COLA_COLUMNS = ("source", "label", "mark", "sentence")  # of the files that have no header
@@ -55,7 +56,7 @@ class GlueFormat:
         cells, written = readable(row), self.classes if self.worded else ("0", "1")
         label = cells.get(self.label, NO_LABEL)
         if label != NO_LABEL and label not in written:
-            raise ValueError(f"the label must be {' or '.join(written)}, got {label[:40]!r}; mend it")
+            raise ValueError(f"the label must be {' or '.join(written)}, got {quoted(label, 40)}; mend it")
         place = None if label == NO_LABEL else written.index(label)
         texts = tuple(cells[name] for name in self.texts)
         return GlueExample(cells.get(self.identity, str(number)), texts, place)

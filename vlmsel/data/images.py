@@ -9,8 +9,11 @@ Ways to a square of `size` pixels:
     squash     resize both edges, proportions lost (Prismatic's resize-naive)
     letterbox  pad both sides equally, one pixel short of a square when the difference is odd, then crop (Prismatic)
 
-As in LLaVA, EXIF orientation is ignored, transparency is dropped and an animation is its first frame. Unlike there, no
-path leads out of the image folder, and a picture that would fill the memory is refused.
+As in LLaVA, transparency is dropped, an animation is its first frame, and EXIF orientation is ignored (but in TIFF,
+which Pillow turns itself) unless the model says otherwise (`VLMConfig.exif`). Unlike there, 16-bit grey is scaled by
+the range of its format, as 16-bit colour is, instead of turning white; pictures whose white no format says, and those
+that would fill the memory, are refused, and so is every path in the data that climbs out of the image folder. Links in
+the folder are its owner's and are followed wherever they lead.
 """
 
 from __future__ import annotations
@@ -18,16 +21,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from vlmsel import runs
-from vlmsel.checks import check_choice
+from vlmsel.checks import check_choice, quoted
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.base import path_problem
 
@@ -58,17 +60,14 @@ def find_image(folder: str | Path, relative: str) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the path, or a link on it, leads out of the folder.
+        ValueError: the path climbs out of the folder.
     """
     if problem := path_problem(relative):
         raise ValueError(problem)
     found = next((name for name in _names(relative) if os.path.isfile(os.path.join(folder, name))), None)
     if found is None:
-        raise FileNotFoundError(f"image {relative!r} is missing in {folder}")
-    real, root = os.path.realpath(os.path.join(folder, found)), _root(str(folder))
-    if os.path.commonpath([real, root]) != root:
-        raise ValueError(f"image {relative!r} is a link that leads out of {folder}; put the file itself there")
-    return Path(real)
+        raise FileNotFoundError(f"image {quoted(relative)} is missing in {folder}")
+    return Path(os.path.realpath(os.path.join(folder, found)))
 
 
 def _names(relative: str) -> Iterator[str]:
@@ -78,14 +77,8 @@ def _names(relative: str) -> Iterator[str]:
     yield from (stem + extension for extension in EXTENSIONS)
 
 
-@lru_cache(maxsize=64)
-def _root(folder: str) -> str:
-    """Resolve an image folder once; it is asked for with every image."""
-    return os.path.realpath(folder)
-
-
-def load_image(folder: str | Path, relative: str) -> Image.Image:
-    """Open an image of `folder` as RGB, decoded to its last pixel.
+def load_image(folder: str | Path, relative: str, exif: bool = False) -> Image.Image:
+    """Open an image of `folder` as RGB, decoded to its last pixel; `exif` turns it as its orientation tag says.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,14 +91,36 @@ def load_image(folder: str | Path, relative: str) -> Image.Image:
             if problem is None:
                 image.load()
                 image.info.pop("transparency", None)
-                return image.convert("RGB")
+                if exif:
+                    ImageOps.exif_transpose(image, in_place=True)
+                return _eight_bits(image).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         problem = f"has more than {MAX_PIXELS} pixels"
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise errors of many kinds on broken files
-        raise ValueError(f"image {relative!r} cannot be read: {_first_line(error, path, relative)}") from None
-    raise ValueError(f"image {relative!r} {problem}, more than is safe to load; shrink it")
+        raise ValueError(f"image {quoted(relative)} cannot be read: {_first_line(error, path, relative)}") from None
+    raise ValueError(f"image {quoted(relative)} {problem}, more than is safe to load; shrink it")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Bring grey of more than 8 bits to 8 of them, the high ones, as Pillow does in colour; leave others as they are.
+
+    Raises:
+        ValueError: the pixels are 32-bit numbers of which the format does not say what is white.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    tags = getattr(image, "tag_v2", {})  # TIFF's
+    if image.mode == "I" and image.format in ("PPM", "PNG"):
+        bits = 16  # Pillow has scaled them to 65535
+    elif image.mode.startswith("I;16"):
+        bits = max(tags.get(ExifTags.Base.BitsPerSample, (16,)))
+    else:
+        raise ValueError("its pixels are numbers, and nothing says which of them is white; save it with 8 or 16 bits")
+    grey = (np.asarray(image).astype(np.int64) >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    inverted = tags.get(ExifTags.Base.PhotometricInterpretation) == 0  # which Pillow heeds in 8 bits only
+    return Image.fromarray(255 - grey if inverted else grey)
 
 
 def image_digest(folder: str | Path, relative: str) -> str:
@@ -138,6 +153,7 @@ class Pictures:
         mode: how they get there, one of `MODES`.
         mean: the tower's channel means, which they are padded with.
         features: gives the features of pictures in their place.
+        exif: turn pictures as their orientation tags say.
 
     Raises:
         ValueError: there is no such mode.
@@ -148,6 +164,7 @@ class Pictures:
     mode: str
     mean: tuple[float, ...] = CLIP_MEAN
     features: FeatureReader | None = None
+    exif: bool = False
 
     def __post_init__(self) -> None:
         check_choice(MODES, image_mode=self.mode)
@@ -163,10 +180,10 @@ class Pictures:
         return square(self._open(relative), self.size, self.mode, self.mean)
 
     def _open(self, relative: str) -> Image.Image:
-        image = load_image(self.folder, relative)
+        image = load_image(self.folder, relative, self.exif)
         if self.features is not None:
             raise ValueError(
-                f"image {relative!r} has no features in {self.features.folder}; run again, which adds them"
+                f"image {quoted(relative)} has no features in {self.features.folder}; run again, which adds them"
             )
         return image
 
@@ -239,5 +256,5 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _first_line(error: Exception, path: Path, relative: str) -> str:
     """Tell an error without the path, which has been named, and on one line."""
-    text = str(error).replace(repr(str(path)), repr(relative)).strip()
+    text = str(error).replace(repr(str(path)), quoted(relative)).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -2,23 +2,25 @@
 
 A labelled text is a `Sample`: its human turns are the texts, one or several, its answer and its source are the name of
 its class. A sample's uid is its position in its file, counted from 0 and including samples that are left out. Labels
-are words: numbers are written as such (1.0 as 1), class ids of `datasets` by their names. Nothing, a blank, NaN and -1
-of class ids are no label. A sample without a label, without any text, or from a malformed row is left out with a
-reason.
+are words, by one rule for all files: whole numbers are written without a fraction and true and false small, however a
+file writes them, and class ids of `datasets` by their names. Nothing, a blank, NaN and -1 of class ids are no label. A
+sample without a label, without any text, or from a malformed row is left out with a reason.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmsel.checks import quoted
 from vlmsel.data.glue import GLUE_TASKS, GlueExample, read_glue
 from vlmsel.data.rows import Rows, Unread, read_rows, readable
 from vlmsel.data.sample import Problem, Sample, Turn
 
+_WHOLE = re.compile(r"(-?[0-9]+)\.0*")
 GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv"}
 # The columns of the tasks in `datasets`, which differ from the official files' in MRPC's.
 GLUE_COLUMNS = {task: form.texts for task, form in GLUE_TASKS.items()} | {"mrpc": GLUE_TASKS["rte"].texts}
@@ -37,7 +39,8 @@ class Columns:
 class LabelledFile:
     """The usable samples of a file, those that were left out and why, and the names of the texts.
 
-    `classes` is None where the file does not say which labels there are; `true_labels` are by uid, where known.
+    `classes` is None where the file does not say which labels there are; `true_labels` are by uid, where known;
+    `spellings` are the ways in which the file writes each label.
     """
 
     name: str
@@ -46,6 +49,7 @@ class LabelledFile:
     problems: tuple[Problem, ...]
     classes: tuple[str, ...] | None = None
     true_labels: Mapping[int, str] = field(default_factory=dict)
+    spellings: Mapping[str, set[str]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -123,8 +127,8 @@ def read_dataset(source: str, split: str, columns: Columns, config: str | None =
     labels = [name for name in (columns.label, columns.true_label) if name is not None]
     words = {name: getattr(part.features.get(name), "names", None) for name in labels}
     rows = ((f"row {i}", _in_words(row, words)) for i, row in enumerate(part))
-    classes = words[columns.label]
-    return _labelled(f"{source} ({split})", part.column_names, rows, columns, tuple(classes) if classes else None)
+    classes = tuple(dict.fromkeys(filter(None, map(label_word, words[columns.label] or ())))) or None
+    return _labelled(f"{source} ({split})", part.column_names, rows, columns, classes)
 
 
 def _load_dataset(source: str, config: str | None) -> Any:
@@ -170,6 +174,7 @@ def _labelled(
         shown = ", ".join(repr(column)[:60] for column in held)
         raise ValueError(f"{name}: no column {absent[0]!r}; it has {shown[:300]}")
     samples, problems, truths = [], [], {}
+    spellings: dict[str, set[str]] = {}
     for uid, (place, row) in enumerate(rows):
         try:
             texts, label, truth = _fields(readable(row), columns)
@@ -177,12 +182,14 @@ def _labelled(
             problems.append(Problem(uid, f"{place}: {reason}"))
             continue
         samples.append(labelled_text(uid, texts, label))
-        if truth is not None:
+        spellings.setdefault(label, set()).add(written(row[columns.label]))
+        if columns.true_label is not None and truth is not None:
+            spellings.setdefault(truth, set()).add(written(row[columns.true_label]))
             truths[uid] = truth
     if not samples:
         first = f"; the first, {problems[0].reason}" if problems else ""
         raise ValueError(f"{name}: none of {len(problems)} samples can be used{first}")
-    return LabelledFile(name, columns.texts, tuple(samples), tuple(problems), classes, truths)
+    return LabelledFile(name, columns.texts, tuple(samples), tuple(problems), classes, truths, spellings)
 
 
 def _fields(row: Mapping[str, Any], columns: Columns) -> tuple[list[str], str, str | None]:
@@ -202,16 +209,34 @@ def _fields(row: Mapping[str, Any], columns: Columns) -> tuple[list[str], str, s
 def label_word(value: Any) -> str | None:
     """Write a label as a word; None where there is none.
 
-    >>> label_word(1), label_word(1.0), label_word(" yes "), label_word(True), label_word(""), label_word(float("nan"))
-    ('1', '1', 'yes', 'true', None, None)
+    >>> [label_word(label) for label in (1, 1.0, "1.0", "01", True, "True", " yes ", None, "", "nan", float("nan"))]
+    ['1', '1', '1', '01', 'true', 'true', 'yes', None, None, None, None]
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    word = written(value)
+    if word.lower() in ("", "nan"):
         return None
+    if whole := _WHOLE.fullmatch(word):
+        return whole.group(1)
+    return word.lower() if word.lower() in ("true", "false") else word
+
+
+def written(value: Any) -> str:
+    """Return a label as its file has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip() or None
+        return f"{int(value)}.0"
+    return "" if value is None else str(value).strip()
+
+
+def merged(*files: LabelledFile) -> str:
+    """Say which labels are written in several ways in the files; "" when none is."""
+    ways: dict[str, set[str]] = {}
+    for file in files:
+        for word, own in file.spellings.items():
+            ways.setdefault(word, set()).update(own)
+    several = [f"{quoted(word)} ({', '.join(sorted(own))})" for word, own in ways.items() if len(own) > 1]
+    return f"labels that say the same are one class: {', '.join(several)}"[:300] if several else ""
 
 
 def class_names(labels: Sequence[str]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlmsel.checks import quoted
 from vlmsel.data.rows import check_whole, json_rows, need, parse_all, read_lines, read_text, readable
 
 LETTERS = "abcd"
@@ -135,14 +136,14 @@ def _choices(texts: Sequence[Any], count: int) -> tuple[str, ...]:
         raise ValueError(f"{len(texts)} choices, the task has {count}; mend it")
     for text in texts:
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"a choice must be a text that is not empty, got {text!r}; mend it")
+            raise ValueError(f"a choice must be a text that is not empty, got {quoted(text)}; mend it")
     return tuple(texts)
 
 
 def _digit(label: Any, count: int) -> int:
     """Get the place that a number, or its digits, names among `count` choices."""
     if str(label) not in map(str, range(count)):
-        raise ValueError(f"the label must be a number from 0 to {count - 1}, got {label!r}; mend it")
+        raise ValueError(f"the label must be a number from 0 to {count - 1}, got {quoted(label)}; mend it")
     return int(label)
 
 
@@ -156,7 +157,9 @@ def _named(name: Any, names: Sequence[Any], what: str) -> int | None:
     if name in (None, ""):  # "-1" may be the text of a choice
         return None
     if names.count(name) != 1:
-        raise ValueError(f"the answer {str(name)[:40]!r} is {what} of {names.count(name)} choices, not of one; mend it")
+        raise ValueError(
+            f"the answer {quoted(str(name), 40)} is {what} of {names.count(name)} choices, not of one; mend it"
+        )
     return names.index(name)
 
 
@@ -168,7 +171,7 @@ def _qasc(number: int, record: Any) -> ChoiceQuestion:
     else:
         stem, texts, letters = _qasc_parts(record)
         if len(set(map(str, letters))) < len(letters) or len(letters) != len(texts):
-            raise ValueError(f"{len(texts)} choices need as many distinct labels, got {letters}; mend it")
+            raise ValueError(f"{len(texts)} choices need as many distinct labels, got {quoted(letters)}; mend it")
         place = _named(record.get("answerKey"), letters, "the label")
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} choices, a question needs two or more (QASC has 8); mend it")
@@ -216,7 +219,7 @@ def _logiqa_item(number: int, lines: Sequence[str]) -> ChoiceQuestion:
         )
     letter, context, question, *options = lines[1:]
     if letter.strip() not in tuple(LETTERS):
-        raise ValueError(f"the answer must be a letter from a to d, got {letter[:40]!r}; mend it")
+        raise ValueError(f"the answer must be a letter from a to d, got {quoted(letter, 40)}; mend it")
     choices = _choices([logiqa_option(option) for option in options], len(LETTERS))
     place = LETTERS.index(letter.strip())
     return ChoiceQuestion(str(number), logiqa_text(question), choices, place, logiqa_text(context))

@@ -5,24 +5,30 @@ benchmarks refuse the file instead (`parse_all`, `check_whole`), so that no metr
 was asked for: the error names the first row that is wrong and, when there are more, how many of how many are.
 
 Lines end at line feeds alone (and a carriage return before one): sentences may hold U+2028 and its kin. CSV follows the
-usual quoting rules. In TSV a quotation mark is a character like any other, as in csv.QUOTE_NONE: with the usual rules a
-sentence that opens one swallows the rows after it.
+usual quoting rules. In GLUE's TSV a quotation mark is a character like any other, as in csv.QUOTE_NONE: with the usual
+rules a sentence that opens one swallows the rows after it. Other TSV is read by the rules that fit all of its rows.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlmsel.checks import quoted
+
 Row = TypeVar("Row")
 Parsed = TypeVar("Parsed")
 Rows = Iterable[tuple[str, Any]]  # place in the file -> the row, or an `Unread`
+Cells = tuple[int, list[str]]  # line in the file -> the row
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+_OPENED = re.compile(r'"(?:[^"]|"")*')  # a cell that goes on in the next line
+_DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a cell that had to be quoted
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
@@ -104,7 +110,7 @@ def _parsed(text: str, what: str = "JSON") -> Any:
 
 
 def table_rows(path: str | Path, names: Sequence[str] | None = None) -> tuple[Sequence[str], Rows]:
-    """Read CSV, where the file's name ends so, or else TSV: the columns' names and the rows as dictionaries.
+    """Read CSV, where the file's name ends so, or else TSV without quoting: the columns' names, rows as dictionaries.
 
     `names` are the columns' of a file whose first line does not name them.
 
@@ -112,10 +118,10 @@ def table_rows(path: str | Path, names: Sequence[str] | None = None) -> tuple[Se
         FileNotFoundError: there is no such file.
         ValueError: the file is empty or not UTF-8; or, with the rows, a quotation mark is not closed.
     """
-    if Path(path).suffix.lower() == ".csv":
-        cells = _csv_cells(path)
-    else:
-        cells = ((at, line.split("\t")) for at, line in enumerate(read_lines(path), 1))
+    return _table(_quoted(path) if Path(path).suffix.lower() == ".csv" else iter(_bare(path)), names)
+
+
+def _table(cells: Iterator[Cells], names: Sequence[str] | None = None) -> tuple[Sequence[str], Rows]:
     names = next(cells)[1] if names is None else names
     return names, ((f"line {at}", _cells(names, row)) for at, row in cells)
 
@@ -126,8 +132,12 @@ def _cells(names: Sequence[str], row: Sequence[str]) -> dict[str, str] | Unread:
     return dict(zip(names, row, strict=True))
 
 
-def _csv_cells(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True)
+def _bare(path: str | Path) -> list[Cells]:
+    return [(at, line.split("\t")) for at, line in enumerate(read_lines(path), 1)]
+
+
+def _quoted(path: str | Path, delimiter: str = ",") -> Iterator[Cells]:
+    reader = csv.reader((f"{line}\n" for line in read_lines(path)), strict=True, delimiter=delimiter)
     line = 1
     try:
         for row in reader:
@@ -137,18 +147,49 @@ def _csv_cells(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{path}: line {line}: {problem}; close the quotation mark that begins there") from None
 
 
+def _tsv(path: str | Path) -> list[Cells]:
+    """Read TSV with quoting where that is how it was written, which shows in rows that fit or in doubled marks.
+
+    Raises:
+        ValueError: neither way fits all rows, and rows are torn in one.
+    """
+    bare = _bare(path)
+    if not any(cell.startswith('"') for _, row in bare for cell in row):
+        return bare
+    try:
+        quoted = list(_quoted(path, "\t"))
+    except ValueError:
+        quoted = []
+    unfit, still = _unfit(bare), _unfit(quoted)
+    bad = {at for at, _ in unfit}
+    torn = [at for at, row in bare if _OPENED.fullmatch(row[-1]) and {at, at + 1} & bad]
+    if torn and (still or not quoted):
+        raise ValueError(
+            f"{path}: line {torn[0]}: a quotation mark is opened and not closed in this row, and not all rows fit when "
+            "it goes on in the next; write the table as CSV"
+        )
+    doubled = bare[0][1][0].startswith('"') or any(_DOUBLED.fullmatch(cell) for _, row in bare for cell in row)
+    return quoted if quoted and (len(still) < len(unfit) or (doubled and len(still) == len(unfit))) else bare
+
+
+def _unfit(cells: Sequence[Cells]) -> list[Cells]:
+    """Return the rows that have another number of cells than the first."""
+    return [(at, row) for at, row in cells if len(row) != len(cells[0][1])]
+
+
 def read_rows(path: str | Path) -> tuple[Sequence[str], Rows]:
     """Read a file by the end of its name: the names of its columns and its rows as dictionaries.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is of another kind, or raised by `json_rows` or `table_rows`.
+        ValueError: it is of another kind, or raised by `json_rows` or `table_rows`, or whether it is quoted
+            cannot be told.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file; give one that ends in {', '.join(SUFFIXES)}")
     if not suffix.startswith(".json"):
-        return table_rows(path)
+        return _table(_quoted(path) if suffix == ".csv" else iter(_tsv(path)))
     rows = [
         (place, row if isinstance(row, (dict, Unread)) else Unread("no JSON object")) for place, row in json_rows(path)
     ]
@@ -187,7 +228,7 @@ def need(record: Any, key: str, *kinds: type) -> Any:
         raise ValueError(f"no {key!r}; is this the benchmark's official file?")
     if not isinstance(record[key], kinds) or (isinstance(record[key], bool) and bool not in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{key!r} must be {names}, got {str(record[key])[:40]!r}; mend it")
+        raise ValueError(f"{key!r} must be {names}, got {quoted(str(record[key]), 40)}; mend it")
     return record[key]
 
 
@@ -199,7 +240,7 @@ def check_ids(path: str | Path, ids: Sequence[str], noun: str) -> None:
     """
     if twice := [name for name, count in Counter(ids).items() if count > 1]:
         count = f" ({len(twice)} ids are used again, this is the first)" if len(twice) > 1 else ""
-        raise ValueError(f"{path}: {noun} {twice[0]} occurs more than once; take one of the two out{count}")
+        raise ValueError(f"{path}: {noun} {twice[0][:100]} occurs more than once; take one of the two out{count}")
 
 
 def check_whole(path: str | Path, ids: Sequence[str], labels: Sequence[int | None], noun: str) -> None:
@@ -212,6 +253,6 @@ def check_whole(path: str | Path, ids: Sequence[str], labels: Sequence[int | Non
     bare = [name for name, label in zip(ids, labels, strict=True) if label is None]
     if bare and len(bare) < len(ids):
         raise ValueError(
-            f"{path}: {len(bare)} of {len(ids)} {noun}s have no label, the first: {noun} {bare[0]}; "
+            f"{path}: {len(bare)} of {len(ids)} {noun}s have no label, the first: {noun} {bare[0][:100]}; "
             "label all of them or none"
         )

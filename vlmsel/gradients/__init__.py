@@ -2,6 +2,7 @@
 
 from vlmsel.gradients.blocks import Block, select_blocks
 from vlmsel.gradients.capture import Capture, capture
+from vlmsel.gradients.check import check_capture
 from vlmsel.gradients.embedding_factor import LookupFactor
 from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor
 from vlmsel.gradients.persample import per_sample_gradients
@@ -16,6 +17,7 @@ __all__ = [
     "OuterFactor",
     "SumFactor",
     "capture",
+    "check_capture",
     "per_sample_gradients",
     "select_blocks",
 ]

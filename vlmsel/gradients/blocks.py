@@ -6,10 +6,14 @@ named by what they belong to ("projector", "lora", "last-block", joined by "+") 
 
 from __future__ import annotations
 
+import copy
 import re
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -40,7 +44,8 @@ class Block:
 def layer_kind(module: nn.Module) -> str | None:
     """Return linear, conv1d, embedding, layernorm or rmsnorm; None if the layer is not supported.
 
-    A subclass with a forward of its own is not taken for its parent: its gradient may differ.
+    A subclass with a forward of its own is not taken for its parent, for its gradient may differ, unless it proves to
+    compute the same.
     """
     plain: dict[str, type[nn.Module]] = {
         "linear": nn.Linear,
@@ -52,7 +57,38 @@ def layer_kind(module: nn.Module) -> str | None:
     for kind, layer in plain.items():
         if isinstance(module, layer) and type(module).forward is layer.forward:
             return kind if _is_regular(module) else None
+    if isinstance(module, nn.Linear):
+        if module not in _proven:
+            _proven[module] = _computes_linear(module)
+        return "linear" if _proven[module] else None
     return "rmsnorm" if _is_rms_norm(module) else None
+
+
+_proven: weakref.WeakKeyDictionary[nn.Linear, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _computes_linear(module: nn.Linear) -> bool:
+    """Try whether a subclass computes x Wᵀ + b of its own weight and of another, for x of any size."""
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+        return False
+    wave = torch.arange(3 * weight.shape[1], device=weight.device).double().sin().reshape(3, 1, -1)
+    x = (wave * wave.new_tensor([1e-2, 1.0, 1e2])[:, None, None]).to(weight.dtype)
+    twin = copy.copy(module)
+    twin._parameters = {**module._parameters, "weight": nn.Parameter(weight.flip(0) / 2, requires_grad=False)}
+    return all(_same(each, F.linear(x, own, bias), x) for each, own in ((module, weight), (twin, twin.weight)))
+
+
+def _same(module: nn.Linear, expected: torch.Tensor, x: torch.Tensor) -> bool:
+    try:
+        found = type(module).forward(module, x)
+    except Exception:  # whatever it wants, it is no plain map
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    off, size = (torch.linalg.vector_norm(own.double(), dim=2) for own in (found - expected, expected))
+    return bool((off <= {2: 0.02, 4: 1e-4}.get(x.element_size(), 1e-9) * size).all())
 
 
 def _is_regular(module: nn.Module) -> bool:

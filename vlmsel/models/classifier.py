@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmsel import runs
+from vlmsel.checks import quoted
 from vlmsel.data.dataset import Reading
 from vlmsel.data.sample import Sample
 from vlmsel.data.text_batches import Encoded, TextBatch, TextCollator, encode_texts
@@ -76,7 +77,7 @@ class Classifier(nn.Module, Subject):
             model.config.pad_token_id = tokenizer.pad_token_id  # classifiers on causal models look for the last token
         self.model, self.tokenizer = model, tokenizer
         self.classes, self.head, self.source = tuple(classes), tuple(head), source
-        self.limit = text_limit(model, tokenizer)
+        self.limit = min(max_positions(model, tokenizer), int(tokenizer.model_max_length))
         self.tune: Tune = "last-layer"
         self.lora: LoraSpec | None = None
         self._encoded: dict[tuple[Sample, int], Encoded] = {}
@@ -88,6 +89,10 @@ class Classifier(nn.Module, Subject):
     @property
     def backbone(self) -> Any:
         return unwrap(self.model)
+
+    @property
+    def positions(self) -> int:
+        return self.limit
 
     def encode(self, sample: Sample, reading: Reading) -> Encoded:
         """Tokenise a sample's texts, once; what is longer than `max_length` or the model takes is cut."""
@@ -102,7 +107,8 @@ class Classifier(nn.Module, Subject):
         if sample.images or not texts:
             raise ValueError("it has an image and this model reads text only" if sample.images else "it has no text")
         if len(answers) != 1 or answers[0] not in self.classes:
-            raise ValueError(f"its answer {' '.join(answers)[:60]!r} is none of the classes {', '.join(self.classes)}")
+            known = ", ".join(self.classes)[:200]
+            raise ValueError(f"its answer {quoted(' '.join(answers))} is none of the classes {known}")
         return encode_texts(self.tokenizer, sample.uid, texts, self.classes.index(answers[0]), limit)
 
     def length(self, sample: Sample, reading: Reading) -> int:
@@ -195,15 +201,3 @@ class Classifier(nn.Module, Subject):
 
 class AskedClassifier(OnlyEvaluated, Classifier):
     """A classifier with the classes that it came with; it can be evaluated only."""
-
-
-def text_limit(model: Any, tokenizer: Any) -> int:
-    """Return the longest text in tokens, special ones included, that a classifier and its tokenizer take.
-
-    RoBERTa and its kin count positions from behind the padding's index, which their configuration does not subtract.
-    """
-    limits = [max_positions(model, tokenizer), int(tokenizer.model_max_length)]
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return min(limits)

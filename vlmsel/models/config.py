@@ -62,6 +62,7 @@ class VLMConfig:
         lora: adapters on the language model, or None.
         template: conversation template the model is trained and asked with.
         image_mode: how pictures are brought to a square: pad, crop, squash or letterbox.
+        exif: whether pictures are turned as their EXIF orientation says; LLaVA and others leave them as they are.
         projector_trained: False until the projector was trained; `VLM.require_ready` refuses such a model.
         language_trained: True when the whole language model was trained and is stored with the projector.
     """
@@ -76,6 +77,7 @@ class VLMConfig:
     lora: LoraSpec | None = None
     template: str = "vicuna_v1"
     image_mode: str = "pad"
+    exif: bool = False
     projector_trained: bool = False
     language_trained: bool = False
 

@@ -27,8 +27,8 @@ THREADS = min(8, cpu_count() or 1)
 T = TypeVar("T")
 
 
-def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> FeatureSpec:
-    """Describe the features that a tower gives of pictures brought to a square by `mode`, stored as `dtype`.
+def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None, exif: bool = False) -> FeatureSpec:
+    """Describe the features that a tower gives of pictures, read with `exif` and brought to a square by `mode`.
 
     Raises:
         ValueError: there is no such dtype, or the tower is float16, which has no fingerprint.
@@ -48,6 +48,7 @@ def feature_spec(tower: VisionTower, mode: str, dtype: str | None = None) -> Fea
         width=tower.width,
         computed=computed,
         dtype=dtype or computed,
+        exif=exif,
         libraries=", ".join(f"{name} {versions[name]}" for name in LIBRARIES),
     )
 
@@ -60,6 +61,7 @@ def open_features(
     folder: str | Path,
     dtype: str | None = None,
     batch_size: int = 32,
+    exif: bool = False,
 ) -> FeatureReader:
     """Return the features of pictures, after computing those that `folder` lacks or whose picture has changed.
 
@@ -74,15 +76,16 @@ def open_features(
         folder: where features are kept; made when it does not exist.
         dtype: what they are stored as: float32, bfloat16 or float16; as the tower computes when left out.
         batch_size: pictures that the tower takes at once.
+        exif: turn pictures as their orientation tags say.
 
     Raises:
         ValueError: the folder holds something else or a damaged file, another process writes there, the disk has too
             little room, or a number does not fit `dtype`.
     """
-    spec, paths = feature_spec(tower, mode, dtype), _find(images, names)
+    spec, paths = feature_spec(tower, mode, dtype, exif), _find(images, names)
     reader = FeatureFolder(folder, spec).reader(paths)
     missing = {name: path for name, path in paths.items() if name not in reader}
-    pictures = Pictures(Path(images), spec.size, spec.mode, spec.mean)
+    pictures = Pictures(Path(images), spec.size, spec.mode, spec.mean, exif=exif)
     # nothing is locked or written for pictures none of which can be read
     if processes.is_main() and not all(map(pictures.problem, missing)):
         with writing(folder, spec) as kept:

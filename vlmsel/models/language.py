@@ -135,15 +135,35 @@ def set_padding(tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
 
 
+def positions(model: Any) -> int | None:
+    """Return how many tokens a model reads at once, by its configuration and its tables; None where nothing says.
+
+    RoBERTa and its kin count positions from behind the padding's index, which their configuration does not subtract.
+    """
+    config = unwrap(model).config.get_text_config()
+    known = [getattr(config, name, None) for name in POSITIONS]
+    limits = [_scaled(config, int(value)) for value in known if isinstance(value, int | float) and 0 < value][:1]
+    for name, module in unwrap(model).named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min((limit for limit in limits if limit < UNLIMITED), default=None)
+
+
+def _scaled(config: Any, limit: int) -> int:
+    """Stretch a limit as rotary positions are stretched, by a factor of what the model was pretrained with."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if not rope.get("factor"):
+        return limit
+    return max(limit, int(rope["factor"] * (rope.get("original_max_position_embeddings") or limit)))
+
+
 def max_positions(model: Any, tokenizer: Any) -> int:
-    """Return how many tokens a model reads at once: its configuration's word, else the tokenizer's.
+    """Return how many tokens a model reads at once: its own word, else the tokenizer's.
 
     Raises:
         ValueError: neither says.
     """
-    config = unwrap(model).config.get_text_config()
-    known = [getattr(config, name, None) for name in POSITIONS] + [tokenizer.model_max_length]
-    limit = next((int(value) for value in known if isinstance(value, int | float) and 0 < value < UNLIMITED), None)
-    if limit is None:
+    limit = positions(model) or int(tokenizer.model_max_length)
+    if limit >= UNLIMITED:
         raise ValueError(f"neither {type(unwrap(model)).__name__} nor its tokenizer has a limit; set max_length")
     return limit

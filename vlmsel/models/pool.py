@@ -72,4 +72,17 @@ def open_pool(
     if not samples.usable():
         first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()] or [": the list is empty"]
         raise ValueError(f"{path}: no usable sample{first[0]}")
+    _say_cut(samples, path, subject.positions)
     return Pool(Path(path), sha256, samples, problems, len(found.records))
+
+
+def _say_cut(samples: SampleDataset, path: str | Path, limit: int | None) -> None:
+    """Print how many samples the model's own positions cut, where they are fewer than was asked for."""
+    asked = samples.reading.max_length
+    if limit is None or limit >= asked or not (count := sum(length >= limit for length in samples.lengths())):
+        return
+    if processes.is_main():
+        print(
+            f"{path}: {count} of {len(samples)} samples fill the model's {limit} positions; what is longer is cut "
+            f"there, before max_length {asked}"
+        )

@@ -44,6 +44,11 @@ class Subject(ABC):
         """The transformers model inside, without the wrapper of adapters."""
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens it reads at once, pictures' places included; longer samples are cut. None: nothing says."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Where it lies."""
         return next(self.module.parameters()).device
@@ -79,6 +84,15 @@ class Subject(ABC):
             ValueError: the model reads text only, or the folder cannot be used.
         """
         raise ValueError("this model reads text only and has no features of images; leave --features out")
+
+    def turn_pictures(self, exif: bool | None) -> None:
+        """Turn pictures as their EXIF orientation says, or not, also when it is saved; None changes nothing.
+
+        Raises:
+            ValueError: the model reads text only.
+        """
+        if exif is not None:
+            raise ValueError("this model reads text only; leave --exif out")
 
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> Any:

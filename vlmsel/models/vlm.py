@@ -29,7 +29,7 @@ from vlmsel.models import checkpoint
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.features import open_features
 from vlmsel.models.fingerprints import fingerprint
-from vlmsel.models.language import pad_id, unwrap
+from vlmsel.models.language import pad_id, positions, unwrap
 from vlmsel.models.logits import changes_logits
 from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
 from vlmsel.models.losses import TokenLosses, head_rows, token_losses
@@ -74,6 +74,10 @@ class VLM(nn.Module, Subject):
         return unwrap(self.language_model)
 
     @cached_property
+    def positions(self) -> int | None:
+        return positions(self.language_model)
+
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of the backbones that are named and not stored, taken once: they stay frozen."""
         named = {} if self.vision is None else {"vision weights": self.vision.state_dict()}
@@ -108,7 +112,7 @@ class VLM(nn.Module, Subject):
             len(sample.images),
             self.tokenizer,
             self.vlm_config.template,
-            max_length=reading.max_length,
+            max_length=min(reading.max_length, self.positions or reading.max_length),
             image_tokens=self._image_tokens,
             loss_on=reading.loss_on,
         )
@@ -120,8 +124,8 @@ class VLM(nn.Module, Subject):
     def pictures(self, reading: Reading) -> Pictures | None:
         if self.vision is None:
             return None
-        tower, mode = self.vision, self.vlm_config.image_mode
-        return Pictures(reading.images or Path(), tower.image_size, mode, tower.image_mean, reading.features)
+        tower, mode, exif = self.vision, self.vlm_config.image_mode, self.vlm_config.exif
+        return Pictures(reading.images or Path(), tower.image_size, mode, tower.image_mean, reading.features, exif)
 
     def features(
         self, reading: Reading, names: Iterable[str], folder: str | Path, dtype: str | None = None
@@ -131,7 +135,14 @@ class VLM(nn.Module, Subject):
             return super().features(reading, names, folder, dtype)
         if reading.images is None:
             return None
-        return open_features(self.vision, self.vlm_config.image_mode, reading.images, names, folder, dtype)
+        mode, exif = self.vlm_config.image_mode, self.vlm_config.exif
+        return open_features(self.vision, mode, reading.images, names, folder, dtype, exif=exif)
+
+    def turn_pictures(self, exif: bool | None) -> None:
+        if self.vision is None:
+            super().turn_pictures(exif)
+        elif exif is not None:
+            self.vlm_config = replace(self.vlm_config, exif=exif)
 
     def collate(self, items: Sequence[Item]) -> Batch:
         return Collator(pad_id(self.tokenizer))(items)
@@ -241,7 +252,8 @@ class VLM(nn.Module, Subject):
         """Return how samples are read, and the scale of adapters, which their weights do not tell."""
         config = self.vlm_config
         adapters = config.lora and (config.lora.scale, config.lora.dropout)
-        return config.template, config.image_mode, config.vision_layer, adapters
+        pictures = config.image_mode, config.exif, config.vision_layer
+        return config.template, *pictures, self.positions, adapters
 
     def save(self, folder: str | Path) -> None:
         checkpoint.save(self, folder)

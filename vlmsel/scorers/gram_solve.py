@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmsel.scorers.base import Solved, no_fit_gradient
+from vlmsel.scorers.base import Metric, Solved, no_fit_gradient
 from vlmsel.scorers.statistics import Gram
 from vlmsel.solvers import cholesky, schulz
 
@@ -163,6 +163,22 @@ def _directly(system: System, a: Tensor, overwrite: bool) -> Solved:
     except ValueError as problem:
         where = f"{system.settings.name} on a block {list(system.v.shape[1:])}"
         raise ValueError(f"{where}: {problem}, or use HyperINF with dtype='float64'") from None
+
+
+def metric(settings: Any, statistic: Gram) -> Metric:
+    """Return ⟨P g, g⟩ = n ‖L⁻¹ gᵀ‖², with L Lᵀ = S + nλI in float64 whatever the solver, for P = n (S + nλI)⁻¹."""
+    system = System.of(settings, statistic, statistic.block.targets)
+    if system.gram is None:
+        return Metric(scale=0.0)
+    with system.damped(torch.float64) as (a, _):
+        try:
+            lower = torch.linalg.cholesky(a)
+        except torch.linalg.LinAlgError:
+            raise ValueError(f"{settings.name}: a curvature matrix is not positive definite; raise damping") from None
+        identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
+        root = torch.linalg.solve_triangular(lower, identity, upper=False) * system.statistic.count**0.5
+    root = root.to(torch.promote_types(statistic.block.targets.dtype, torch.float32))
+    return Metric(rows=root) if statistic.side == "rows" else Metric(cols=root)
 
 
 # Several small blocks at once

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vlmsel.checks import check_choice, check_count, check_positive, given
 from vlmsel.scorers import gram_solve
-from vlmsel.scorers.base import GradientScorer, Solved
+from vlmsel.scorers.base import GradientScorer, Metric, Solved
 from vlmsel.scorers.gram_solve import DTYPES
 from vlmsel.scorers.statistics import BlockTargets, Gram
 from vlmsel.solvers import schulz
@@ -102,6 +102,16 @@ class HyperINF(GradientScorer):
         again = 8 * d * d if held < 8 and self.solver == "schulz" else 0  # float64, where Schulz did not converge
         batch = held * d * d  # the sum over a batch before it is added, or L where another scorer needs G still
         return max(copied + iterates, again, batch) + 4 * 8 * block.targets.numel()
+
+    @property
+    def own_norm(self) -> bool:
+        return self.curvature == "gfim"
+
+    def metric(self, statistic: Gram) -> Metric:
+        return gram_solve.metric(self, statistic)
+
+    def metric_bytes(self, block: BlockTargets) -> int:
+        return self.statistic(block).size ** 2 * 4 if self.own_norm else 0
 
     def lighter(self) -> Mapping[str, GradientScorer]:
         gfim, short = replace(self, curvature="gfim"), replace(self, side="short")

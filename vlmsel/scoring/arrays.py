@@ -12,6 +12,7 @@ from vlmsel.gradients import Factor
 from vlmsel.scorers import GradientScorer, Samples, Scorer
 from vlmsel.scorers.base import SampleScorer
 from vlmsel.scoring.curvature import FitSources, Targets, precondition
+from vlmsel.scoring.no_gradient import check_scores
 from vlmsel.scoring.score_pass import ScoreReducer
 from vlmsel.scoring.source import ArraySource
 
@@ -32,7 +33,7 @@ def score_gradients(
         scorer: whose preconditioner P is used.
 
     Raises:
-        ValueError: the blocks or shapes do not fit each other, or a number is not finite.
+        ValueError: the blocks or shapes do not fit each other, a number is not finite, or all scores of a target are 0.
 
     >>> from vlmsel.scorers.tracin import TracIn
     >>> gradients = {"w": torch.tensor([[[1.0, 0.0]], [[-1.0, 2.0]]])}
@@ -53,6 +54,7 @@ def score_gradients(
     h = precondition(Targets(names, lambda: v), FitSources(source, source), [scorer])
     with source.passing(ScoreReducer(h.stacks, h.normalised)) as read:
         ((found,),) = read([0])
+    check_scores(h.names, found.scores, h.stacks)
     return found.scores
 
 

@@ -72,7 +72,7 @@ class Progress:
             return
         for number, statistic in enumerate(statistics.values()):
             state = {key: tensor.detach().cpu().contiguous() for key, tensor in statistic.state().items()}
-            with runs.atomic_path(self._file(self.folder, batches, number)) as part:
+            with runs.atomic_path(self._file(self.folder, batches, number), durable=False) as part:  # damage is noticed
                 save_file(state, part)
         about = {"batches": batches, **self._made_for, "left_out": {str(uid): why for uid, why in left_out.items()}}
         runs.write_json(self.folder / "state.json", about)

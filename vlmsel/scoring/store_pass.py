@@ -101,7 +101,7 @@ def _write_targets(targets: Targets, writer: StoreWriter, origin: Any) -> None:
     """Write the targets' mean gradients unless those of the same origin are there."""
     if all(processes.gather(writer.has_targets(targets.names, origin))):
         return
-    v = targets.v()
+    v = targets.means()
     if processes.is_main():
         writer.write_targets(targets.names, v, origin)
     processes.wait()

@@ -33,8 +33,8 @@ def check_target_names(files: Mapping[str, str]) -> Mapping[str, str]:
     if not files:
         raise ValueError("no target set; give at least one, such as --targets.vqav2 FILE")
     for name in files:
-        if "/" in name or not name:
-            raise ValueError(f"target {name!r}: this name cannot be part of a column; choose another, without '/'")
+        if "/" in name or name.startswith("#") or not name:
+            raise ValueError(f"target {name!r}: this name cannot be part of a column; choose another, without / and #")
     return files
 
 

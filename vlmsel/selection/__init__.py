@@ -1,7 +1,33 @@
-"""Scores -> chosen samples, as functions of arrays. Lowest influence is most helpful, so the lowest are chosen."""
+"""Scores or affinities -> chosen samples, as functions of arrays.
 
-from vlmsel.selection.budget import how_many
+Scores are influences, lowest = most helpful; affinities are the opposite, highest = most helpful.
+"""
+
+from vlmsel.selection.budget import Ask, Budget, how_many
+from vlmsel.selection.by_affinity import AffinityRule, Choice
 from vlmsel.selection.combine import combine_targets
+from vlmsel.selection.draw import DRAWN, Draw
+from vlmsel.selection.facts import Facts
+from vlmsel.selection.herding import herd
+from vlmsel.selection.round_robin import Taken, round_robin
 from vlmsel.selection.rules import top
+from vlmsel.selection.strata import strata
+from vlmsel.selection.summary import describe
 
-__all__ = ["combine_targets", "how_many", "top"]
+__all__ = [
+    "DRAWN",
+    "AffinityRule",
+    "Ask",
+    "Budget",
+    "Choice",
+    "Draw",
+    "Facts",
+    "Taken",
+    "combine_targets",
+    "describe",
+    "herd",
+    "how_many",
+    "round_robin",
+    "strata",
+    "top",
+]

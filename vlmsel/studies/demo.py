@@ -88,7 +88,7 @@ class Demo(Study[Path | None, Path, None]):
             return pool if arm == FULL else None
         files = {"scores": str(seed.folder / "score" / "scores.parquet"), "pool": str(pool)}
         targets = list(self.settings.targets)
-        self.call("select", out, **files, scorer=arm, target=targets, fraction=self.settings.fraction)
+        self.call("select", out, **files, scorer=arm, rule="top", target=targets, fraction=self.settings.fraction)
         return out
 
     def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:

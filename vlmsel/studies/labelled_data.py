@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlmsel import runs
-from vlmsel.checks import check_at_least_one, given
+from vlmsel.checks import check_at_least_one, given, quoted
 from vlmsel.data.label_noise import flip_labels
-from vlmsel.data.labelled import LabelledFile, Source, class_names, label_of, labelled_text, plain
+from vlmsel.data.labelled import LabelledFile, Source, class_names, label_of, labelled_text, merged, plain
 from vlmsel.data.sample import Sample
 from vlmsel.scoring.batches import seeded_part
 
@@ -44,6 +44,8 @@ def open_labelled(source: Source, folder: Path) -> LabelledData:
     for name, file in (("train", train), ("validation", validation)):
         reasons = {problem.uid: problem.reason for problem in file.problems}
         runs.report_left_out(folder / f"skipped_{name}.json", reasons, file.total, file.name)
+    if said := merged(train, validation):
+        print(said)
     return fit_together(train, validation, source.title)
 
 
@@ -56,7 +58,7 @@ def fit_together(train: LabelledFile, validation: LabelledFile, title: str) -> L
     given, held = (Counter(map(label_of, file.samples)) for file in (train, validation))
     classes = train.classes or class_names([*given, *train.true_labels.values()])
     if len(given) < 2:
-        raise ValueError(f"{train.name}: all labels are {min(given)!r}; detection needs at least two classes")
+        raise ValueError(f"{train.name}: all labels are {quoted(min(given))}; detection needs at least two classes")
     if len(given) > max(MANY, len(train.samples) // 2):
         raise ValueError(
             f"{train.name}: {len(given)} different labels in {len(train.samples)} samples; is label_column "
@@ -65,7 +67,7 @@ def fit_together(train: LabelledFile, validation: LabelledFile, title: str) -> L
     if unknown := {label: count for label, count in held.items() if label not in classes}:
         raise ValueError(
             f"{validation.name}: {sum(unknown.values())} samples have labels that training lacks, the first is "
-            f"{next(iter(unknown))[:60]!r} (training has {', '.join(classes)[:200]})"
+            f"{quoted(next(iter(unknown)))} (training has {', '.join(classes)[:200]})"
         )
     require_two(validation.name, held)
     if absent := [label for label in given if label not in held]:
@@ -84,8 +86,8 @@ def require_two(name: str, labels: Counter[str]) -> None:
     """
     if len(labels) < 2:
         raise ValueError(
-            f"{name}: all validation labels are {min(labels)!r}, so that scores would tell classes apart and not wrong "
-            "labels; add samples of other classes"
+            f"{name}: all validation labels are {quoted(min(labels))}, so that scores would tell classes apart and not "
+            "wrong labels; add samples of other classes"
         )
 
 

@@ -25,6 +25,7 @@ from vlmsel.models.fingerprints import fingerprint
 from vlmsel.scorers import Exact, Scorer
 from vlmsel.scorers.base import SampleScorer
 from vlmsel.scoring.batches import Batching, BatchPlan
+from vlmsel.scoring.first_batch import Check, check_first_batch
 from vlmsel.scoring.passes import FitPart, Passes
 from vlmsel.scoring.pool_pass import Scored
 from vlmsel.scoring.pool_table import records_of, write_scores
@@ -51,6 +52,7 @@ class Recipe:
     max_length: int | None
     batch_tokens: int
     scale_samples: int | None
+    check: Check
     device: torch.device
 
 
@@ -86,12 +88,11 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
         weights = {"the model": fingerprint(classifier.backbone.base_model.state_dict())}
         runs.same_inputs(seed.folder.parent, weights, more=True)
-        reading = Reading(max_length=recipe.max_length or classifier.limit)
+        reading = Reading(max_length=min(recipe.max_length or classifier.limit, classifier.limit))
         train, validation = (SampleDataset(own, classifier, reading) for own in (data.train, data.validation))
         for name, part in (("training", train), ("validation", validation)):
             if count := _cut(part):
-                longest = min(classifier.limit, reading.max_length)
-                print(f"{count} of {len(part)} {name} samples were cut to {longest} tokens")
+                print(f"{count} of {len(part)} {name} samples were cut to {reading.max_length} tokens")
         classifier.adapt(recipe.tune, recipe.lora, seed.number)
         classifier.to(recipe.device)
         classifier.blocks(recipe.blocks)  # a mistake in their names costs no training
@@ -103,6 +104,7 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         blocks, part = model.classifier.blocks(recipe.blocks), FitPart(scale=recipe.scale_samples, seed=seed.number)
         targets, batching = {detection.TARGET: model.validation}, Batching(recipe.batch_tokens)
         passes = Passes.of(model.classifier, blocks, model.train, targets, batching, part)
+        check_first_batch(model.classifier, blocks, model.train, batching, recipe.check)
         learnt = _accuracy(model.classifier, passes.goal.plan)
         print(f"seed {seed.number}: {_told(learnt)}", flush=True)
         scored = passes.score(_seeded(recipe.scorers, seed.number), seed.folder)

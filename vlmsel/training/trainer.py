@@ -215,8 +215,8 @@ def checkpointed(base: Any, on: bool) -> Iterator[None]:
         yield
         return
     name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
-    getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
     try:
+        getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
         yield
     finally:
         getattr(base, f"{name}_checkpointing_disable")()

@@ -1,6 +1,7 @@
 """LLaVA files: what is read, what is reported instead, and that nothing shifts another sample's uid."""
 
 import json
+import re
 
 import pytest
 
@@ -84,9 +85,68 @@ def test_an_opening_turn_of_the_assistant_is_dropped():
     assert sample.turns == (Turn("human", "a"), Turn("gpt", "b"))
 
 
-def test_a_marker_without_an_image_is_ordinary_text():
-    sample = Llava().parse(0, {"conversations": talk(("human", "What does <image> mean in HTML?"), ("gpt", "b"))})
-    assert sample.images == () and sample.source == "text"
+PLAIN = talk(("human", "a"), ("gpt", "b"))
+UNREAD = {  # what a record names, or marks, beside text
+    "video": ({"video": "clip.mp4", "conversations": PLAIN}, "'video' names what no model here reads"),
+    "video of frames": ({"videos": ["v_1"], "image": "a.png", "conversations": [ASK, SAY]}, "'videos' names what"),
+    "sound": ({"audio_path": "a.wav", "conversations": PLAIN}, "'audio_path' names what"),
+    "marked video": ({"conversations": talk(("human", "<video>\nWhy?"), ("gpt", "b"))}, "<video> marks what"),
+    "marked sound": ({"conversations": talk(("human", "Why? <audio>"), ("gpt", "b"))}, "<audio> marks what"),
+    "no key": ({"conversations": [ASK, SAY]}, "1 <image> markers for 0 images"),
+    "empty": ({"image": "", "conversations": [ASK, SAY]}, "1 <image> markers for 0 images"),
+    "null": ({"image": None, "conversations": [ASK, SAY]}, "1 <image> markers for 0 images"),
+    "empty list": ({"images": [], "conversations": [ASK, SAY]}, "1 <image> markers for 0 images"),
+    "literal": ({"conversations": talk(("human", "Why <image>?"), ("gpt", "b"))}, "1 <image> markers for 0 images"),
+    "in the answer": ({"conversations": talk(("human", "a"), ("gpt", "<image>"))}, "1 <image> markers for 0 images"),
+    "other key": ({"image_path": "1", "conversations": PLAIN}, "'image_path' names a picture that is not read"),
+    "other case": ({"Image": ["1"], "conversations": PLAIN}, "'Image' names a picture"),
+    "bytes": ({"img": {"bytes": "abc"}, "conversations": PLAIN}, "'img' names a picture"),
+    "misspelt": ({"imgae": "1.PNG", "conversations": PLAIN}, "'imgae' names a picture"),
+    "inline": ({"file": "data:image/png;base64,AAAA", "conversations": PLAIN}, "'file' names a picture"),
+    "in a turn": ({"conversations": [{**PLAIN[0], "image": "a.png"}, PLAIN[1]]}, "'image' names a picture"),
+    "system": ({"system": "Be kind.", "conversations": PLAIN}, "'system' holds text that is not read"),
+    "tools": ({"tools": [{"name": "f"}], "conversations": PLAIN}, "'tools' holds text"),
+    "a call": ({"conversations": [PLAIN[0], {**PLAIN[1], "tool_calls": [1]}]}, "'tool_calls' holds text"),
+    "twice": ({"messages": PLAIN, "conversations": PLAIN}, "'messages' holds text"),
+    "mask": ({"conversations": [PLAIN[0], {**PLAIN[1], "loss": False}]}, "'loss' is not read of a turn"),
+    "zero": ({"conversations": [PLAIN[0], {**PLAIN[1], "weight": 0}]}, "'weight' is not read of a turn"),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_names_something_that_is_not_read_is_left_out(case):
+    record, reason = UNREAD[case]
+    with pytest.raises(ValueError, match=f"^{re.escape(reason)}"):
+        Llava().parse(0, record)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"id": "a.png", "video": "", "img": None, "system": "", "messages": [], "image_id": 7},
+        {"context": "a", "url": "https://example.org/a.html", "meta": {"video": "x.mp4"}},
+        {"image": "1.png", "image_path": "/data/1.png", "thumbnail": "2.jpg", "conversations": [ASK, SAY]},
+        {"conversations": [{**PLAIN[0], "lang": "en"}, {**PLAIN[1], "loss": True, "weight": 1, "image": None}]},
+    ],
+)
+def test_what_is_no_part_of_the_conversation_is_no_obstacle(more):
+    assert Llava().parse(0, {"conversations": PLAIN, **more}).said("gpt") in (("b",), ("A cat",))
+
+
+def test_turns_of_chats_are_read():
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    named = [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]
+    for record in ({"messages": chat}, {"messages": chat, "conversations": None}, {"conversations": named}):
+        assert Llava().parse(0, record) == Llava().parse(0, {"conversations": PLAIN})
+
+
+@pytest.mark.parametrize(
+    "path", ["data:image/png;base64," + "A" * 100_000, "a" * 100_000 + "/..", "https://a.org/b.png"]
+)
+def test_long_and_odd_paths_are_quoted_in_part(path):
+    with pytest.raises(ValueError, match="image path '") as error:
+        Llava().parse(0, {**GOOD, "image": path})
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])

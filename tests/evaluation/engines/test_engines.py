@@ -18,7 +18,7 @@ from tiny_huggingface import (
     tiny_llava,
     tiny_processor,
 )
-from tiny_models import tiny_clip, tiny_language
+from tiny_models import tiny_clip, tiny_language, tiny_vlm
 
 from vlmsel import cli
 from vlmsel.data.templates import CURIOUS
@@ -202,6 +202,14 @@ def test_problems_with_a_chat_template_and_a_prompt(asks):
         llava_engine("pure").prepare([asks[0], Ask("9", "?", asks[0].images, "no.png")])
 
 
+def test_a_prompt_without_room_for_an_answer_is_named(asks):
+    engine = VLMEngine(tiny_vlm())
+    fitting, long = (Ask("8", "a" * count, asks[0].images, asks[0].image) for count in (10, 600))
+    assert len(engine.prepare([fitting]).uids) == 1
+    with pytest.raises(ValueError, match="^question 8: its prompt takes [0-9]+ positions, the model has 512; take"):
+        engine.prepare([fitting, long])
+
+
 # The same weights in our format and Hugging Face's
 
 
@@ -332,7 +340,7 @@ def test_a_language_model_folder_scores_text(tmp_path):
     assert type(engine) is LanguageEngine
     wanted = [naive_likelihood(tiny_language(), engine.tokenizer, *pair) for pair in PAIRS]
     assert engine.loglikelihoods(PAIRS) == pytest.approx(wanted, rel=1e-5) and engine.cut == 0
-    engine.loglikelihoods([("a" * 400, " b"), ("a", " b")])
+    engine.loglikelihoods([("a" * 600, " b"), ("a", " b")])
     assert engine.cut == 1
 
 

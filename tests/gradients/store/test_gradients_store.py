@@ -140,7 +140,7 @@ def test_a_killed_writer_goes_on(tmp_path):
     expected = written(tmp_path / "whole")
     half = tmp_path / "half"
     write_some(opened(half), random_gradients(), (0,))
-    (half / "shards" / "00000001.safetensors.123.part").write_bytes(b"half a shard")
+    (half / "shards" / "00000001.safetensors.vlmsel.here.123.part").write_bytes(b"half a shard")
     stamp = (half / FIRST).stat().st_mtime_ns
     with pytest.raises(FileNotFoundError, match="half: unfinished gradient store"):
         GradientStore.open(half)
@@ -153,7 +153,7 @@ def test_a_killed_writer_goes_on(tmp_path):
 
 def test_a_writer_killed_at_once_leaves_a_folder_that_may_be_used(tmp_path):
     (tmp_path / "shards").mkdir()
-    (tmp_path / "store.json.12.part").write_text("{")
+    (tmp_path / "store.json.vlmsel.here.12.part").write_text("{")
     assert len(written(tmp_path).uids) == 7
 
 

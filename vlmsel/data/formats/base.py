@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlmsel.checks import quoted
 from vlmsel.data.rows import kind_of
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.data.templates import IMAGE
@@ -76,7 +77,7 @@ def checked_sample(
         if problem := path_problem(path):
             raise ValueError(problem)
     markers = sum(turn.text.count(IMAGE) for turn in kept)
-    if images and markers != len(images):
+    if markers != len(images):
         raise ValueError(f"{markers} {IMAGE} markers for {len(images)} images; the two numbers must be equal")
     return Sample(uid, source_of(source, images), tuple(images), kept, _checked_weight(weight))
 
@@ -106,10 +107,12 @@ def path_problem(path: str) -> str | None:
     "image path '../secret.png' leaves the image folder; give paths relative to it and without '..'"
     """
     if "\0" in path or not path.strip():
-        return f"image path {path!r} is not a path"
+        return f"image path {quoted(path)} is not a path"
+    if re.match(r"data:|[A-Za-z][\w+.-]+://", path):
+        return f"image path {quoted(path)} is a picture or an address, not a file; put it into the image folder"
     steps = re.split(r"[\\/]", path)
     if path[0] in "\\/" or ".." in steps or re.match(r"[A-Za-z]:[\\/]", path):
-        return f"image path {path!r} leaves the image folder; give paths relative to it and without '..'"
+        return f"image path {quoted(path)} leaves the image folder; give paths relative to it and without '..'"
     return None
 
 

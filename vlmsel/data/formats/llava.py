@@ -3,7 +3,7 @@
     {"id": ..., "image": "coco/train2017/000.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."}, ...]}
 
 `image` may be missing (text only) or a list; `images` means the same. `source` and `weight`, a positive number, may
-be there.
+be there. `messages` of `role` (user, assistant) and `content` are turns as well.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vlmsel.checks import quoted
 from vlmsel.data.formats.base import ROLES, Form, checked_sample
+from vlmsel.data.formats.unread import check_read, check_turn
 from vlmsel.data.rows import json_rows, kind_of, parse_all, readable
-from vlmsel.data.sample import Sample, Turn
+from vlmsel.data.sample import Role, Sample, Turn
 from vlmsel.runs import write_text
+
+SPEAKERS: dict[str, Role] = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+READ = {"image", "images", "source", "weight"}
 
 
 class Llava(Form):
@@ -39,22 +44,33 @@ class Llava(Form):
     def parse(self, uid: int, record: Any) -> Sample:
         if not isinstance(record, dict):
             raise ValueError(f"expected an object with 'conversations', got {kind_of(record)}")
-        conversations = record.get("conversations")
+        key = next((key for key in ("conversations", "messages") if record.get(key)), "conversations")
+        conversations = record.get(key)
         if not isinstance(conversations, list) or not conversations:
             raise ValueError("no conversations: expected a non-empty list of turns under 'conversations'")
-        turns = [_turn(number, turn) for number, turn in enumerate(conversations)]
-        return checked_sample(uid, turns, _images(record), record.get("source"), record.get("weight"))
+        turns, images = [_turn(number, turn) for number, turn in enumerate(conversations)], _images(record)
+        check_read(record, READ | {key}, turns, images)
+        for turn in conversations:
+            check_read(turn, set(_names(turn)), turns, images)
+        return checked_sample(uid, turns, images, record.get("source"), record.get("weight"))
 
 
 def _turn(number: int, turn: Any) -> Turn:
     if not isinstance(turn, dict):
         raise ValueError(f"turn {number}: expected an object with 'from' and 'value', got {kind_of(turn)}")
-    role, text = turn.get("from"), turn.get("value")
-    if role not in ROLES:
-        raise ValueError(f"turn {number}: unknown role {role!r}; expected 'human' or 'gpt'")
+    role, text = map(turn.get, _names(turn))
+    if not isinstance(role, str) or role not in SPEAKERS:
+        raise ValueError(f"turn {number}: unknown role {quoted(role)}; expected {' or '.join(map(repr, ROLES))}")
     if not isinstance(text, str):
         raise ValueError(f"turn {number}: expected a string under 'value', got {kind_of(text)}")
-    return Turn(role, text)
+    said = Turn(SPEAKERS[role], text)
+    check_turn(turn, said)
+    return said
+
+
+def _names(turn: dict[str, Any]) -> tuple[str, str]:
+    """Return the keys of a turn's role and text."""
+    return "from" if "from" in turn else "role", "content" if "content" in turn and "value" not in turn else "value"
 
 
 def _images(record: dict[str, Any]) -> list[str]:

@@ -28,7 +28,8 @@ class VLMEngine(LanguageEngine):
         super().__init__(vlm.language_model, vlm.tokenizer)
         self.vlm, self.ahead = vlm, vlm.device.type != "cpu"
         config = vlm.vlm_config
-        self.about = {"template": config.template, "image_mode": config.image_mode}
+        mode = f"{config.image_mode}, turned by EXIF" if config.exif else config.image_mode
+        self.about = {"template": config.template, "image_mode": mode}
         self._encoder = cache(self._make_encoder)
 
     def _make_encoder(self, images: Path) -> PromptEncoder:
@@ -40,8 +41,16 @@ class VLMEngine(LanguageEngine):
         items = []
         for number, ask in enumerate(asks):
             with within(f"question {ask.id}"):
-                items.append(self._encoder(ask.images)(number, [Turn("human", f"<image>\n{ask.prompt}")], [ask.image]))
+                item = self._encoder(ask.images)(number, [Turn("human", f"<image>\n{ask.prompt}")], [ask.image])
+                self._require_room(len(item.input_ids) - 1 + self.vlm.tower.patches)
+                items.append(item)
         return self.vlm.collate(items)
+
+    def _require_room(self, length: int) -> None:
+        """Refuse a prompt that leaves no position for an answer: cut anywhere, it would be another question."""
+        limit = self.vlm.positions
+        if limit is not None and length >= limit:
+            raise ValueError(f"its prompt takes {length} positions, the model has {limit}; take a model with more")
 
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
         return generate(self.vlm, batch.to(self.vlm.device), self.tokenizer, max_new_tokens)

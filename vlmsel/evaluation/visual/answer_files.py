@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmsel.checks import quoted
 from vlmsel.data.rows import json_rows, parse_all, readable
 from vlmsel.evaluation.metrics import require_answers
 from vlmsel.evaluation.visual.answers import has_ocr_tokens, textvqa_prompt_question
@@ -109,7 +110,7 @@ def _complete(pairs: Sequence[tuple[str, str]], where: str, questions: Sequence[
         first, other = others[0]
         raise ValueError(
             f"{len(dict(others))} of {len(questions)} questions have different answers in {where}, the first: "
-            f"{first} ({answers[first][:40]!r} and {other[:40]!r}); keep one answer to each"
+            f"{first} ({quoted(answers[first], 40)} and {quoted(other, 40)}); keep one answer to each"
         )
     mend = "; give the answers of a finished run to all questions"
     require_answers([question.id for question in questions], answers, f"questions have no answer in {where}", mend)
@@ -135,7 +136,7 @@ def _pairs(task: str, file: AnswerFile, questions: Sequence[Question]) -> list[t
     if strange := [name for name in names if name not in known]:
         raise ValueError(
             f"{len(strange)} of {len(names)} answers in {file.path} are to questions that the questions given do not "
-            f"have, the first: {' '.join(strange[0].split())}; {mend}"
+            f"have, the first: {' '.join(strange[0].split())[:200]}; {mend}"
         )
     return [(one, entry.text) for name, entry in zip(names, file.entries, strict=True) for one in known[name]]
 
@@ -191,8 +192,8 @@ def _pope_pairs(file: AnswerFile, questions: Sequence[Question]) -> list[tuple[s
         entry, question = wrong[0]
         raise ValueError(
             f"{len(wrong)} of {len(file.entries)} answers in {file.path} are not to the question at their place, the "
-            f"first: {entry.place} is to {entry.name[:80]!r}, {question.id} is {question.text!r}; answers must stand "
-            "in the order of the category's questions"
+            f"first: {entry.place} is to {quoted(entry.name)}, {question.id} is {quoted(question.text)}; answers must "
+            "stand in the order of the category's questions"
         )
     if (more := len(file.entries) - len(own)) > 0:
         raise ValueError(

@@ -19,6 +19,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from vlmsel.checks import quoted
+
 OCR_MARK, OLD_OCR_MARK = "Reference OCR token:", "OCR tokens: "  # how LLaVA puts OCR tokens into a prompt
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
@@ -130,7 +132,7 @@ def textvqa_prompt_question(prompt: str) -> str:
     else:
         question = "\n".join(_question_lines(prompt.split("\n")))
     if not question.strip():
-        raise ValueError(f"no question in the prompt {prompt[:80]!r}; expected it on a line before that of the request")
+        raise ValueError(f"no question in the prompt {quoted(prompt)}; expected it before the line of the request")
     return question.lower()
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlmsel.checks import quoted
 from vlmsel.data.rows import Rows, check_ids, json_rows, need, parse_all, readable
 from vlmsel.evaluation.engines.base import within
 from vlmsel.evaluation.task import TaskFiles
@@ -70,7 +71,7 @@ def _records(path: Path, content: Any, key: str, noun: str = "question") -> Rows
 
 def _one_of(allowed: Sequence[str], record: Any, key: str) -> str:
     if (value := need(record, key)) not in allowed:
-        raise ValueError(f"{key} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}; mend it")
+        raise ValueError(f"{key} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {quoted(value)}; mend it")
     return value
 
 
@@ -78,7 +79,7 @@ def _ten(answers: Sequence[Any]) -> tuple[str, ...]:
     if len(answers) != REFERENCES:
         raise ValueError(f"{len(answers)} answers, the metric needs exactly ten; take the official file of the split")
     if strange := [answer for answer in answers if not isinstance(answer, str)]:
-        raise ValueError(f"an answer must be str, got {strange[0]!r}; mend it")
+        raise ValueError(f"an answer must be str, got {quoted(strange[0])}; mend it")
     return tuple(answers)
 
 
