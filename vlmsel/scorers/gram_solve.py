@@ -213,12 +213,14 @@ def metric(settings: Any, statistic: Gram) -> Metric:
     if system.gram is None:
         return Metric(scale=0.0)
     with system.damped(torch.float64) as (a, _):
-        try:
-            lower = torch.linalg.cholesky(a)
-        except torch.linalg.LinAlgError:
-            raise ValueError(f"{settings.name}: a curvature matrix is not positive definite; raise damping") from None
-        identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
-        root = torch.linalg.solve_triangular(lower, identity, upper=False) * system.statistic.count**0.5
+        lower, failed = torch.linalg.cholesky_ex(a)
+        if bool(failed):  # rounding has made it indefinite; its spectrum begins at nλ
+            values, vectors = torch.linalg.eigh(a)
+            root = vectors.T / values.clamp_min(max(system.shift, 1e-300)).sqrt()[:, None]
+        else:
+            identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
+            root = torch.linalg.solve_triangular(lower, identity, upper=False)
+        root = root * system.statistic.count**0.5
     root = root.to(torch.promote_types(statistic.block.targets.dtype, torch.float32))
     return Metric(rows=root) if statistic.side == "rows" else Metric(cols=root)
 
