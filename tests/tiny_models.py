@@ -69,7 +69,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_language(seed: int = 0, layers: int = 2, **changes: Any) -> LlamaForCausalLM:
     """A random Llama with grouped key-value heads and a vocabulary of 300."""
-    shape = {"vocab_size": 300, "hidden_size": 24, "intermediate_size": 40, "max_position_embeddings": 256}
+    shape = {"vocab_size": 300, "hidden_size": 24, "intermediate_size": 40, "max_position_embeddings": 512}
     heads = {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2}
     special = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
     with torch.random.fork_rng():
@@ -197,5 +197,5 @@ def row_samples(model: Any, batch: Any) -> dict[str, Tensor]:
     """Whose rows a module sees, of one of our models or of a plain causal language model."""
     if isinstance(model, Subject):
         return dict(model.row_samples(batch))
-    head, rows = head_rows(model, batch.labels, batch.attention_mask)
-    return {next(name for name, module in model.named_modules() if module is head): rows}
+    found = head_rows(model, batch.labels, batch.attention_mask)
+    return {} if found is None else {next(name for name, m in model.named_modules() if m is found[0]): found[1]}

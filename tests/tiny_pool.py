@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlmsel.data.batches import Collator, Item, length_batches
+from vlmsel.data.sample import Sample
 from vlmsel.gradients import Block
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, Scorer, TracIn
@@ -24,6 +25,7 @@ from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.pool_pass import Scored, Share, score_pool
 from vlmsel.scoring.source import ModelSource
 from vlmsel.scoring.targets import TargetPlan, target_means
+from vlmsel.scoring.virtual import EachTarget
 
 COLLATE = Collator(258)
 POOL = (1, 0, 2, 1, 0, 3, 1, 2)  # images per sample
@@ -45,6 +47,10 @@ class Items(Dataset):
     @property
     def uids(self) -> list[int]:
         return [item.uid for item in self.items]
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [Sample(item.uid, "text", (), ()) for item in self.items]
 
     def usable(self) -> list[int]:
         return list(range(len(self.items)))
@@ -104,6 +110,7 @@ class Run:
         fit: positions of the fit samples; all when None.
         losses: takes the place of the model's losses.
         plan: takes the place of the targets' own batches.
+        columns: how many columns may stand for the target samples; None for none.
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class Run:
         fit: Sequence[int] | None = None,
         losses: Losses | None = None,
         plan: TargetPlan | None = None,
+        columns: int | None = None,
     ) -> None:
         self.subject, self.blocks, self.budget = Changed(model, losses), model.blocks(spec), Budget()
         self.pool, part = (self.source(tiny_plan(items, batch_size, chosen, model.device)) for chosen in (None, fit))
@@ -124,7 +132,8 @@ class Run:
         sets = {name: Items(own) for name, own in targets.items()}
         self.plan = plan or TargetPlan.of(model, sets, Batching(10**6, batch_size))
         goal = self.source(self.plan.plan)
-        self.targets = Targets(self.plan.names, lambda: target_means(self.plan, goal))
+        each = None if columns is None else EachTarget(self.plan, goal, columns)
+        self.targets = Targets(self.plan.names, lambda: target_means(self.plan, goal), each)
 
     def source(self, plan: BatchPlan) -> ModelSource:
         return ModelSource(self.subject, self.blocks, plan, self.budget)  # type: ignore[arg-type]

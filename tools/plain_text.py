@@ -49,7 +49,9 @@ class PlainText:
 
     def row_samples(self, batch: Batch) -> dict[str, Tensor]:
         """Say whose the rows of the output head are, one per supervised token."""
-        head, rows = head_rows(self.module, batch.labels, batch.attention_mask)
+        if (found := head_rows(self.module, batch.labels, batch.attention_mask)) is None:
+            return {}
+        head, rows = found
         return {next(name for name, module in self.module.named_modules() if module is head): rows}
 
 

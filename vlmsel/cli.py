@@ -2,7 +2,7 @@
 
 A command is a typed function of the same name in `vlmsel.commands.<command>`; jsonargparse turns its signature into
 flags and YAML keys. A command's module is imported only when it is chosen, so that `vlmsel --help` needs no torch. A
-module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`.
+module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with ~.
 
 User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
 """
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
@@ -23,7 +26,10 @@ from vlmsel.commands.groups import grouped, groups_of
 
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
+    "choose": "warm up, score and select: the whole choice in one command",
+    "validate": "is the choice better than a random one here? tune on small ones of both and compare held-out losses",
     "align": "phase one: train the projector (and LoRA) on captions",
+    "warmup": "tune on a small random part of the pool, so that gradients tell samples apart",
     "score": "score every sample of a pool by its influence on target tasks",
     "rescore": "score it again from stored gradients, with other scorers or settings, without the model",
     "select": "write the part of the pool that target samples choose in turn, or another rule",
@@ -46,7 +52,7 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code (0 done, 2 wrong input, 130 interrupted)."""
+    """Run one command; return the exit code (0 done, 2 wrong input, 130 interrupted, 143 terminated)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -62,16 +68,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(arguments[0], arguments[1:])
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` where SIGTERM comes within the block."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(command: str, arguments: list[str]) -> int:
     try:
-        call, values = parse(command, arguments)
-        call(**values)
+        with _terminable():
+            call, values = parse(command, arguments)
+            call(**values)
     except ArgumentError as problem:
         print(f"error: {option_problem(command, arguments, str(problem))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as end:
+        how, code = ("terminated", 143) if isinstance(end, Terminated) else ("interrupted", 130)
+        print(f"{how}; the same command goes on where it stopped", file=sys.stderr)
+        return code
     except (ValueError, OSError, KeyError, ImportError, RuntimeError) as problem:
         unforeseen = isinstance(problem, RuntimeError)
         if os.environ.get("VLMSEL_DEBUG") or (unforeseen and "out of memory" not in str(problem)):
@@ -111,10 +140,27 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         _preset_defaults(parser, module, arguments)
     found = parser.parse_args(arguments)
     found.pop("config", None)
+    for key, value in list(found.items()):
+        found[key] = at_home(value)
     values = grouped(function, parser.instantiate(found).__dict__)
     found.pop("out", None)  # a moved folder still holds the same run
     text = parser.dump(found, skip_validation=True, skip_unset=False)
     return function, {**values, "config": f"# vlmsel {command}\n{text}"}
+
+
+def at_home(value: Any) -> Any:
+    """Put the home folder in the place of the `~` that a text begins with, in lists and mappings too.
+
+    A shell does so only where the path is a word of its own.
+
+    >>> at_home({"a": ["images~1", 3]})
+    {'a': ['images~1', 3]}
+    """
+    if isinstance(value, str):
+        return os.path.expanduser(value)
+    if isinstance(value, dict):
+        return {name: at_home(own) for name, own in value.items()}
+    return type(value)(map(at_home, value)) if isinstance(value, list | tuple) else value
 
 
 def _parser(command: str, function: Any) -> Any:
@@ -158,6 +204,7 @@ def _early_value(arguments: list[str], key: str, missing: Any = None) -> Any:
         if flag == f"--{key}":
             return given
         config = given if flag == "--config" else config
+    config = at_home(config)
     if config is None or not os.path.isfile(config):
         return missing
     with open(config, encoding="utf-8") as file:

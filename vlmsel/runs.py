@@ -14,11 +14,13 @@ written here count as ours.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 try:
     import fcntl
@@ -34,13 +37,15 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 FREE = (  # settings that no result depends on
-    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by", "settings.workers", "settings.save_every",
+    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by",
+    "settings.workers", "settings.save_every",
 )  # fmt: skip
 _LOCK = ".lock"
 _handles: dict[str, int] = {}  # of the lock files that this process has open
 _BEFORE_RESULTS = ("config.yaml", "environment.json", "inputs.json", "not_finite.json")  # and skipped*.json
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname()) or "host"
 _PART = re.compile(r".+\.vlmsel\.[\w-]+\.\d+\.part")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("vlmsel", "torch", "transformers", "peft", "open_clip_torch", "accelerate", "datasets", "pillow", "numpy")
 
 
@@ -49,17 +54,78 @@ def atomic_path(path: str | Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the place of `path` when the block ends without an error.
 
     Where it is not `durable`, a crash of the machine may leave a file cut off, which its reader must notice.
+
+    Raises:
+        OSError: the disk is full; see `writing`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.vlmsel.{_HOST}.{os.getpid()}.part")  # several jobs may write the same file
     try:
-        yield part
-        if durable:
-            _reach_disk(part)
+        with writing(path):
+            part.touch()
+            mode = part.stat().st_mode
+            yield part
+            part.chmod(mode)  # safetensors makes files that their owner alone can read
+            if durable:
+                _reach_disk(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, which takes its place as a whole when the block ends without an error.
+
+    Raises:
+        OSError: the disk is full; see `writing`.
+    """
+    folder = Path(folder)
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with writing(folder):
+            part.mkdir(parents=True)
+            mode = part.stat().st_mode & 0o666
+            yield part
+            for file in filter(Path.is_file, part.rglob("*")):
+                file.chmod(mode)  # as in `atomic_path`
+                _reach_disk(file)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say what is being written and how much room its disk has when that is full, whichever library finds it so.
+
+    Raises:
+        OSError: the disk is full, or takes no file of this size.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        if (reason := _full(problem)) is None:
+            raise
+        there = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(there).free / 1e9
+        raise OSError(
+            f"{path}: cannot be written ({reason}); its disk has {free:.1f} GB free; make room and start again"
+        ) from problem
+
+
+def _full(problem: Exception) -> str | None:
+    """Say why nothing more can be written, None where an error means something else."""
+    text = str(problem)
+    if re.search("PytorchStreamWriter|inline_container", text):  # torch does not say why
+        return "no space left, or a file too large"
+    said = re.search(r"\(os error (\d+)\)", text) if isinstance(problem, SafetensorError) else None
+    number = int(said[1]) if said else getattr(problem, "errno", None)
+    return os.strerror(number) if number in _FULL else None
 
 
 def write_text(path: str | Path, text: str) -> None:

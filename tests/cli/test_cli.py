@@ -1,4 +1,5 @@
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -86,6 +87,18 @@ def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
 
 
+def test_a_terminated_command_ends_as_an_interrupted_one(monkeypatch, capsys):
+    def told(**values):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "parse", lambda command, arguments: (told, {}))
+    assert cli.main(["select"]) == 143
+    assert capsys.readouterr().err == "terminated; the same command goes on where it stopped\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     for problem in (AssertionError(), RuntimeError("shapes differ")):
         with pytest.raises(type(problem)):
@@ -130,6 +143,28 @@ def test_the_configuration_holds_every_setting_but_the_folder(tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     _, again = cli.parse("select", ["--config", str(tmp_path / "config.yaml"), "--out", "elsewhere"])
     assert again == {**values, "out": "elsewhere"}
+
+
+def test_home_is_meant_wherever_a_path_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("out: ~/runs/a\nquestions: [~/q.json]\nmodels: {mine: ~/m}\n")
+    tasks = "--tasks={gqa: {questions: ~/g.json, images: images~1}}"
+    for config in (["--config", "~/a.yaml"], ["--config=~/a.yaml"]):
+        _, values = cli.parse("evaluate", [*config, tasks])
+        assert (values["out"], values["questions"]) == (f"{tmp_path}/runs/a", [f"{tmp_path}/q.json"])
+        assert values["models"] == {"mine": f"{tmp_path}/m"}
+        assert values["tasks"] == {"gqa": {"questions": f"{tmp_path}/g.json", "images": "images~1"}}
+        assert yaml.safe_load(values["config"])["models"] == values["models"]
+    _, values = cli.parse("score", ["--out=o", "--model=~/m", "--pool=~", "--images", "~/i", "--checkpoints=[~/c]"])
+    assert (values["model"], values["pool"]) == (f"{tmp_path}/m", str(tmp_path))
+    assert values["reading"].images == f"{tmp_path}/i" and values["sums"].checkpoints == (f"{tmp_path}/c",)
+
+
+def test_a_preset_is_found_in_a_file_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("preset: llava15-lora\n")
+    _, values = cli.parse("tune", ["--model=m", "--data=d", "--out=o", "--config=~/a.yaml"])
+    assert values["settings"].learning_rate == 2e-4
 
 
 def test_the_command_line_wins_over_the_file_wherever_it_stands(tmp_path):

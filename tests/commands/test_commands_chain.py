@@ -89,7 +89,7 @@ def test_the_lowest_scores_are_selected_and_tuned_on(world, aligned, scored, tmp
     assert cli.main(tuned) == 0 and cli.main(tuned) == 0
     assert open_subject(str(tmp_path / "tune"), "cpu").vlm_config.projector_trained
     assert cli.main([*tuned, "--settings.seed", "1"]) == 2
-    assert "now: seed: 1); choose another --out" in capsys.readouterr().err
+    assert "now: settings.seed: 1); choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("gone", ["parts", "directions.safetensors", "scores.parquet"])

@@ -1,16 +1,17 @@
-"""score --each_target: every sample of the target files is a target, and what their mean must be."""
+"""score's affinities: what every sample of the target files says of every sample of the pool."""
 
 import json
-import math
 
+import numpy as np
 import pytest
 from score_words import score_words, table
 
 from vlmsel import cli, runs
-from vlmsel.scoring.table import FIXED
+from vlmsel.scoring.affinity import NAME, Affinities
 
-LINEAR = ["HyperINF", "DataInf", "LiSSA", "TracIn", "Exact"]  # in the target
+LINEAR = ["HyperINF", "DataInf", "LiSSA", "TracIn", "Exact"]
 CLOSE = {"HyperINF": 1e-3, "Exact": 1e-3}  # inverses multiply the rounding of float32
+TASKS = ("gqa", "pope")
 
 
 def words(world, aligned, out, **more):
@@ -19,53 +20,70 @@ def words(world, aligned, out, **more):
 
 @pytest.fixture(scope="module")
 def scored(world, aligned, tmp_path_factory):
-    """Columns of a run per target set, and of one per sample of them."""
+    """A run whose target samples are targets, and one that has their means alone."""
     out = tmp_path_factory.mktemp("each")
     for name, each in (("sets", "false"), ("each", "true")):
         assert cli.main(words(world, aligned, out / name, each_target=each)) == 0
-    return [table(out / name) for name in ("sets", "each")]
+    return out
 
 
-def test_every_target_sample_has_a_column_per_scorer(world, scored):
-    sizes = {task: len(runs.read_json(world / f"targets/{task}.json")) for task in ("gqa", "pope")}
-    expected = [f"{s}/{task}:{uid}" for s in [*LINEAR, "Random"] for task, n in sizes.items() for uid in range(n)]
-    assert set(scored[1]) == {*FIXED, *expected} and len(expected) > 12
+def test_every_target_sample_has_a_row_and_the_table_its_files_alone(world, scored):
+    found = Affinities(scored / "each" / NAME, world / "pool.json")
+    sizes = {task: len(runs.read_json(world / f"targets/{task}.json")) for task in TASKS}
+    assert [(one["file"], one["uid"]) for one in found.targets] == [(t, uid) for t in TASKS for uid in range(sizes[t])]
+    assert all(one["loss"] > 0 and one["weight"] is None for one in found.targets)
+    assert found.about["scorers"] == LINEAR and set(found.about["share"].values()) == {1.0}
+    assert found.about["norms"]["HyperINF"] == found.about["norms"]["TracIn"] == "the scorer's own metric"
+    assert found.about["norms"]["DataInf"] == "plain gradients"
+    assert set(table(scored / "each")) == set(table(scored / "sets")) and not (scored / "sets" / NAME).exists()
 
 
 @pytest.mark.parametrize("scorer", LINEAR)
-def test_the_mean_over_samples_is_the_score_of_the_set(scored, scorer):
-    sets, each = scored
-    for task in ("gqa", "pope"):
-        columns = [column for name, column in each.items() if name.startswith(f"{scorer}/{task}:")]
-        mean = [sum(values) / len(columns) for values in zip(*columns, strict=True)]
-        near = CLOSE.get(scorer, 1e-5) * max(max(map(abs, column)) for column in columns)
-        assert mean == pytest.approx(sets[f"{scorer}/{task}"], abs=near)
-        assert columns[0] != pytest.approx(columns[1], rel=1e-3)
+def test_the_mean_over_samples_is_the_influence_on_the_file(scored, scorer):
+    found, sets = Affinities(scored / "each" / NAME), table(scored / "sets")
+    block = found.block(scorer, slice(None), unit=False)
+    for task in TASKS:
+        rows = [row for row, one in enumerate(found.targets) if one["file"] == task]
+        column = np.array(sets[f"{scorer}/{task}"])[found.uids]
+        near = CLOSE.get(scorer, 1e-5) * np.abs(block[rows]).max()
+        np.testing.assert_allclose(-block[rows].mean(0), column, atol=near)
+        assert not np.allclose(block[rows[0]], block[rows[1]], rtol=1e-3)
 
 
-def test_target_samples_that_cannot_be_used_have_no_column(world, aligned, tmp_path):
-    records = runs.read_json(world / "targets/gqa.json")
-    (tmp_path / "gqa.json").write_text(json.dumps([{"id": 0}, records[0], {**records[1], "image": "none.png"}]))
-    more = {"targets.gqa": tmp_path / "gqa.json", "each_target": "true", "scorers": "[TracIn]"}
+def test_unit_affinities_by_tracin_are_its_cosines(world, aligned, tmp_path):
+    (tmp_path / "gqa.json").write_text(json.dumps(runs.read_json(world / "targets/gqa.json")[:1]))
+    more = {
+        "targets.gqa": tmp_path / "gqa.json",
+        "scorers": """[TracIn,HyperINF,"TracIn(cosine=True,name='cosine')"]""",
+    }
     assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
-    found = table(tmp_path / "run")
-    assert [name for name in found if "gqa" in name] == ["TracIn/gqa:1"]
-    assert all(math.isfinite(value) for value in found["TracIn/gqa:1"])
+    found, columns = Affinities(tmp_path / "run" / NAME), table(tmp_path / "run")
+    cosines = -np.array(columns["cosine/gqa"])[found.uids]
+    for scorer in ("TracIn", "cosine"):
+        np.testing.assert_allclose(found.block(scorer, slice(None))[0], cosines, rtol=1e-4, atol=1e-6)
+    assert np.abs(cosines).max() > 10 * np.abs(cosines).min() > 0
+    assert 0 < np.abs(found.block("HyperINF", slice(None))).max() <= 1
+
+
+def test_records_carry_weights_and_what_cannot_be_used_has_no_row(world, aligned, tmp_path):
+    records = runs.read_json(world / "targets/gqa.json")
+    mine = [{"id": 0}, {**records[0], "weight": 2.5}, {**records[1], "image": "none.png"}, records[1]]
+    (tmp_path / "gqa.json").write_text(json.dumps(mine))
+    more = {"targets.gqa": tmp_path / "gqa.json", "scorers": "[TracIn]"}
+    assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
+    found = Affinities(tmp_path / "run" / NAME)
+    rows = [(one["uid"], one["weight"]) for one in found.targets if one["file"] == "gqa"]
+    assert rows == [(1, 2.5), (3, None)]
     assert [entry["uid"] for entry in runs.read_json(tmp_path / "run/skipped_gqa.json")] == [0, 2]
+
+
+def test_fewer_columns_than_target_samples(world, aligned, tmp_path):
+    assert cli.main(words(world, aligned, tmp_path / "run", scorers="[TracIn]", columns=2)) == 0
+    found = Affinities(tmp_path / "run" / NAME)
+    assert found.combination("TracIn").shape[1] <= 2 < len(found.targets) and 0 < found.about["share"]["TracIn"] < 1
 
 
 def test_a_target_file_without_usable_samples_is_refused(world, aligned, tmp_path, capsys):
     (tmp_path / "gqa.json").write_text(json.dumps([{"id": 0}]))
-    more = {"targets.gqa": tmp_path / "gqa.json", "each_target": "true"}
-    assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 2
+    assert cli.main(words(world, aligned, tmp_path / "run", **{"targets.gqa": tmp_path / "gqa.json"})) == 2
     assert f"target gqa: {tmp_path}/gqa.json: no usable sample" in capsys.readouterr().err
-
-
-def test_single_targets_are_stored_and_scored_from_the_store(world, aligned, scored, tmp_path):
-    more = {"each_target": "true", "scorers": "[TracIn]", "store": tmp_path / "store"}
-    assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
-    again = ["--store", f"{tmp_path}/store", "--targets", "[gqa:1]", "--out", f"{tmp_path}/again"]
-    assert cli.main(["rescore", *again, "--scorers", "[TracIn]", "--device", "cpu"]) == 0
-    found = table(tmp_path / "again")
-    assert set(found) == {*FIXED, "TracIn/gqa:1"}
-    assert found["TracIn/gqa:1"] == pytest.approx(scored[1]["TracIn/gqa:1"], rel=1e-4, abs=1e-6)

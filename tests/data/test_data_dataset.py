@@ -112,7 +112,7 @@ def test_check_reports_what_cannot_be_used_and_shifts_nothing(make):
     words = [
         "'none.png' is missing",
         "'broken.png' cannot be read",
-        "no supervised token is left within 256 positions",
+        "no supervised token is left within 512 positions",
     ]
     for reason, expected in zip(problems.values(), words, strict=True):
         assert expected in reason and "\n" not in reason

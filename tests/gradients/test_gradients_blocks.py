@@ -5,8 +5,9 @@ import torch
 from naive_gradients import tiny_bert, tiny_gpt2
 from tiny_models import tiny_language, tiny_vlm
 from torch import nn
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from vlmsel.gradients.blocks import Block, last_layer, layer_kind, select_blocks
+from vlmsel.gradients.blocks import Block, last_layer, layer_kind, left_out, select_blocks
 
 
 def names(model, spec):
@@ -134,3 +135,24 @@ def test_a_malformed_expression_and_a_model_without_layers():
         select_blocks(tiny_language(), "layers.(")
     with pytest.raises(ValueError, match="no list of transformer layers"):
         select_blocks(nn.Linear(2, 2), "last-block")
+
+
+def test_what_a_selection_implies_and_lacks_is_told_with_its_share():
+    own = {"num_experts": 4, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 5, "intermediate_size": 12}
+    size = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**size, **own, num_key_value_heads=2))
+    blocks = select_blocks(model, "last-block")
+    layer = model.model.layers[1]
+    missing = sum(p.numel() for p in layer.parameters()) - sum(block.rows * block.cols for block in blocks)
+    told = left_out(model, "last-block", blocks)
+    share = f"{100 * missing / sum(p.numel() for p in layer.parameters()):.2g} % of the entries"
+    assert share in told and "mlp.experts.gate_up_proj" in told and "not looked at" in told
+    assert left_out(tiny_language(), "last-block", select_blocks(tiny_language(), "last-block")) == ""
+    assert left_out(model, "q_proj.weight", select_blocks(model, "q_proj.weight")) == ""
+
+
+def test_dora_magnitudes_are_told():
+    model = tiny_bert(use_dora=True)
+    told = left_out(model, "lora", select_blocks(model, "lora"))
+    assert told.startswith("blocks lora: 6 of 18 parameters") and "lora_magnitude_vector" in told
+    assert left_out(tiny_bert(r=2), "lora", select_blocks(tiny_bert(r=2), "lora")) == ""

@@ -3,16 +3,19 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_huggingface import CHAT, save_classifier, save_language, save_llava, tiny_llava
+from tiny_huggingface import CHAT, save_classifier, save_language, save_llava, tiny_llava, tiny_processor
 from tiny_models import LORA, save_backbones, tiny_language, wake_lora
+from transformers import LlavaForConditionalGeneration
 
 from vlmsel.models import huggingface
-from vlmsel.models.image_text import ImageText
-from vlmsel.models.language import quiet_transformers
-from vlmsel.models.lora import attach_lora
+from vlmsel.models.image_text import ImageText, complete
+from vlmsel.models.language import load_language, quiet_transformers
+from vlmsel.models.lora import attach_lora, quiet_peft
 from vlmsel.models.losses import token_losses
 from vlmsel.models.open import open_subject
 
@@ -84,6 +87,65 @@ def test_all_weights_are_loaded_as_they_were_saved(home):
 def test_models_of_other_kinds_are_refused(llava, changes, message):
     edit(llava / "config.json", **changes)
     assert message in (error := refused(llava)) and str(llava) in error
+
+
+OLD = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+
+
+@pytest.mark.parametrize("kept", [(), OLD[1:2], OLD[2:]])
+@pytest.mark.parametrize(("strategy", "places"), [("default", 4), ("full", 5)])
+def test_an_older_processor_learns_from_its_model_what_an_image_takes(llava, strategy, places, kept):
+    file = llava / "processor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in settings.items() if name not in OLD or name in kept}))
+    edit(llava / "config.json", vision_feature_select_strategy=strategy)
+    subject = open_subject(str(llava), "cpu")
+    inputs = subject.processor(images=[Image.new("RGB", (40, 30))], text=["<image>"], return_tensors="pt")
+    assert (inputs["input_ids"] == 259).sum() == places
+    assert subject.model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
+
+
+def test_a_processor_that_cannot_learn_it_is_refused():
+    processor = tiny_processor()
+    processor.patch_size = None
+    with pytest.raises(ValueError, match="home: processor_config.json has no patch_size, and the model"):
+        complete(processor, tiny_llava().config.text_config, "home")
+
+
+@pytest.fixture
+def adapted(home, tmp_path):
+    """PEFT's adapters of the LLaVA, and what it is with them."""
+    with quiet_transformers(), quiet_peft():
+        base = LlavaForConditionalGeneration.from_pretrained(home / "llava").eval()
+        torch.manual_seed(1)
+        model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", model.merge_and_unload()
+
+
+def test_adapters_of_an_image_text_model_are_asked(adapted):
+    folder, expected = adapted
+    subject = open_subject(str(folder), "cpu")
+    assert type(subject) is ImageText and not subject.model.training
+    ids = torch.tensor([[256, 5, 6, 7]])
+    assert torch.equal(subject.model(input_ids=ids).logits, expected(input_ids=ids).logits)
+    with pytest.raises(ValueError, match=f"{folder}: a Hugging Face image-text model can be evaluated, not trained"):
+        subject.trained("lora")
+
+
+def test_adapters_bring_the_processor_that_lies_with_them(adapted, home):
+    folder, _ = adapted
+    for file in (home / "llava").glob("*"):
+        if file.name.startswith(("processor", "token", "chat", "special")):
+            shutil.copy(file, folder)
+    (folder / "chat_template.jinja").write_text("own")
+    assert open_subject(str(folder), "cpu").processor.chat_template == "own"
+
+
+def test_a_model_of_another_kind_is_named_shortly(llava):
+    with pytest.raises(ValueError, match="LlavaConfig is the configuration of another kind of model") as error:
+        load_language(str(llava))
+    assert len(str(error.value)) < 300 + len(str(llava))
 
 
 def test_an_encoder_decoder_is_refused(llava):

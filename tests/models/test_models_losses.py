@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny_models import one_sample, random_batch, row_samples, sample_losses, tiny_language, tiny_tokenizer, tiny_vlm
 from torch.nn.functional import cross_entropy
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlmsel.models.assembly import assemble
 from vlmsel.models.config import LoraSpec, VLMConfig
-from vlmsel.models.language import check_head, decoder_and_head
+from vlmsel.models.language import decoder_and_head
 from vlmsel.models.lora import attach_lora
 from vlmsel.models.losses import supervised_counts
 
@@ -85,13 +85,6 @@ def test_images_need_a_model_that_sees():
     model = assemble(VLMConfig(None, "memory"), None, tiny_language(), tiny_tokenizer())
     with pytest.raises(ValueError, match="this model reads text only; give it no images"):
         model.losses(random_batch(images_per_sample=[1]))
-
-
-def test_models_that_rescale_their_logits_are_refused():
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 300, "head_dim": 8}
-    config = Gemma2Config(**shape, num_attention_heads=2, num_key_value_heads=1)
-    with pytest.raises(ValueError, match="Gemma2ForCausalLM is not supported: it rescales its logits"):
-        check_head(Gemma2ForCausalLM(config))
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -218,13 +218,6 @@ def test_details_record_the_damping_and_the_residuals():
     assert details["residuals"][-1] <= 1e-9 < details["residuals"][0]
 
 
-def test_what_float32_cannot_hold_positive_definite_names_the_mend():
-    gradients = naive.draw(1, 2, 60, scale=1e3).float()
-    for solver in ("schulz", "cholesky"):
-        with pytest.raises(ValueError, match=r"mine on a block \[2, 60\]: .* not positive .* or use .*dtype='float64'"):
-            solve_two(HyperINF(1e-13, solver=solver, name="mine"), gradients, gradients)
-
-
 def test_the_fim_of_a_large_block_is_refused_with_its_size():
     with pytest.raises(
         ValueError, match=r"block \[64, 4096\] is a matrix of 262144² numbers .*256 GiB.* curvature='gfim'"

@@ -87,8 +87,10 @@ def test_score_refuses_a_weight_that_is_used_without_its_module(tmp_path, monkey
     pool.write_text(json.dumps([{"id": str(i), "conversations": own} for i, own in enumerate(turns)]))
     words = ["score", "--model", str(model), "--pool", str(pool), "--targets.a", str(pool), "--scorers", "[TracIn]"]
     monkeypatch.setattr(LlamaMLP, "forward", without_call)
+    monkeypatch.setattr(first_batch, "left_out", lambda model, spec, blocks: f"{spec} lacks something")
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "block language_model.model.layers.1.mlp.down_proj.weight: what is" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "layers.1.mlp.down_proj.weight: its gradient as captured" in said.err and "last-block lacks some" in said.out
     assert cli.main([*words, "--out", str(tmp_path / "out"), "--check", "none"]) == 0
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2  # what is checked is no other configuration
 
@@ -104,5 +106,5 @@ def test_detect_refuses_rows_in_another_order(tmp_path, monkeypatch, capsys):
     words = ["detect", "--model", str(model), "--train", str(data), "--validation", str(data)]
     words += ["--scorers", "[TracIn]", "--training.epochs", "1", "--blocks", "output.dense.weight", "--flip", "0"]
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "attention.output.dense.weight: what is" in (said := capsys.readouterr().err)
+    assert "attention.output.dense.weight: its gradient as captured" in (said := capsys.readouterr().err)
     assert "not in the order of the samples" in said

@@ -132,6 +132,25 @@ def test_a_seeded_part_is_a_function_of_the_seed():
         seeded_part(positions, 0, 0)
 
 
+def test_sizes_of_batches_are_counted_once_for_a_whole_pass(model):
+    """A pass asks for them chunk by chunk."""
+    items = tiny_items()
+    plan = tiny_plan(items, 1)
+    groups = Counted(plan.groups)
+    source = Run(model, items, {"any": items[:1]}).source(replace(plan, groups=groups))
+    for _ in range(50):
+        assert source.sizes[3] == 1 and source.plan.sizes is source.sizes
+    assert groups.walks == 1
+
+
+class Counted(list):
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        return super().__iter__()
+
+
 def test_batches_from_workers_are_the_same():
     plan = tiny_plan(tiny_items(), 3)
     alone, apart = list(plan.batches()), list(replace(plan, workers=1).batches())

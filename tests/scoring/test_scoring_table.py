@@ -41,6 +41,14 @@ def test_a_table_comes_back_as_it_was(tmp_path):
     assert about["details"] == {"bound": math.inf}
 
 
+@pytest.mark.parametrize("name", ["exp:1", "s3:run", "a b", "ü#1?x=%20", "file:"])
+def test_a_folder_may_have_any_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(f"{name}/scores.parquet", columns(), {})
+    assert list(read_table(f"{name}/scores.parquet")[0]) == list(columns())
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["scores.parquet"]
+
+
 def test_missing_scores_are_nulls_and_types_do_not_depend_on_them(tmp_path):
     table = pq.read_table(saved(tmp_path)[0])
     assert [table[name].null_count for name in table.column_names] == [0, 0, 0, 1, 1, 3, 1]

@@ -40,8 +40,8 @@ def means_of(model, plan, losses=None, tokens=None):
     return run.targets.v()
 
 
-def joint(model, sets, each=False):
-    return TargetPlan.of(model, {name: Items(own) for name, own in sets.items()}, Batching(10**6, 3), each)
+def joint(model, sets):
+    return TargetPlan.of(model, {name: Items(own) for name, own in sets.items()}, Batching(10**6, 3))
 
 
 def assert_close(found, expected):
@@ -78,14 +78,9 @@ def test_sets_of_targets_make_one_stream_in_their_order(model, blocks):
     assert_close(means_of(model, plan), loop_means(model, sets, blocks))
 
 
-def test_sets_are_taken_apart_into_their_samples(model, blocks):
-    sets = {"b": [items()[i] for i in (0, 2)], "a": items()[3:]}
-    single = joint(model, sets, each=True)
-    assert single.names == ("b:10", "b:16", "a:19", "a:22", "a:25", "a:28", "a:31")
-    used = [sample for sample in items() if sample.uid != 13]
-    assert_close(means_of(model, single), loop(model, used, blocks))
+def test_a_set_without_samples_is_refused(model):
     with pytest.raises(ValueError, match="target c: .* without usable samples"):
-        joint(model, {"b": sets["b"], "c": []}, each=True)
+        joint(model, {"b": items()[:2], "c": []})
 
 
 def test_a_sample_that_is_not_finite_is_named_with_its_target(model, blocks):

@@ -52,7 +52,7 @@ def plain_loop(model, samples, rate):
     """Two epochs of AdamW with 2 of 6 steps of warm-up, gradients clipped to norm 1."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
-    order, losses = EpochOrder(len(samples), 0, None), []
+    order, losses = EpochOrder(len(samples), 0, None, 1), []
     for epoch in range(2):
         order.set_epoch(epoch)
         places = list(order)

@@ -3,51 +3,21 @@
 import gc
 import json
 import shutil
+import signal
 import warnings
 
 import pytest
 import torch
-from tiny_models import TinyBatch, pad, random_batch, sample_losses, tiny_vlm, wake_lora
+from tiny_models import sample_losses, tiny_vlm, wake_lora
+from tiny_phase import Pool, collate, weights
 
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import load
+from vlmsel.training.loop import EpochOrder, share
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.trainer import newest_state, train_phase
 
 SETTINGS = PhaseSettings(learning_rate=1e-2, batch_size=4, warmup_ratio=0.1, save_every=2)
-
-
-class Pool(torch.utils.data.Dataset):
-    """Samples of one batch, one by one: (ids, labels, images)."""
-
-    def __init__(self, images, seed=0):
-        whole = random_batch(images_per_sample=images, seed=seed)
-        self.items = []
-        for row in range(len(images)):
-            real = whole.attention_mask[row].bool()
-            used = whole.image_index[whole.image_samples == row]
-            pixels = [whole.pixel_values[i].clone() for i in used]
-            self.items.append((row, whole.input_ids[row, real].tolist(), whole.labels[row, real].tolist(), pixels))
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
-def collate(items):
-    images = [image for *_, pixels in items for image in pixels]
-    counts = torch.tensor([len(pixels) for *_, pixels in items])
-    return TinyBatch(
-        input_ids=pad([ids for _, ids, _, _ in items], 258, False),
-        labels=pad([labels for _, _, labels, _ in items], -100, False),
-        attention_mask=pad([[1] * len(ids) for _, ids, _, _ in items], 0, False),
-        pixel_values=torch.stack(images) if images else None,
-        image_index=torch.arange(len(images)),
-        image_samples=torch.repeat_interleave(torch.arange(len(items)), counts),
-        uids=torch.tensor([100 + row for row, *_ in items]),
-    )
 
 
 class Interrupting:
@@ -73,10 +43,6 @@ def small_heap():
 
 
 POOL = Pool([1, 0, 2, 1, 1, 0, 1, 1, 1, 2])
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def equal(a, b):
@@ -236,6 +202,85 @@ def test_a_run_that_fails_before_its_first_state_leaves_nothing(tmp_path, monkey
     assert list((tmp_path / "run").glob("*")) == []
 
 
+@pytest.mark.parametrize("room", [-1, 2000])  # beyond the adapters: too small for them, or for the optimiser's state
+def test_a_full_disk_names_the_state_and_loses_nothing(tmp_path, small_disk, room):
+    settings = PhaseSettings(**{**SETTINGS.__dict__, "epochs": 2.0})
+    whole, expected = trained(tmp_path, settings, "whole")
+    (adapters,) = (tmp_path / "whole").rglob("adapter_model.safetensors")
+    size = adapters.stat().st_size + room
+    assert size > 4000  # room for what is printed, which the tests keep in a file
+
+    def on_small_disk(state):
+        model = tiny_vlm(tmp_path / "backbones")
+        with (
+            small_disk(size),
+            pytest.raises(OSError, match=rf"run/checkpoints/{state}.*: cannot be written \(.* GB free"),
+        ):
+            train(model, POOL, collate, settings, tmp_path / "run")
+
+    on_small_disk("checkpoint-2")
+    assert list((tmp_path / "run").glob("*")) == []
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, settings, collator=Interrupting(3))
+    on_small_disk("checkpoint-4")
+    again, result = trained(tmp_path, settings, collator=Interrupting(4))
+    assert result.losses == expected.losses and equal(weights(again), weights(whole))
+
+
+class Signalling:
+    """A collator at whose `last` batch signals come."""
+
+    def __init__(self, last, *signals):
+        self.left, self.signals = last, signals
+
+    def __call__(self, items):
+        self.left -= 1
+        if self.left < 0:
+            for number in self.signals:
+                signal.raise_signal(number)
+            self.signals = ()
+        return collate(items)
+
+
+class Terminated(KeyboardInterrupt):
+    """What the command line makes of SIGTERM."""
+
+
+@pytest.fixture
+def terminable():
+    def end(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield end
+    assert signal.signal(signal.SIGTERM, before) is end  # given back
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [0, 2, 4])
+def test_a_signal_saves_a_state_before_the_run_ends(tmp_path, number, stop, terminable):
+    settings = PhaseSettings(**{**SETTINGS.__dict__, "epochs": 2.0, "save_every": 200})
+    whole, expected = trained(tmp_path, settings, "whole")
+    with pytest.raises(KeyboardInterrupt) as ended:
+        trained(tmp_path, settings, "cut", collator=Signalling(stop, number))
+    assert ended.type is (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+    done = int(newest_state(tmp_path / "cut/checkpoints").name.rpartition("-")[2])
+    assert max(1, stop) <= done <= stop + 1  # a batch is read ahead of its step
+    again, result = trained(tmp_path, settings, "cut", collator=Interrupting(6 - done))
+    assert result.losses == expected.losses and equal(weights(again), weights(whole))
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path, terminable):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, collator=Signalling(0, signal.SIGINT, signal.SIGINT))
+    assert not list((tmp_path / "run").glob("*"))
+    with pytest.raises(KeyboardInterrupt):  # no states are asked for
+        settings = PhaseSettings(**{**SETTINGS.__dict__, "save_every": None})
+        trained(tmp_path, settings, collator=Signalling(1, signal.SIGTERM))
+    assert not list((tmp_path / "run").glob("*"))
+
+
 def test_nothing_is_written_before_the_first_state(tmp_path):
     found = []
 
@@ -382,6 +427,25 @@ def test_order_must_be_a_permutation_and_is_asked_every_epoch(tmp_path):
     assert sorted(set(asked)) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"order\(0\) must hold each of the 10 sample positions once"):
         trained(tmp_path, name="bad", order=lambda epoch: [0] * 10)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_every_sample_is_dealt_to_one_process_within_its_step(count, batch, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for samples in (1, 2, 3, 7, 10, 101):
+        dealt, each = list(EpochOrder(samples, 0, range_order(samples), batch)), share(batch)
+        assert len(dealt) == len(EpochOrder(samples, 0, None, batch)) == -(-samples // batch) * each * count
+        for step, start in enumerate(range(0, samples, batch)):
+            own = dealt[step * each * count : (step + 1) * each * count]
+            assert sorted(i for i in own if i < samples) == list(range(start, min(start + batch, samples)))
+            parts = [sum(i < samples for i in own[r * each : (r + 1) * each]) for r in range(count)]
+            assert max(parts) - min(parts) <= 1
+        assert count > 1 or dealt[:samples] == list(range(samples))
+
+
+def range_order(samples):
+    return lambda epoch: range(samples)
 
 
 def test_an_unfit_batch_size_and_an_untrained_projector_are_refused(tmp_path):

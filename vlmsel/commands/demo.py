@@ -5,33 +5,14 @@ Every step runs the ordinary command on ordinary files, so what works here works
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from vlmsel import runs
 from vlmsel.checks import check_at_least_one
-from vlmsel.commands.align import align
-from vlmsel.commands.evaluate import evaluate
-from vlmsel.commands.groups import grouped
-from vlmsel.commands.score import score
-from vlmsel.commands.select import select
-from vlmsel.commands.tune import tune
+from vlmsel.commands.call import call
 from vlmsel.data.world.files import TASKS
 from vlmsel.reporting.results import show_results
 from vlmsel.studies.demo import ARMS, Demo, DemoSettings
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "align": align,
-    "score": score,
-    "select": select,
-    "tune": tune,
-    "evaluate": evaluate,
-}
 
 SETTINGS = DemoSettings()
 
@@ -50,17 +31,9 @@ def demo(out: str = "runs/demo", seeds: int = 1, settings: DemoSettings = SETTIN
         raise ValueError(f"targets must be some of {', '.join(TASKS)}, got {list(settings.targets)}")
     folder = runs.open_run(out, config)
     runs.same_inputs(folder, {})
-    study = Demo(folder, settings, _call)
+    study = Demo(folder, settings, call)
     study.align()
     study.run(folder, range(seeds), ARMS)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
     show_results(folder, title, ARMS, {"settings": asdict(settings)})
     print(f"per seed under {folder / 'seed0'}: world/ score/scores.parquet selected/ tune/ evaluate/")
-
-
-def _call(command: str, out: Path, **options: Any) -> None:
-    """Run a command with its options as its configuration."""
-    print(f"\n== vlmsel {command} -> {out}", flush=True)
-    config = yaml.safe_dump(json.loads(json.dumps(options, default=asdict)))
-    function = COMMANDS[command]
-    function(out=str(out), config=config, **grouped(function, options))

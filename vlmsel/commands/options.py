@@ -62,6 +62,24 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True)
+class TargetOptions:
+    """What targets are.
+
+    Attributes:
+        each_target: every sample of the target files is a target of its own, too: `affinity.safetensors` says how close
+            each sample of the pool is to each of them, which `vlmsel select` chooses by.
+        columns: the most columns that stand for target samples; exact where there are no more samples than columns.
+    """
+
+    flat: ClassVar[bool] = True
+    each_target: bool = True
+    columns: int = 128
+
+    def __post_init__(self) -> None:
+        check_at_least_one(columns=self.columns)
+
+
+@dataclass(frozen=True)
 class BatchOptions:
     """How samples are put into batches.
 

@@ -13,11 +13,12 @@ from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.affinity import NAME as AFFINITIES
 from vlmsel.scoring.checkpoints import Checkpoints
-from vlmsel.scoring.first_batch import check_first_batch
+from vlmsel.scoring.first_batch import check_first_batch, tell_left_out
 from vlmsel.scoring.passes import Passes
 from vlmsel.scoring.pool_pass import Share
-from vlmsel.scoring.pool_table import records_of, write_scores
+from vlmsel.scoring.pool_table import records_of, write_pool_affinities, write_scores
 from vlmsel.scoring.store_pass import write_store
 from vlmsel.scoring.table import check_target_names
 
@@ -35,11 +36,11 @@ def score(
     targets: dict[str, str] | None = None,
     scorers: tuple[str, ...] = ("HyperINF", "DataInf", "LiSSA", "TracIn"),
     blocks: str | None = None,
-    each_target: bool = False,
     shard: str | None = None,
     dtype: str = "float32",
     reading: options.ReadingOptions = options.ReadingOptions(),
     beside: options.FeatureOptions = options.FeatureOptions(),
+    single: options.TargetOptions = options.TargetOptions(),
     batches: options.BatchOptions = options.BatchOptions(),
     fit: options.FitOptions = options.FitOptions(),
     place: options.PlaceOptions = options.PlaceOptions(),
@@ -58,12 +59,12 @@ def score(
         scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
         blocks: whose gradients count: projector+lora, lora, projector, last-block, or a regular expression on names;
             when left out projector+lora, and for text models lora, or last-block where there are no adapters.
-        each_target: every sample of the target files is a target of its own, with columns `<Scorer>/<name>:<uid>`.
         shard: i/n scores the i-th of n parts of the pool, as independent jobs on one folder do; the job that finds all
             parts done writes the table. Processes started together by torchrun need no shards.
         dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better.
         reading: how samples are read.
         beside: what is read beside the pool.
+        single: whether target samples count one by one.
         batches: how samples are put into batches.
         fit: which samples curvature is fitted on.
         place: where it runs.
@@ -79,6 +80,7 @@ def score(
     if not sums.allow_untrained:
         subject.require_ready(model, ", or pass --allow_untrained true")
     chosen = subject.blocks(blocks)
+    tell_left_out(subject, blocks, chosen)
     checkpoints = Checkpoints.open(subject, sums.checkpoints, sums.checkpoint_lrs, loaded, sums.allow_untrained)
     read = reading.reading()
     found = open_pool(subject, pool, read, beside.features)
@@ -89,7 +91,15 @@ def score(
         inputs |= goal.inputs(f"target {name}")
     runs.same_inputs(folder, inputs | checkpoints.inputs())
     datasets = {name: goal.samples for name, goal in goals.items()}
-    passes = Passes.of(subject, chosen, found.samples, datasets, batches.batching(), fit.part(), each_target)
+    passes = Passes.of(
+        subject,
+        chosen,
+        found.samples,
+        datasets,
+        batches.batching(),
+        fit.part(),
+        single.columns if single.each_target else None,
+    )
     check_first_batch(subject, chosen, found.samples, batches.batching(), batches.check)
     records = records_of(found.samples, found.problems, found.total)
     known = {"pool": pool, "pool_sha256": found.sha256, "blocks": blocks or subject.default_blocks()}
@@ -108,6 +118,8 @@ def score(
         found.report(folder / "skipped.json", scored.left_out)
     path = folder / "scores.parquet"
     write_scores(path, records, scored, known | {"config": config})
+    if scored.affinities is not None:
+        write_pool_affinities(folder / AFFINITIES, scored.affinities, known | {"config": config})
     count = len(scored.uids) - len(scored.left_out)
     print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
 

@@ -6,10 +6,14 @@ named by what they belong to ("projector", "lora", "last-block", joined by "+") 
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -40,7 +44,8 @@ class Block:
 def layer_kind(module: nn.Module) -> str | None:
     """Return linear, conv1d, embedding, layernorm or rmsnorm; None if the layer is not supported.
 
-    A subclass with a forward of its own is not taken for its parent: its gradient may differ.
+    A subclass with a forward of its own is not taken for its parent, for its gradient may differ, unless it proves to
+    compute the same.
     """
     plain: dict[str, type[nn.Module]] = {
         "linear": nn.Linear,
@@ -52,7 +57,38 @@ def layer_kind(module: nn.Module) -> str | None:
     for kind, layer in plain.items():
         if isinstance(module, layer) and type(module).forward is layer.forward:
             return kind if _is_regular(module) else None
+    if isinstance(module, nn.Linear):
+        if module not in _proven:
+            _proven[module] = _computes_linear(module)
+        return "linear" if _proven[module] else None
     return "rmsnorm" if _is_rms_norm(module) else None
+
+
+_proven: weakref.WeakKeyDictionary[nn.Linear, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _computes_linear(module: nn.Linear) -> bool:
+    """Try whether a subclass computes x Wᵀ + b of its own weight and of another, for x of any size."""
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+        return False
+    wave = torch.arange(3 * weight.shape[1], device=weight.device).double().sin().reshape(3, 1, -1)
+    x = (wave * wave.new_tensor([1e-2, 1.0, 1e2])[:, None, None]).to(weight.dtype)
+    twin = copy.copy(module)
+    twin._parameters = {**module._parameters, "weight": nn.Parameter(weight.flip(0) / 2, requires_grad=False)}
+    return all(_same(each, F.linear(x, own, bias), x) for each, own in ((module, weight), (twin, twin.weight)))
+
+
+def _same(module: nn.Linear, expected: torch.Tensor, x: torch.Tensor) -> bool:
+    try:
+        found = type(module).forward(module, x)
+    except Exception:  # whatever it wants, it is no plain map
+        return False
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    off, size = (torch.linalg.vector_norm(own.double(), dim=2) for own in (found - expected, expected))
+    return bool((off <= {2: 0.02, 4: 1e-4}.get(x.element_size(), 1e-9) * size).all())
 
 
 def _is_regular(module: nn.Module) -> bool:
@@ -116,6 +152,35 @@ def _named_tests(model: nn.Module, spec: str) -> list[Callable[[str], bool]]:
             f"blocks {spec!r} are neither of {', '.join(known)} (joined by +) nor a regular expression: {problem}"
         ) from None
     return [lambda name: bool(spec) and pattern.search(name) is not None]
+
+
+def left_out(model: nn.Module, spec: str, blocks: Sequence[Block]) -> str:
+    """Say what a specification implies and `blocks` lack, with its share of the entries; "" where that is nothing.
+
+    The last block is all parameters of the last layer (linear and norm weights are looked at), adapters are all of
+    PEFT's LoRA (A and B are); an expression names what it means.
+
+    >>> layer = nn.ModuleDict({"map": nn.Linear(2, 3), "other": nn.Bilinear(1, 2, 3)})
+    >>> model = nn.ModuleDict({"layers": nn.ModuleList([layer])})
+    >>> left_out(model, "last-block", select_blocks(model, "last-block"))
+    'blocks last-block: 3 of 4 parameters, 67 % of the entries, are not looked at: other.weight, map.bias, other.bias'
+    """
+    parts = {part.strip() for part in spec.split("+")}
+    prefixes = [last_layer(model) + "."] if "last-block" in parts else []
+    implied = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if FROZEN_COPY not in name.split(".")
+        and (any(name.startswith(prefix) for prefix in prefixes) or ("lora" in parts and ".lora_" in "." + name))
+    }
+    lost = [name for name in implied if name not in {block.name for block in blocks}]
+    if not lost:
+        return ""
+    share = 100 * sum(implied[name] for name in lost) / sum(implied.values())
+    lost = [name.removeprefix(prefixes[0] if prefixes else "") for name in sorted(lost, key=lambda n: -implied[n])]
+    shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+    what = f"{len(lost)} of {len(implied)} parameters, {share:.2g} % of the entries"
+    return f"blocks {spec}: {what}, are not looked at: {shown}"
 
 
 def _last_block_test(model: nn.Module) -> Callable[[str], bool]:

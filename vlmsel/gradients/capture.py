@@ -5,11 +5,16 @@ of what the layer gave arrives at the tap, the two make a factor. Nothing is acc
 need no gradient meanwhile, so that the backward goes no deeper than the lowest selected layer. The tap is a node of the
 graph like any other, so that activation checkpointing, which runs layers again in the backward, drops and rebuilds it.
 LoRA layers run as one map meanwhile (see lora_merge.py), and the tap stands behind the whole layer.
+
+Some transformer layers flatten [samples, tokens] to rows before a map. Where the layer that a module stands in read
+[n, t, ...] and the module reads n·t rows, they are taken for these tokens in order; whether they are is for the check
+of the first batch to say (check.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -73,6 +78,7 @@ class Capture:
         one_map = {name for one in self.adapters.values() for name in (one.down, one.up)}
         self._uses = _find_uses(model, {n: p for n, p in self._parameters.items() if n not in one_map})
         self._modules = dict(model.named_modules())
+        self._layers = _layers_above(self._modules, [*self._uses, *self.adapters])
         self._anchor = torch.zeros((), requires_grad=True)
         self.start(samples, row_samples)
 
@@ -86,6 +92,7 @@ class Capture:
         self._parts: dict[str, list[Factor]] = {block.name: [] for block in self._blocks}
         self._blind: set[str] = set()  # modules that ran without autograd
         self._seen: set[str] = set()  # modules that a backward reached
+        self._read: dict[str, tuple[int, int]] = {}  # samples and tokens of what a layer read
         self._ran = False
         for prefix, owners in self._row_samples.items():
             if len(owners) and prefix not in self._modules:
@@ -133,10 +140,14 @@ class Capture:
                 "pass use_reentrant=False, and do not select modules that run under torch.no_grad()"
             )
 
+    def _owners(self, module: str) -> Tensor | None:
+        """Return the nearest map of rows."""
+        above = [name for name in self._row_samples if name == module or module.startswith(name + ".")]
+        return self._row_samples[max(above, key=len)] if above else None
+
     def _rows(self, module: str, x: Tensor) -> Rows:
         """Say which samples the rows of this input are."""
-        above = [name for name in self._row_samples if name == module or module.startswith(name + ".")]
-        samples, owners = self._count(), self._row_samples[max(above, key=len)] if above else None  # of the nearest
+        samples, owners = self._count(), self._owners(module)
         expected = samples if owners is None else len(owners)
         if x.ndim == 0 or len(x) != expected:
             raise ValueError(
@@ -148,9 +159,11 @@ class Capture:
             raise ValueError(f"row_samples of module {module} hold {owners.tolist()}; expected 0 .. {samples - 1}")
         return Rows(samples, None if owners is None else owners.to(x.device))
 
-    def _report(self, name: str, x: Tensor, delta: Tensor) -> None:
+    def _report(self, name: str, read: tuple[int, int] | None, x: Tensor, delta: Tensor) -> None:
         self._ran = True
         self._seen.add(name)
+        if read is not None and read[0] == self._count() and self._owners(name) is None:
+            x, delta = x.unflatten(0, read), delta.unflatten(0, read)
         for block, factor in self._contributions(name, x, delta.detach(), self._rows(name, x)):
             if self._sink is None:
                 self._parts[block].append(factor)
@@ -171,7 +184,20 @@ class Capture:
             self._blind.add(name)
             return None
         x = args[0] if args else next(iter(kwargs.values()))
-        return _Tap.apply(output, x.detach(), self._anchor, partial(self._report, name))
+        return _Tap.apply(output, x.detach(), self._anchor, partial(self._report, name, self._flattened(name, x)))
+
+    def _flattened(self, name: str, x: Tensor) -> tuple[int, int] | None:
+        """Return the samples and tokens that the rows of an input are, where its layer can have flattened them."""
+        if x.ndim != 2:
+            return None
+        read = next((self._read[layer] for layer in self._layers[name] if layer in self._read), None)
+        return read if read is not None and math.prod(read) == len(x) else None
+
+    def _note_read(self, layer: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Forward hook of a layer, before it runs."""
+        states = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim > 2)
+        if (x := next(states, None)) is not None:
+            self._read[layer] = (x.shape[0], x.shape[1])
 
     def _join(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Forward hook: make an output part of the graph if nothing in it is, so that a backward can start there."""
@@ -190,19 +216,34 @@ class Capture:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Have the hooks on the model within the block."""
-        joined, handles = [self._modules[""]], []
+        joined = [self._modules[""]]
         if any(map(_reentrant, self._modules.values())):
             joined += [module for module in self._modules.values() if isinstance(module, nn.Embedding)]
         try:
-            for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]:
-                tap = partial(self._tap, name)
-                handles.append(self._modules[name].register_forward_hook(tap, with_kwargs=True))
-            for module in joined:
-                handles.append(module.register_forward_hook(self._join))
-            yield
+            try:
+                for name in [*self._uses, *(n for n, one in self.adapters.items() if one.down or one.up)]:
+                    self._modules[name].register_forward_hook(partial(self._tap, name), with_kwargs=True)
+                for name in {layer for above in self._layers.values() for layer in above}:
+                    self._modules[name].register_forward_pre_hook(partial(self._note_read, name), with_kwargs=True)
+                for module in joined:
+                    module.register_forward_hook(self._join)
+                yield
+            finally:
+                self._remove_hooks()
         finally:
-            for handle in handles:
-                handle.remove()
+            self._remove_hooks()  # again, for Ctrl-C may have cut the first time short
+
+    def _remove_hooks(self) -> None:
+        """Remove its hooks by what they are: Ctrl-C may come before a handle is at hand."""
+        for module in self._modules.values():
+            for hooks, marked in (
+                (module._forward_hooks, module._forward_hooks_with_kwargs),
+                (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            ):
+                for number, hook in list(hooks.items()):
+                    if getattr(getattr(hook, "func", hook), "__self__", None) is self:
+                        marked.pop(number, None)
+                        del hooks[number]
 
 
 def _kind(module: nn.Module) -> str:
@@ -236,6 +277,19 @@ def _find_uses(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Uses
     return uses
 
 
+def _layers_above(modules: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, list[str]]:
+    """Return what each module stands in: elements of lists of layers, the nearest first, and the model."""
+    listed = {
+        f"{name}.{each}"
+        for name, one in modules.items()
+        if isinstance(one, nn.ModuleList)
+        for each, _ in one.named_children()
+    }
+    parts = {name: name.split(".") for name in names}
+    above = {name: [".".join(own[:end]) for end in range(len(own) - 1, 0, -1)] for name, own in parts.items()}
+    return {name: [*(layer for layer in own if layer in listed), ""] for name, own in above.items()}
+
+
 def _reentrant(module: nn.Module) -> bool:
     """Say whether a transformers layer checkpoints re-entrantly, which loses gradients unless its input needs them."""
     if not (module.training and getattr(module, "gradient_checkpointing", False)):
@@ -247,14 +301,15 @@ def _reentrant(module: nn.Module) -> bool:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Let no parameter require a gradient within the block."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = nn.ParameterList(parameter for parameter in model.parameters() if parameter.requires_grad)
     try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
+        try:
+            trained.requires_grad_(False)
+            yield
+        finally:
+            trained.requires_grad_(True)
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        trained.requires_grad_(True)  # again, for Ctrl-C may have cut the first time short
 
 
 @contextmanager

@@ -126,17 +126,24 @@ def _gradients(model: nn.Module, group: Mapping[str, nn.Parameter], loss: Callab
     kept = {name: parameter.grad for name, parameter in group.items()}
     with frozen(model):
         try:
-            for parameter in group.values():
-                parameter.grad = None
-                parameter.requires_grad_(True)
-            value = loss()
-            if value.requires_grad:
-                value.backward()
-            return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in group.items()}
+            try:
+                for parameter in group.values():
+                    parameter.grad = None
+                    parameter.requires_grad_(True)
+                value = loss()
+                if value.requires_grad:
+                    value.backward()
+                return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in group.items()}
+            finally:
+                _restore(group, kept)
         finally:
-            for name, parameter in group.items():
-                parameter.requires_grad_(False)
-                parameter.grad = kept[name]
+            _restore(group, kept)  # again, for Ctrl-C may have cut the first time short
+
+
+def _restore(group: Mapping[str, nn.Parameter], kept: Mapping[str, Tensor | None]) -> None:
+    for name, parameter in group.items():
+        parameter.requires_grad_(False)
+        parameter.grad = kept[name]
 
 
 def _check_loss(number: int, together: float, apart: float, tolerance: Tolerance) -> None:
@@ -165,7 +172,7 @@ class _Block(NamedTuple):
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0, 0])
             raise ValueError(
-                f"block {self.name}: what is captured of its gradient on sample {numbers[row] + 1} of the first batch is "
+                f"block {self.name}: its gradient as captured, on sample {numbers[row] + 1} of the first batch, is "
                 f"{_share(off[row], size[row])} off autograd's own: {self._reason(own, tolerance)}; {MEND}"
             )
 
@@ -194,8 +201,8 @@ def _check_alone(
             terms += float(captured.lengths[name][number]) ** 2 if name in captured.lengths else 0.0
     if off > max(tolerance.alone**2 * size, tolerance.terms**2 * terms):
         raise ValueError(
-            f"the gradient of sample {number + 1} of the first batch is {_share(off**0.5, size**0.5)} off the one it has "
-            f"alone: the model's results depend on what else is in a batch; set --batch_size 1, or {MEND}"
+            f"the gradient of sample {number + 1} of the first batch is {_share(off**0.5, size**0.5)} off the one "
+            f"it has alone: the model's results depend on what else is in a batch; set --batch_size 1, or {MEND}"
         )
 
 

@@ -110,15 +110,22 @@ def _is_one_map(layer: Any, names: Collection[int], uses: Mapping[int, int]) -> 
 def merged(adapters: Collection[Adapter]) -> Iterator[None]:
     """Run the layers as one map within the block; afterwards their weights are what they were, to the bit.
 
-    Afterwards means also where merging itself is cut short, as by Ctrl-C or for want of memory.
+    Afterwards means also where merging, or undoing it, is itself cut short, as by Ctrl-C or for want of memory.
     """
     kept = [(one, one.layer.base_layer.weight.data) for one in adapters]
     try:
-        for one in adapters:
-            one.layer.base_layer.weight.data = one.merged()
-            one.layer.merged_adapters.append(one.key)
-        yield
+        try:
+            for one in adapters:
+                one.layer.base_layer.weight.data = one.merged()
+                one.layer.merged_adapters.append(one.key)
+            yield
+        finally:
+            _restore(kept)
     finally:
-        for one, weight in kept:
-            one.layer.base_layer.weight.data = weight
-            one.layer.merged_adapters.clear()
+        _restore(kept)  # again, for Ctrl-C may have cut the first time short
+
+
+def _restore(kept: Collection[tuple[Adapter, Tensor]]) -> None:
+    for one, weight in kept:
+        one.layer.base_layer.weight.data = weight
+        one.layer.merged_adapters.clear()

@@ -60,8 +60,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode within the block; afterwards every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
-        yield
+        try:
+            model.eval()
+            yield
+        finally:
+            _train(training)
     finally:
-        for module in training:
-            module.training = True
+        _train(training)  # again, for Ctrl-C may have cut the first time short
+
+
+def _train(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        module.training = True

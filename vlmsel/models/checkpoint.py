@@ -14,7 +14,6 @@ empty makes no statement.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from vlmsel.models.config import VLMConfig, absolute
 from vlmsel.models.damage import MEND, read_object, read_weights
 from vlmsel.models.language import load_language, quiet_transformers, unwrap
-from vlmsel.runs import environment, write_json
+from vlmsel.runs import atomic_folder, environment, write_json
 
 CONFIG, PROJECTOR = "vlmsel_config.json", "projector.safetensors"
 ADAPTER, LANGUAGE, TOKENIZER = "adapter", "language_model", "tokenizer"
@@ -36,34 +35,30 @@ FORMAT = 1
 def save(model: Any, folder: str | Path) -> None:
     """Write the trained parts of a model and the names of the rest; an earlier model in `folder` is replaced.
 
-    Everything is written beside `folder` first, so that a killed process leaves no half model.
+    A killed process leaves no half model.
 
     Raises:
         FileExistsError: `folder` holds something else than a saved model.
+        OSError: the disk is full.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise FileExistsError(f"{folder} holds other files; save the model into a folder of its own")
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     was = model.vlm_config
     config = replace(was, vision=was.vision and absolute(was.vision), language=absolute(was.language))
-    if config.vision is not None:
-        save_file(contiguous(model.projector.state_dict()), part / PROJECTOR, metadata={"format": "pt"})
-    if config.lora is not None:
-        save_adapter(model.language_model, part / ADAPTER, config.language)
-    if config.language_trained:
-        with quiet_transformers():
-            own = own_weights(model.language_model)
-            unwrap(model.language_model).save_pretrained(part / LANGUAGE, state_dict=own)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(part / TOKENIZER)
-    content = {"format": FORMAT, "model": asdict(config), "fingerprints": model.fingerprints}
-    write_json(part / CONFIG, {**content, "environment": environment()})
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    part.rename(folder)
+    with atomic_folder(folder) as part:
+        if config.vision is not None:
+            save_file(contiguous(model.projector.state_dict()), part / PROJECTOR, metadata={"format": "pt"})
+        if config.lora is not None:
+            save_adapter(model.language_model, part / ADAPTER, config.language)
+        if config.language_trained:
+            with quiet_transformers():
+                own = own_weights(model.language_model)
+                unwrap(model.language_model).save_pretrained(part / LANGUAGE, state_dict=own)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(part / TOKENIZER)
+        content = {"format": FORMAT, "model": asdict(config), "fingerprints": model.fingerprints}
+        write_json(part / CONFIG, {**content, "environment": environment()})
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ first: of weights the header alone, which tells the length that the file must ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,11 +89,18 @@ def loading(what: str, source: str) -> Iterator[None]:
     """Name the part that is being loaded in errors that libraries raise on files which do not fit each other.
 
     Raises:
-        ValueError: in place of errors of any kind but the system's and those that say what is wrong themselves.
+        ValueError: in place of errors of any kind but the system's and those that say what is wrong themselves, and of
+            one that goes on to list all kinds of models.
     """
     try:
         yield
-    except (OSError, ValueError, ImportError, MemoryError):
+    except (OSError, ValueError, ImportError, MemoryError) as problem:
+        if found := re.match(
+            r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", str(problem)
+        ):  # and all others
+            raise ValueError(
+                f"{source}: {found[1]} is the configuration of another kind of model than a {what}'s; give one of those"
+            ) from None
         raise
     except Exception as problem:
         if "out of memory" in str(problem):

@@ -19,7 +19,8 @@ from transformers import DynamicCache, GenerationConfig
 
 from vlmsel.data.batches import Batch
 from vlmsel.gradients.persample import evaluating
-from vlmsel.models.language import cache_name, decode, decoder_and_head, pad_id, unwrap
+from vlmsel.models.language import cache_name, decoder_and_head, pad_id, unwrap
+from vlmsel.models.logits import logits_at
 from vlmsel.models.splice import IMAGE_ID
 from vlmsel.models.vlm import VLM
 
@@ -115,6 +116,4 @@ def answer_text(ids: list[int], tokenizer: Any) -> str:
 def next_token_logits(model: VLM, batch: Batch) -> Tensor:
     """Return the logits of the first token after each prompt, at least float32. [n, vocabulary]"""
     with evaluating(model):
-        decoder, head = decoder_and_head(model.language_model)
-        logits = head(decode(decoder, **_inputs(model, batch))[:, -1])
-    return logits if logits.dtype == torch.float64 else logits.float()
+        return logits_at(model.language_model, places=lambda states: states[:, -1], **_inputs(model, batch))

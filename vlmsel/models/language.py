@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from vlmsel.models.config import resolve
 from vlmsel.models.damage import check_folder, loading
 
-# Settings that change the logits after the output head; the loss applies the head itself and would miss them.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
 # What different architectures call the number of positions in their configuration.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 UNLIMITED = 10**9  # transformers' tokenizers say 1e30 where they know no limit
@@ -58,12 +55,9 @@ def load_language(source: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load a causal language model from a folder, the hub or `assets:<name>`, on the CPU; safetensors only.
 
     Raises:
-        ValueError: a file is damaged, weights are missing in the files, or the model changes its logits after the
-            output head.
+        ValueError: a file is damaged, or weights are missing in the files.
     """
-    model = load_pretrained(transformers.AutoModelForCausalLM, "language model", resolve(source), dtype)
-    check_head(model)
-    return model
+    return load_pretrained(transformers.AutoModelForCausalLM, "language model", resolve(source), dtype)
 
 
 def load_tokenizer(source: str) -> Any:
@@ -78,20 +72,9 @@ def load_tokenizer(source: str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def check_head(model: Any) -> None:
-    """Refuse a model whose logits are not simply its head applied to its (text) decoder's output."""
-    config = model.config.get_text_config()
-    changes = [name for name in LOGIT_CHANGES if getattr(config, name, None) not in (None, 1, 1.0)]
-    if changes or model.get_output_embeddings() is None:
-        raise ValueError(
-            f"{type(model).__name__} is not supported: "
-            + (f"it rescales its logits ({', '.join(changes)})" if changes else "it has no output head")
-        )
-
-
 def unwrap(language_model: Any) -> Any:
     """Return the language model itself, without a PEFT wrapper; adapters stay in place inside it."""
-    return language_model.get_base_model() if hasattr(language_model, "peft_config") else language_model
+    return language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
 
 
 def decoder_and_head(language_model: Any) -> tuple[nn.Module, nn.Module]:
@@ -109,19 +92,24 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def decode(decoder: Any, attention_mask: Tensor, **inputs: Any) -> Tensor:
-    """Run the decoder on `input_ids` [n, t] or `inputs_embeds` [n, t, d]; return its hidden states [n, t, d].
+def run(model: Any, attention_mask: Tensor, **inputs: Any) -> Any:
+    """Run a language model, or its decoder, on `input_ids` [n, t] or `inputs_embeds` [n, t, d]; return its output.
 
     With a cache (see `cache_name`) that holds the first k positions of every row, `inputs_embeds` still counts them,
-    and hidden states are those of the others, [n, t - k, d].
+    and the output is that of the others, [n, t - k, ...].
     """
-    places, cache = position_ids(attention_mask), inputs.get(cache_name(decoder))
+    places, cache = position_ids(attention_mask), inputs.get(cache_name(model))
     if cache is not None:
         held = cache.get_seq_length()
         inputs["inputs_embeds"], places = inputs["inputs_embeds"][:, held:], places[:, held:]
-    if "position_ids" in inspect.signature(decoder.forward).parameters:
+    if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = places
-    return decoder(attention_mask=attention_mask, use_cache=cache is not None, **inputs).last_hidden_state
+    return model(attention_mask=attention_mask, use_cache=cache is not None, **inputs)
+
+
+def decode(decoder: Any, attention_mask: Tensor, **inputs: Any) -> Tensor:
+    """Return a decoder's hidden states [n, t, d]; see `run`."""
+    return run(decoder, attention_mask, **inputs).last_hidden_state
 
 
 def cache_name(decoder: Any) -> str:

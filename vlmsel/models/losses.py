@@ -2,8 +2,8 @@
 
     l_i = -1/|S_i| sum over t in S_i of log p(label_t | tokens before t)
 
-A batch's loss is the sum of its l_i, so that each sample's gradient is what it would be alone. The output head, the
-largest map of a small batch, is applied at supervised positions only; logits and the logarithm are float32 or better.
+A batch's loss is the sum of its l_i, so that each sample's gradient is what it would be alone. Logits and the logarithm
+are float32 or better.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmsel.models.language import decode, decoder_and_head
+from vlmsel.models.language import decoder_and_head
+from vlmsel.models.logits import changes_logits, logits_at
 from vlmsel.models.splice import IGNORE
 
 
@@ -39,11 +40,8 @@ def supervised_counts(labels: Tensor, mask: Tensor) -> Tensor:
 
 def token_losses(language_model: nn.Module, labels: Tensor, attention_mask: Tensor, **inputs: Tensor) -> TokenLosses:
     """Run a causal LM on `input_ids` [n, t] or `inputs_embeds` [n, t, d] and score its supervised tokens."""
-    decoder, head = decoder_and_head(language_model)
-    hidden = decode(decoder, attention_mask, **inputs)
     chosen = supervised(labels, attention_mask)
-    logits = head(hidden[:, :-1][chosen])  # [s, vocabulary]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits_at(language_model, attention_mask, lambda states: states[:, :-1][chosen], **inputs)
     losses = F.cross_entropy(logits, labels[:, 1:][chosen], reduction="none")
     return TokenLosses(losses, chosen.nonzero()[:, 0], len(labels))
 
@@ -55,7 +53,12 @@ def sample_means(tokens: TokenLosses) -> Tensor:
     return zeros.index_add(0, tokens.rows, tokens.losses) / counts
 
 
-def head_rows(language_model: nn.Module, labels: Tensor, attention_mask: Tensor) -> tuple[nn.Module, Tensor]:
-    """Return a causal LM's output head, which sees one row per supervised token, and the sample of each such row."""
+def head_rows(language_model: nn.Module, labels: Tensor, attention_mask: Tensor) -> tuple[nn.Module, Tensor] | None:
+    """Return a causal LM's output head, which sees one row per supervised token, and the sample of each such row.
+
+    None where the head sees whole samples, as in models that are run as they are.
+    """
+    if changes_logits(language_model):
+        return None
     _, head = decoder_and_head(language_model)
     return head, supervised(labels, attention_mask).nonzero()[:, 0]

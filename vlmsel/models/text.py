@@ -21,9 +21,10 @@ from torch import nn
 from vlmsel.models.assembly import build
 from vlmsel.models.config import LoraSpec, VLMConfig, resolve
 from vlmsel.models.damage import check_folder, loading, read_object, read_weights
-from vlmsel.models.huggingface import TOKENIZERS, has_any, require_text_model, require_weights
+from vlmsel.models.huggingface import TOKENIZERS, has_any, kind_of, require_text_model, require_weights
+from vlmsel.models.image_text import PROCESSORS, ImageText, open_image_text
 from vlmsel.models.language import load_tokenizer, quiet_transformers
-from vlmsel.models.lora import adapts_all, quiet_peft
+from vlmsel.models.lora import adapts_all, merge_lora, quiet_peft
 from vlmsel.models.subject import OnlyEvaluated
 from vlmsel.models.vlm import VLM
 
@@ -87,8 +88,10 @@ def open_from_hub(source: str, dtype: torch.dtype = torch.float32, template: str
         ) from problem
 
 
-def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM:
+def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM | ImageText:
     """Build the model that adapters in a folder were made for, with these adapters.
+
+    Those of an image-text model are merged into it, as it is only asked.
 
     Raises:
         FileNotFoundError: the adapters' weights or their model are missing.
@@ -107,6 +110,9 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
         )
     require_weights(source)
     check_folder(folder)
+    if Path(resolve(base)).is_dir() and kind_of(resolve(base)) == "image-text":
+        asked = open_image_text(resolve(base), dtype, template, source if has_any(source, PROCESSORS) else None)
+        return ImageText(merge_lora(_put_in(asked.model, folder)[0]).eval(), asked.processor, template, source)
     config = VLMConfig(vision=None, language=base, template=template or TEMPLATE)
     plain = build(config, dtype)
     adapted, beside = _put_in(plain.language_model, folder)

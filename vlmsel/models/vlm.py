@@ -30,6 +30,7 @@ from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.features import open_features
 from vlmsel.models.fingerprints import fingerprint
 from vlmsel.models.language import pad_id, positions, unwrap
+from vlmsel.models.logits import changes_logits
 from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
 from vlmsel.models.losses import TokenLosses, head_rows, token_losses
 from vlmsel.models.splice import Plan, plan_splice, splice_embeddings, splice_labels
@@ -62,6 +63,7 @@ class VLM(nn.Module, Subject):
         self.projector = projector
         self.language_model: Any = language_model
         self.tokenizer = tokenizer
+        changes_logits(language_model)  # now, before anybody watches its modules
 
     @property
     def module(self) -> nn.Module:
@@ -191,9 +193,11 @@ class VLM(nn.Module, Subject):
 
     def row_samples(self, batch: Batch) -> Mapping[str, Tensor]:
         """Say whose the rows of projector (one per image) and output head (one per supervised token) are."""
-        head, rows = head_rows(self.language_model, batch.labels, batch.attention_mask)
-        name = next(name for name, module in self.named_modules() if module is head)
-        return {"projector": batch.image_samples, name: rows}
+        owners = {"projector": batch.image_samples}
+        if (found := head_rows(self.language_model, batch.labels, batch.attention_mask)) is not None:
+            head, rows = found
+            owners[next(name for name, module in self.named_modules() if module is head)] = rows
+        return owners
 
     def default_blocks(self) -> str:
         """Return projector and adapters; for text models the adapters, or the last block where there are none."""

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vlmsel.gradients import Factor
+from vlmsel.gradients.projection import Matrices, projected
 from vlmsel.scorers.statistics import BlockTargets, Statistic
 
 
@@ -28,6 +30,31 @@ class Scorer(ABC):
     """A scorer; final subclasses are frozen dataclasses of hyper-parameters with a `name`, the column prefix."""
 
     name: str
+
+
+class Metric(NamedTuple):
+    """A scorer's own squared norm on a block, ⟨P g, g⟩ = ‖A g Bᵀ‖²: A [rows, rows] and B [cols, cols], None for an
+    identity, and a factor."""
+
+    rows: Tensor | None = None
+    cols: Tensor | None = None
+    scale: float = 1.0
+
+    def squares(self, factor: Factor) -> Float[Tensor, " n"]:
+        """Return ⟨P g, g⟩ of every sample, never negative."""
+        if self.rows is None and self.cols is None:
+            return factor.sq_norm() * self.scale
+        matrices = Matrices(self.rows, self.cols).to(factor.values)
+        return projected(factor.compact(), matrices).sq_norm() * self.scale
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the plain norm."""
+        return self.rows is None and self.cols is None and self.scale == 1
+
+    def to(self, device: torch.device | str) -> Metric:
+        """Return it with its matrices on a device."""
+        return Metric(*(None if side is None else side.to(device) for side in self[:2]), self.scale)
 
 
 class Solved(NamedTuple):
@@ -77,6 +104,20 @@ class GradientScorer(Scorer):
         """Bound the bytes that solving a block takes on its device beside the statistic, h included: as much as v
         unless a scorer knows better."""
         return block.targets.nbytes
+
+    @property
+    def own_norm(self) -> bool:
+        """Whether unit affinities are cosines in the scorer's own metric, which `metric` gives; else in the plain one,
+        where its own is too dear."""
+        return False
+
+    def metric(self, statistic: Any) -> Metric:
+        """Return the norm that P defines on a block, where `own_norm` says so. The statistic is not changed."""
+        return Metric()
+
+    def metric_bytes(self, block: BlockTargets) -> int:
+        """Return the bytes of `metric` on a block."""
+        return 0
 
     def lighter(self) -> Mapping[str, GradientScorer]:
         """Return scorers like this one that hold less, by the words that say which settings those are."""

@@ -6,7 +6,10 @@ sample's gradient: for small pools and for measuring the other scorers, not for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +17,7 @@ from torch import Tensor
 from vlmsel.checks import check_positive
 from vlmsel.scorers.base import GradientScorer, Solved, no_fit_gradient
 from vlmsel.scorers.statistics import BlockTargets, KeptGradients, mean_square_norm
-from vlmsel.solvers import cholesky, woodbury
+from vlmsel.solvers import cholesky, spectral, woodbury
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,29 @@ class Exact(GradientScorer):
     def solve(self, statistic: KeptGradients, v: Float[Tensor, "targets rows cols"]) -> Solved:
         g, count, entries = statistic.take(), statistic.count, statistic.block.entries
         damping = self.damping * mean_square_norm(g) / entries
-        details = {"damping": damping, "samples": count}
+        details: dict[str, Any] = {"damping": damping, "samples": count}
         if damping == 0:
             return no_fit_gradient(v, **details)
         g, right = g.double(), v.double().flatten(1)
+        solve, low = partial(_solve_fim, g, damping, right), damping
         if count < entries:
-            solved = woodbury.solve(g, damping, right)
-        else:
-            fim = (g.T @ g).div_(count)
-            fim.diagonal().add_(damping)
-            solved = cholesky.solve(fim, right.T, overwrite=True).T
+            solve, low = partial(woodbury.solve, g, damping, right), count * damping
+        try:
+            solved = solve(cholesky.solve)
+        except ValueError:
+            details["solver"] = "eigenvectors"
+            details["instead"] = "by eigenvectors, for the damping is lost in rounding: raise it"
+            solved = solve(partial(spectral.solve, low=low))
         return Solved(solved.reshape(v.shape).to(v.dtype), details)
 
     def solve_bytes(self, block: BlockTargets, samples: int) -> int:
         """Return the bytes of the gradients in float64, four matrices of the system, and the solutions on their way."""
         system, entries, targets = min(samples, block.entries), block.entries, len(block.targets)
         return 8 * (samples * entries + 4 * system**2 + targets * (6 * entries + 4 * system))
+
+
+def _solve_fim(g: Tensor, damping: float, right: Tensor, inner: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Solve in parameter space."""
+    fim = (g.T @ g).div_(len(g))
+    fim.diagonal().add_(damping)
+    return inner(fim, right.T).T

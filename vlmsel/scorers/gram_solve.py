@@ -5,13 +5,15 @@ which is the same, for then only the diagonal of S is touched: S is damped in it
 most three d × d matrices are alive on the targets' device:
 
     Schulz, float32 or float64   S, X and the error, and 512 rows
-    Cholesky                     S, overwritten by L where no other scorer needs it any more
+    Cholesky                     S and L, and 64 rows of S in float64
     Cholesky after float32       S and its copy in float64, overwritten by L: as much as three in float32
 
-A `dtype` below that of the gradients adds a copy of S. Small matrices of one size are solved as one batch, for one at a
-time they are bound by the launching of operations: on one CPU core 60 matrices of 16² took 1.2 ms together and 21 ms
-one by one by Schulz's iteration, 0.2 and 1.4 ms by Cholesky; of 64² 12 and 33 ms, 1.9 and 3.1 ms. From 128² on there is
-nothing to gain on a CPU.
+A `dtype` below that of the gradients adds a copy of S. A solution in float32 that one step of refinement would move by
+more than `TOLERANCE` is found again in float64; where not even that is positive definite, by eigenvectors.
+
+Small matrices of one size are solved as one batch, for one at a time they are bound by the launching of operations: on
+one CPU core 60 matrices of 16² took 1.2 ms together and 21 ms one by one by Schulz's iteration, 0.2 and 1.4 ms by
+Cholesky; of 64² 12 and 33 ms, 1.9 and 3.1 ms. From 128² on there is nothing to gain on a CPU.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmsel.scorers.base import Solved, no_fit_gradient
+from vlmsel.scorers.base import Metric, Solved, no_fit_gradient
 from vlmsel.scorers.statistics import Gram
-from vlmsel.solvers import cholesky, schulz
+from vlmsel.solvers import cholesky, schulz, spectral
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 LARGEST, LARGEST_ON_CPU = 512, 64  # d up to which matrices are solved together
+ROWS = 64  # of S in float64 at a time
+TOLERANCE = 5e-4  # of a solution in float32, relative to its norm
 BATCH = 2**22  # entries of a batch: a quarter of one matrix of 4096²
 
 
@@ -40,7 +44,7 @@ class System:
 
     Attributes:
         settings: HyperINF's hyper-parameters.
-        statistic: what S was gathered by; it may be used up where it is `spendable`.
+        statistic: what S was gathered by.
         gram: S, damped while it is worked on; None where no fit sample has a gradient.
         v: the targets. [targets, rows, cols]
         shift: nλ.
@@ -93,16 +97,16 @@ class System:
 
     @contextmanager
     def damped(self, dtype: torch.dtype) -> Iterator[tuple[Float[Tensor, "d d"], bool]]:
-        """Give S + nλI on the targets' device, in the place of S where it lies there in this dtype, and whether it may
-        be overwritten; nλ is added in `dtype`, for float32 loses one far below the diagonal. S is afterwards what it
-        was, unless it was overwritten."""
+        """Give S + nλI on the targets' device, in the place of S where it lies there in this dtype, and whether it is a
+        copy, which may be overwritten; nλ is added in `dtype`, for float32 loses one far below the diagonal. S is
+        afterwards what it was."""
         assert self.gram is not None
         a = self.gram.to(device=self.v.device, dtype=dtype)
         copied = a is not self.gram
         diagonal = a.diagonal().clone()
         a.diagonal().add_(self.shift)
         try:
-            yield a, copied or self.statistic.spendable
+            yield a, copied
         finally:
             if not copied:
                 a.diagonal().copy_(diagonal)
@@ -112,20 +116,20 @@ def solve(settings: Any, statistic: Gram, v: Float[Tensor, "targets rows cols"])
     """Return one block's h.
 
     Raises:
-        ValueError: the matrix is not positive definite to working precision, or the published iteration exploded.
+        ValueError: the matrix is not finite.
     """
     system = System.of(settings, statistic, v)
     if system.gram is None:
         return no_fit_gradient(v, **system.details)
-    with system.damped(system.work) as (a, own):
+    if settings.solver == "cholesky":
+        return _by_cholesky(system)
+    with system.damped(system.work) as (a, _):
         system.note_bound(schulz.spectrum_bound(a))
-        if settings.solver == "cholesky":
-            return _directly(system, a, own)
         found = _inverse(system, a)
-        if found.converged or settings.start is not None:
+        if found.converged or (settings.start is not None and "instead" not in system.details):
             return system.solved(system.right(a.dtype) @ found.matrix)
         del a, found
-    return _in_float64(system)
+    return _in_float64(system, "Schulz's iteration did not converge")
 
 
 def _inverse(system: System, a: Tensor) -> schulz.Inverse:
@@ -137,8 +141,8 @@ def _inverse(system: System, a: Tensor) -> schulz.Inverse:
     else:
         found = schulz.fixed_steps(a, own.start / system.statistic.count, own.steps)
         if not bool(torch.isfinite(found.matrix.sum())):
-            raise ValueError(
-                f"{own.name} exploded: Schulz's iteration from {own.start:g}·I needs eigenvalues below "
+            system.details["instead"] = (
+                f"by Cholesky, for Schulz's iteration from {own.start:g}·I exploded: it needs eigenvalues below "
                 f"{2 / own.start:g}, those of a block {list(system.v.shape[1:])} may reach "
                 f"{system.details['bound']:g}; use HyperINF with start and steps left out"
             )
@@ -146,23 +150,79 @@ def _inverse(system: System, a: Tensor) -> schulz.Inverse:
     return found
 
 
-def _in_float64(system: System) -> Solved:
-    """Solve by Cholesky, where Schulz's iteration did not converge."""
-    system.details["solver"] = "cholesky in float64: Schulz's iteration did not converge"
-    return _alone(system, torch.float64)
+def _by_cholesky(system: System) -> Solved:
+    """Solve directly; in float64 where float32 does not do."""
+    if system.work == torch.float64:
+        return _in_float64(system)
+    with system.damped(system.work) as (a, copied):
+        system.note_bound(schulz.spectrum_bound(a))
+        try:
+            lower = cholesky.factor(a, overwrite=copied)
+        except ValueError:
+            lower = None
+        del a
+    if lower is not None:
+        x = cholesky.substitute(lower, system.right(system.work).T)
+        if _correction(system, lower, x) <= TOLERANCE:
+            return system.solved(x.T)
+        del lower, x
+    return _in_float64(system, "float32 does not reach the tolerance")
 
 
-def _alone(system: System, dtype: torch.dtype) -> Solved:
-    with system.damped(dtype) as (a, own):
-        return _directly(system, a, own)
+def _correction(system: System, lower: Float[Tensor, "d d"], x: Float[Tensor, "d m"]) -> float:
+    """Return how far a step of refinement, with the residual in float64, would move the solution of a target at most,
+    relative to it: what it is off by."""
+    assert system.gram is not None
+    wide = x.double()
+    left = system.right(torch.float64).T - system.shift * wide
+    for start in range(0, len(wide), ROWS):
+        panel = slice(start, start + ROWS)
+        left[panel] -= system.gram[panel].to(wide) @ wide
+    step = cholesky.substitute(lower, left.to(lower))
+    moved, size = (torch.linalg.vector_norm(own.T.reshape(len(system.v), -1).double(), dim=1) for own in (step, x))
+    return float(torch.where(size > 0, moved / size, moved).nan_to_num(nan=torch.inf).amax()) if len(size) else 0.0
 
 
-def _directly(system: System, a: Tensor, overwrite: bool) -> Solved:
-    try:
-        return system.solved(cholesky.solve(a, system.right(a.dtype).T, overwrite=overwrite).T)
-    except ValueError as problem:
-        where = f"{system.settings.name} on a block {list(system.v.shape[1:])}"
-        raise ValueError(f"{where}: {problem}, or use HyperINF with dtype='float64'") from None
+def _in_float64(system: System, why: str = "") -> Solved:
+    """Solve by Cholesky in float64, or by eigenvectors where the matrix is not positive definite even there."""
+    if why:
+        system.details["solver"] = f"cholesky in float64: {why}"
+    with system.damped(torch.float64) as (a, copied):
+        if not why:
+            system.note_bound(schulz.spectrum_bound(a))
+        right = system.right(a.dtype).T
+        try:
+            return system.solved(cholesky.solve(a, right, overwrite=copied).T)
+        except ValueError:
+            system.details["solver"] = "eigenvectors in float64"
+            system.details["instead"] = (
+                f"by eigenvectors, for its sum in {system.statistic.dtype} is rounded by more than λ: raise damping or "
+                "use HyperINF with dtype='float64'"
+            )
+    with system.damped(torch.float64) as (a, _):
+        try:
+            return system.solved(spectral.solve(a, right, system.shift).T)
+        except ValueError as problem:
+            where = f"{system.settings.name} on a block {list(system.v.shape[1:])}"
+            raise ValueError(f"{where}: {problem}; use HyperINF with dtype='float64'") from None
+
+
+def metric(settings: Any, statistic: Gram) -> Metric:
+    """Return ⟨P g, g⟩ = n ‖L⁻¹ gᵀ‖², with L Lᵀ = S + nλI in float64 whatever the solver, for P = n (S + nλI)⁻¹."""
+    system = System.of(settings, statistic, statistic.block.targets)
+    if system.gram is None:
+        return Metric(scale=0.0)
+    with system.damped(torch.float64) as (a, _):
+        lower, failed = torch.linalg.cholesky_ex(a)
+        if bool(failed):  # rounding has made it indefinite; its spectrum begins at nλ
+            values, vectors = torch.linalg.eigh(a)
+            root = vectors.T / values.clamp_min(max(system.shift, 1e-300)).sqrt()[:, None]
+        else:
+            identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
+            root = torch.linalg.solve_triangular(lower, identity, upper=False)
+        root = root * system.statistic.count**0.5
+    root = root.to(torch.promote_types(statistic.block.targets.dtype, torch.float32))
+    return Metric(rows=root) if statistic.side == "rows" else Metric(cols=root)
 
 
 # Several small blocks at once
@@ -213,19 +273,27 @@ def _batch(systems: list[System]) -> list[Solved]:
     for system, bound in zip(systems, schulz.spectrum_bounds(a), strict=True):
         system.note_bound(bound)
     if first.settings.solver == "cholesky":
-        return _by_cholesky(a, systems)
+        return _together(a, systems)
     return [_inverted(system, found) for system, found in zip(systems, schulz.inverses(a, shifts), strict=True)]
 
 
 def _inverted(system: System, found: schulz.Inverse) -> Solved:
     system.note_inverse(found)
-    return system.solved(system.right(system.work) @ found.matrix) if found.converged else _in_float64(system)
+    if found.converged:
+        return system.solved(system.right(system.work) @ found.matrix)
+    return _in_float64(system, "Schulz's iteration did not converge")
 
 
-def _by_cholesky(a: Tensor, systems: list[System]) -> list[Solved]:
+def _together(a: Tensor, systems: list[System]) -> list[Solved]:
     right = torch.stack([system.right(a.dtype).T for system in systems])
     try:
-        solved = cholesky.solve(a, right, overwrite=True)
-    except ValueError:  # one of them is not positive definite: by itself it says which
-        return [_alone(system, system.work) for system in systems]
-    return [system.solved(each.T) for system, each in zip(systems, solved, strict=True)]
+        lower = cholesky.factor(a, overwrite=True)
+    except ValueError:  # one of them is not positive definite
+        return [_by_cholesky(system) for system in systems]
+    found = zip(systems, lower, cholesky.substitute(lower, right), strict=True)
+    return [
+        system.solved(x.T)
+        if a.dtype == torch.float64 or _correction(system, own, x) <= TOLERANCE
+        else _in_float64(system, "float32 does not reach the tolerance")
+        for system, own, x in found
+    ]

@@ -6,7 +6,8 @@
     λ = damping · mean of (g_j)² over samples and entries
 
 Unlike the published code the iteration starts inside its region of fast convergence and runs until it has converged;
-where float32 cannot reach the tolerance, the system is solved by Cholesky in float64 and the details say so.
+where float32 cannot reach the tolerance, by either solver, the system is solved by Cholesky in float64 and the details
+say so.
 `official()` and `official_vlm()` repeat the published iterations, which leave small eigenvalues uninverted.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from vlmsel.checks import check_choice, check_count, check_positive, given
 from vlmsel.scorers import gram_solve
-from vlmsel.scorers.base import GradientScorer, Solved
+from vlmsel.scorers.base import GradientScorer, Metric, Solved
 from vlmsel.scorers.gram_solve import DTYPES
 from vlmsel.scorers.statistics import BlockTargets, Gram
 from vlmsel.solvers import schulz
@@ -98,10 +99,22 @@ class HyperINF(GradientScorer):
         d, held = statistic.size, statistic.dtype.itemsize
         work = DTYPES[self.dtype].itemsize if self.dtype else held
         copied = work * d * d if work != held else 0  # else G itself is damped and worked on
-        iterates = work * d * (2 * d + min(d, schulz.PANEL)) if self.solver == "schulz" else 0
-        again = 8 * d * d if held < 8 and self.solver == "schulz" else 0  # float64, where Schulz did not converge
-        batch = held * d * d  # the sum over a batch before it is added, or L where another scorer needs G still
+        iterates = work * d * (2 * d + min(d, schulz.PANEL))
+        if self.solver == "cholesky":
+            iterates = work * d * d + 8 * d * min(d, gram_solve.ROWS)
+        again = 8 * d * d if held < 8 else 0  # float64, where float32 does not do
+        batch = held * d * d  # the sum over a batch before it is added
         return max(copied + iterates, again, batch) + 4 * 8 * block.targets.numel()
+
+    @property
+    def own_norm(self) -> bool:
+        return self.curvature == "gfim"
+
+    def metric(self, statistic: Gram) -> Metric:
+        return gram_solve.metric(self, statistic)
+
+    def metric_bytes(self, block: BlockTargets) -> int:
+        return self.statistic(block).size ** 2 * 4 if self.own_norm else 0
 
     def lighter(self) -> Mapping[str, GradientScorer]:
         gfim, short = replace(self, curvature="gfim"), replace(self, side="short")

@@ -14,7 +14,7 @@ the series from exploding; `official()` repeats the published line.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,7 @@ class LiSSA(GradientScorer):
         details |= {"samples": statistic.count, "batch": "stream"}
         if statistic.damping == 0:
             return no_fit_gradient(v, **details)
-        return Solved(self._finite(statistic.r, statistic.scale), details)
+        return Solved(statistic.r, details)
 
     def _series(self, statistic: KeptGradients, v: Tensor) -> Solved:
         """Iterate on all fit samples' gradients."""
@@ -84,23 +84,26 @@ class LiSSA(GradientScorer):
         trace = mean_square_norm(g)
         damping = self.damping * trace / statistic.block.entries
         scale = 1.0 if self.published else self.scale or (1 / (trace + damping) if trace else 0.0)
-        details = {"damping": damping, "scale": scale, "depth": self.depth, "samples": count}
+        details: dict[str, Any] = dict(damping=damping, scale=scale, depth=self.depth, samples=count)
         if trace == 0:
             return no_fit_gradient(v, **details)
-        sign = -1.0 if self.published else 1.0
 
-        def apply(r: Tensor) -> Tensor:
-            return (r @ g.T) @ g / count + sign * damping * r
+        def series(scale: float, sign: float) -> Tensor:
+            def apply(r: Tensor) -> Tensor:
+                return (r @ g.T) @ g / count + sign * damping * r
 
-        solved = neumann.solve(apply, v.flatten(1), scale, self.depth)
-        return Solved(self._finite(solved, scale).reshape(v.shape), details)
+            return neumann.solve(apply, v.flatten(1), scale, self.depth).reshape(v.shape)
 
-    def _finite(self, solved: Tensor, scale: float) -> Tensor:
-        """Return the solution unless the series left the range of numbers."""
-        if bool(torch.isfinite(solved).all()):
-            return solved
-        hint = "the published line has no scale" if self.published else f"scale {scale:g} is too large"
-        raise ValueError(f"{self.name} exploded within {self.depth} steps: {hint}; use LiSSA with scale left out")
+        solved = series(scale, -1.0 if self.published else 1.0)
+        if not bool(torch.isfinite(solved).all()):
+            hint = "the published line has no scale" if self.published else f"scale {scale:g} is too large"
+            details["scale"] = 1 / (trace + damping)
+            details["instead"] = (
+                f"with scale left out, for the series exploded within {self.depth} steps: {hint}; use LiSSA with scale "
+                "left out"
+            )
+            solved = series(details["scale"], 1.0)
+        return Solved(solved, details)
 
     def solve_bytes(self, block: BlockTargets, samples: int) -> int:
         """Return the bytes of the gradients brought together once more, and of a step of the series."""
@@ -135,7 +138,13 @@ class Recursion(Statistic):
         if self.fixed_scale is None and self.damping > 0:
             scale = min(scale, 1 / (float(factor.sq_norm().mean()) + self.damping))
         product = factor.weighted_sum(factor.inner(self.r)) / factor.samples + self.damping * self.r
-        self.r = self.r + scale * (self.block.targets - product)
+        r = self.r + scale * (self.block.targets - product)
+        if self.fixed_scale is not None and not bool(torch.isfinite(r).all()):
+            raise ValueError(
+                f"the series of LiSSA exploded at batch {self.steps + 1}: scale {scale:g} is too large; use LiSSA with "
+                "scale left out"
+            )
+        self.r = r
         self.steps += 1
 
     def tensors(self) -> State:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_flag
-from vlmsel.scorers.base import GradientScorer, Solved, no_fit_gradient
+from vlmsel.scorers.base import GradientScorer, Metric, Solved, no_fit_gradient
 from vlmsel.scorers.statistics import BlockTargets, SquareSum
 
 
@@ -47,6 +47,15 @@ class TracIn(GradientScorer):
     @property
     def first_order(self) -> bool:
         return True
+
+    @property
+    def own_norm(self) -> bool:
+        return True
+
+    def metric(self, statistic: SquareSum | None) -> Metric:
+        if statistic is None:
+            return Metric()
+        return Metric(scale=1 / statistic.mean_square if statistic.mean_square > 0 else 0.0)
 
     def statistic(self, block: BlockTargets) -> SquareSum | None:
         return SquareSum(block) if self.block_scale else None

@@ -155,6 +155,16 @@ class Affinities:
         if not self._file.get_tensor(f"norms/{scorer}").any():
             raise ValueError(f"{self.path}: no sample has a gradient by {scorer}, so that none is better than another")
 
+    def write_part(self, path: str | Path, rows: Sequence[int]) -> None:
+        """Write the same for some of the target samples, by their rows."""
+        scorers = {}
+        for name in self.about["scorers"]:
+            c, u, norms, target_norms = (self._file.get_tensor(f"{part}/{name}") for part in _PARTS)
+            inner = self._file.get_tensor(f"metric/{name}") if f"metric/{name}" in self._file.keys() else None  # noqa: SIM118
+            share, norm = self.about["share"][name], self.about["norms"][name]
+            scorers[name] = Columns(c, u[rows], norms, target_norms[rows], share, norm, inner)
+        write_affinities(path, self.uids, [self.targets[row] for row in rows], scorers, self.about)
+
     def norms(self, scorer: str, records: int) -> np.ndarray:
         """Return the norms of so many records by uid, NaN for one that was not scored. [records]"""
         whole = np.full(records, np.nan)

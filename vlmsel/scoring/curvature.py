@@ -24,7 +24,8 @@ from vlmsel import processes, runs
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import wide
 from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
-from vlmsel.scorers.normalise import divide_columns_, normalised_columns
+from vlmsel.scorers.base import Metric
+from vlmsel.scorers.normalise import divide_columns_
 from vlmsel.scorers.statistics import SquareSum
 from vlmsel.scoring.batches import dealt, progress_bar
 from vlmsel.scoring.halving import free, out_of_memory
@@ -32,8 +33,10 @@ from vlmsel.scoring.memory import measure_memory, zeros_at
 from vlmsel.scoring.memory_plan import Prefer, plan_curvature
 from vlmsel.scoring.no_gradient import check_directions, check_targets
 from vlmsel.scoring.progress import Progress
-from vlmsel.scoring.solve import Gathered, Key, solve_all, start_statistics
+from vlmsel.scoring.solve import Gathered, Key, say_instead, solve_all, start_statistics
 from vlmsel.scoring.source import Gradients, GradientSource, LeftOut
+from vlmsel.scoring.targets import VIRTUAL, is_virtual
+from vlmsel.scoring.virtual import EachTarget, Metrics, TargetSample, Virtual
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Preconditioned:
         details: numbers that scorers recorded, by scorer and block.
         normalised: the columns that have norm 1 over all blocks, and whose scores are divided by the samples' norms.
         left_out: fit samples that were left out, and why.
+        virtual: how the target samples are made of the columns that stand for them, where they are targets.
+        metrics: with it, the norms of the scorers that have another than the plain one.
+        inner: with it, ⟨P w, w'⟩ of the virtual targets, for scorers whose norm is their own. [r, r]
     """
 
     names: tuple[tuple[str, str], ...]
@@ -53,21 +59,52 @@ class Preconditioned:
     details: dict[str, Any]
     normalised: tuple[bool, ...] = ()
     left_out: LeftOut = field(default_factory=dict)
+    virtual: Virtual | None = None
+    metrics: Mapping[str, Metrics] = field(default_factory=dict)
+    inner: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def norms(self) -> list[Metrics]:
+        """The norms that are taken of samples: the plain one, then those of `metrics`; none without `virtual`."""
+        return [] if self.virtual is None else [{}, *self.metrics.values()]
 
     def save(self, path: Path) -> None:
         about = {name: getattr(self, name) for name in ("names", "details", "normalised", "left_out")}
+        tensors = {**self.stacks, **{f"inner/{scorer}": own for scorer, own in self.inner.items()}}
+        if self.virtual is not None:
+            about["virtual"] = {"samples": self.virtual.samples, "share": self.virtual.share}
+            tensors |= {"mixing": self.virtual.mixing, "weights": self.virtual.weights}
+        about["metrics"] = {
+            scorer: {block: own.scale for block, own in one.items()} for scorer, one in self.metrics.items()
+        }
+        for scorer, one in self.metrics.items():
+            for block, own in one.items():
+                sides = {"rows": own.rows, "cols": own.cols}
+                tensors |= {f"{side}/{scorer}/{block}": x for side, x in sides.items() if x is not None}
         texts = {key: json.dumps(value) for key, value in about.items()}
         with runs.atomic_path(path) as part:
-            save_file({k: v.contiguous().cpu() for k, v in self.stacks.items()}, part, metadata=texts)
+            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, metadata=texts)
 
     @classmethod
     def load(cls, path: Path) -> Preconditioned:
         with safe_open(path, framework="pt") as file:
             about = {key: json.loads(text) for key, text in file.metadata().items()}
-            stacks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        inner = {name.removeprefix("inner/"): tensors.pop(name) for name in [*tensors] if name.startswith("inner/")}
         names = tuple((scorer, target) for scorer, target in about["names"])
         left_out = {int(uid): reason for uid, reason in about["left_out"].items()}
-        return cls(names, stacks, about["details"], tuple(about["normalised"]), left_out)
+        metrics = {
+            scorer: {
+                block: Metric(*(tensors.pop(f"{side}/{scorer}/{block}", None) for side in ("rows", "cols")), scale)
+                for block, scale in one.items()
+            }
+            for scorer, one in about["metrics"].items()
+        }
+        virtual = None
+        if "virtual" in about:
+            samples = tuple(TargetSample(*one) for one in about["virtual"]["samples"])
+            virtual = Virtual(samples, tensors.pop("mixing"), tensors.pop("weights"), about["virtual"]["share"])
+        return cls(names, tensors, about["details"], tuple(about["normalised"]), left_out, virtual, metrics, inner)
 
 
 @dataclass(frozen=True)
@@ -77,10 +114,12 @@ class Targets:
     Attributes:
         names: what the targets are called.
         v: gives the mean gradient of each, when it is needed. [targets, rows, cols] per block
+        each: their samples, where each of them is a target too.
     """
 
     names: tuple[str, ...]
     v: Callable[[], Mapping[str, Tensor]]
+    each: EachTarget | None = None
 
     def means(self) -> Mapping[str, Tensor]:
         """Return v.
@@ -126,12 +165,17 @@ def precondition(
         ValueError: what is gathered has no room, damping cannot be measured, or a target, or the fit samples where
             it has one, have no gradient.
     """
-    source, v = fit.curvature, targets.means()
+    source, v, names, virtual = fit.curvature, targets.means(), targets.names, None
+    if targets.each is not None:
+        virtual = targets.each.look()
+        more = targets.each.gradients(virtual)
+        v = {name: torch.cat([own, more[name].to(own)]) for name, own in v.items()}
+        names += tuple(f"{VIRTUAL}{number}" for number in range(len(virtual.weights)))
     squares, left_out = _mean_squares(fit.damping, scorers)
     blocks = {name: BlockTargets(wide(own), squares.get(name)) for name, own in v.items()}
     gathered = start_statistics(scorers, blocks)
     if folder is not None:
-        _place(source, scorers, gathered, len(targets.names), folder, place)
+        _place(source, scorers, gathered, len(names), virtual is not None, folder, place)
     ordered = {key: one for key, one in gathered.statistics.items() if one.ordered and processes.count() > 1}
     shared = {key: one for key, one in gathered.statistics.items() if key not in ordered}
     if ordered:
@@ -140,12 +184,26 @@ def precondition(
         left_out |= _gather("curvature pass", source, dealt(len(source.sizes)), shared, Progress(folder, "curvature"))
     for reasons in processes.gather(left_out):
         left_out.update(reasons)
-    stacks, details = _solve(scorers, gathered, {name: block.targets for name, block in blocks.items()})
-    names = tuple((scorer.name, target) for scorer in scorers for target in targets.names)
-    check_directions(names, stacks, v)
-    normalised = normalised_columns(scorers, len(targets.names))
+    own = {name: block.targets for name, block in blocks.items()}
+    stacks, details, metrics = _solve(scorers, gathered, own, virtual is not None)
+    columns = tuple((scorer.name, target) for scorer in scorers for target in names)
+    check_directions(columns, stacks, v)
+    normalised = tuple(scorer.normalised and not is_virtual(target) for scorer in scorers for target in names)
     divide_columns_(stacks, normalised)
-    return Preconditioned(names, stacks, details, normalised, left_out)
+    inner = {} if virtual is None else _inner(scorers, stacks, v, len(virtual.weights))
+    return Preconditioned(columns, stacks, details, normalised, left_out, virtual, metrics, inner)
+
+
+def _inner(
+    scorers: Sequence[GradientScorer], stacks: Mapping[str, Tensor], v: Mapping[str, Tensor], last: int
+) -> dict[str, Tensor]:
+    """Return ⟨P w, w'⟩ of the `last` targets, for scorers whose norm is their own. [last, last] float64"""
+    found = {}
+    for number, scorer in enumerate(scorers):
+        if scorer.own_norm:
+            pairs = ((stacks[name].chunk(len(scorers))[number][-last:], own[-last:]) for name, own in v.items())
+            found[scorer.name] = sum((h.flatten(1).double() @ w.flatten(1).double().T for h, w in pairs)).cpu()
+    return found
 
 
 def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> tuple[dict[str, float], LeftOut]:
@@ -168,13 +226,13 @@ def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> 
 
 
 def _place(
-    source: GradientSource, scorers: Sequence[GradientScorer], gathered: Gathered, targets: int, folder: Path,
-    prefer: Prefer,
+    source: GradientSource, scorers: Sequence[GradientScorer], gathered: Gathered, targets: int, norms: bool,
+    folder: Path, prefer: Prefer,
 ) -> None:  # fmt: skip
     """Decide where statistics gather, now that the passes before have shown what a batch takes, and say so."""
     samples = -(-sum(source.sizes) // processes.count())
     memory = measure_memory(source.device, folder, processes.local_count())
-    plan = plan_curvature(scorers, source.shapes(), targets, samples, memory, prefer)
+    plan = plan_curvature(scorers, source.shapes(), targets, samples, memory, prefer, norms)
     if processes.is_main():
         print(plan.describe())
     zeros = zeros_at(plan.place, source.device, folder)
@@ -230,9 +288,11 @@ def feed(statistic: Statistic, factor: Factor) -> None:
 
 
 def _solve(
-    scorers: Sequence[GradientScorer], gathered: Gathered, v: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Solve every block in the process that it is dealt to, and share the solutions; uses the statistics up."""
+    scorers: Sequence[GradientScorer], gathered: Gathered, v: Mapping[str, Tensor], norms: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Metrics]]:
+    """Solve every block in the process that it is dealt to, and share the solutions; uses the statistics up.
+
+    With `norms` the scorers' own norms are made too, where they are not the plain one."""
     sizes = sorted(v, key=lambda name: -max(v[name].shape[1:]))
     owners = {name: number % processes.count() for number, name in enumerate(sizes)}
     for key in list(gathered.statistics):
@@ -243,12 +303,34 @@ def _solve(
             del gathered.statistics[key]  # another process solves it
         del statistic
     own = {name: v[name] for name in v if owners[name] == processes.rank()}
-    found = {(scorer, name): solved for scorer, name, solved in solve_all(scorers, gathered, own)}
+    found, metrics = {}, {}
+    for scorer, name, solved, metric in solve_all(scorers, gathered, own, norms):
+        found[scorer, name], metrics[scorer, name] = solved, metric
     stacks = {}
     for name in v:
         parts = [found[scorer.name, name].h if name in own else torch.empty_like(v[name]) for scorer in scorers]
         stacks[name] = torch.cat(parts)
         processes.share(stacks[name], owners[name])
+    norms_of = _share_metrics(metrics, [(s.name, name) for s in scorers if norms and s.own_norm for name in v], owners)
     numbers = {key: solved.details for key, solved in found.items()}
     everyone = {key: each for one in processes.gather(numbers) for key, each in one.items()}
-    return stacks, {scorer.name: {name: everyone[scorer.name, name] for name in v} for scorer in scorers}
+    told = {scorer.name: {name: everyone[scorer.name, name] for name in v} for scorer in scorers}
+    for scorer in scorers if processes.is_main() else ():
+        say_instead(scorer.name, told[scorer.name])
+    return stacks, told, norms_of
+
+
+def _share_metrics(
+    own: Mapping[tuple[str, str], Metric | None], wanted: Sequence[tuple[str, str]], owners: Mapping[str, int]
+) -> dict[str, Metrics]:
+    """Give every process all metrics by scorer and block, but for those that are the plain norm on every block."""
+    mine = {key: own[key] for key in wanted if owners[key[1]] == processes.rank()}
+    if processes.count() > 1:
+        parts = processes.gather({key: None if one is None else one.to("cpu") for key, one in mine.items()})
+        mine = {key: metric for part in parts for key, metric in part.items()}
+    found: dict[str, dict[str, Metric]] = {}
+    for scorer, block in wanted:
+        metric = mine[scorer, block]
+        assert metric is not None
+        found.setdefault(scorer, {})[block] = metric
+    return {scorer: one for scorer, one in found.items() if not all(metric.plain for metric in one.values())}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlmsel import processes
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.gradients import Block, check_capture
+from vlmsel.gradients.blocks import left_out
 from vlmsel.gradients.persample import evaluating
 from vlmsel.models.subject import Subject
 from vlmsel.scoring.batches import Batching
@@ -50,6 +51,13 @@ def check_first_batch(
         items = []
     if not items and processes.is_main():
         print("the first batch was not checked: no short sample has a finite loss and room for autograd's gradients")
+
+
+def tell_left_out(subject: Subject, spec: str | None, blocks: Sequence[Block]) -> None:
+    """Say what the blocks lack of what their specification implies."""
+    told = left_out(subject.module, spec or subject.default_blocks(), blocks)
+    if told and processes.is_main():
+        print(told)
 
 
 def _check(subject: Subject, blocks: Sequence[Block], items: Sequence[Any]) -> None:

@@ -63,6 +63,7 @@ class _Task:
     blocks: Mapping[str, tuple[int, int]]
     targets: int
     samples: int
+    norms: bool = False
 
     @cached_property
     def known(self) -> dict[str, BlockTargets]:
@@ -99,6 +100,8 @@ class _Task:
         """Return the bytes needed at each place if what can be moved lies at `place`."""
         staying = sum(one.bytes(self.samples) for one in self.gathered.values() if not one.movable)
         solutions = sum(block.targets.nbytes for block in self.known.values()) * len(self.scorers)
+        if self.norms:
+            solutions += sum(s.metric_bytes(block) for s in self.scorers for block in self.known.values())
         movable = {key: one.bytes(self.samples) for key, one in self.statistics.items() if one.movable}
         brought = {} if place == "device" else movable  # to the device, to be solved
         pairs = product(self.scorers, self.known.items())
@@ -122,6 +125,7 @@ def plan_curvature(
     fit_samples: int,
     memory: Memory,
     prefer: Prefer = "auto",
+    norms: bool = False,
 ) -> Plan:
     """Choose the place for what all scorers gather: the first of device, host and disk that has room, or the one asked.
 
@@ -130,6 +134,7 @@ def plan_curvature(
         targets, fit_samples: how many; the latter matters to scorers that keep their gradients.
         memory: what is free, from `measure_memory`.
         prefer: auto, or the place to take.
+        norms: whether scorers keep their own norms beside h.
 
     Raises:
         ValueError: there is no room, with the numbers and what would fit.
@@ -142,7 +147,7 @@ def plan_curvature(
     """
     if prefer not in ("auto", *PLACES):
         raise ValueError(f"curvature is placed on {prefer!r}; expected 'auto', 'device', 'host' or 'disk'")
-    task = _Task(tuple(scorers), blocks, targets, fit_samples)
+    task = _Task(tuple(scorers), blocks, targets, fit_samples, norms)
     place = _choose(task, memory, prefer)
     if place is None:
         raise ValueError(_refusal(task, memory, prefer))
@@ -253,7 +258,7 @@ def _fewer_blocks(task: _Task, memory: Memory, prefer: Prefer) -> str:
 
 def _fewer_targets(task: _Task, memory: Memory, prefer: Prefer) -> str:
     most = _most(task.targets, lambda n: replace(task, targets=n), memory, prefer)
-    return most and f"{most} or fewer targets at a time"
+    return most and f"{most} or fewer targets at a time (single target samples: --columns)"
 
 
 def _fewer_scorers(task: _Task, memory: Memory, prefer: Prefer) -> str:

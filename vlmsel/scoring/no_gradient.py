@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmsel import processes
+from vlmsel.scoring.targets import is_virtual
 
 MEND = (
     "choose --blocks that these samples use (text uses no projector; adapters must be switched on and not merged), or "
@@ -37,7 +38,7 @@ def check_targets(names: Sequence[str], v: Mapping[str, Tensor]) -> None:
 
 
 def check_directions(names: Sequence[tuple[str, str]], stacks: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> None:
-    """Refuse a column whose h is zero although its target has a gradient, and say on which blocks that is so.
+    """Refuse a column whose h is zero although its target has a gradient, or not finite; say which blocks lack one.
 
     Args:
         names: scorer and target of each column.
@@ -48,8 +49,11 @@ def check_directions(names: Sequence[tuple[str, str]], stacks: Mapping[str, Tens
         ValueError: names the first such column.
     """
     present = _present(stacks)
-    for (scorer, target), found in zip(names, present.any(0).tolist(), strict=True):
-        if not found:
+    finite = torch.stack([h.flatten(1).isfinite().all(1) for h in stacks.values()]).cpu().all(0)
+    for (scorer, target), found, good in zip(names, present.any(0).tolist(), finite.tolist(), strict=True):
+        if not good:
+            raise ValueError(f"{scorer}: P v of target {target} is not finite; raise its damping or leave it out")
+        if not found and not is_virtual(target):
             raise ValueError(
                 f"{scorer}: no fit sample has a gradient on a block where target {target} has one, all scores would be "
                 f"0; raise --fit_samples, or {MEND}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.pool_pass import Scored, Share, score_pool
 from vlmsel.scoring.source import ModelSource
 from vlmsel.scoring.targets import TargetPlan, samples_at, target_means
+from vlmsel.scoring.virtual import EachTarget
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Passes:
         pool: its usable samples.
         fit: the parts of them that P is made from.
         plan, goal: the targets' samples.
+        columns: how many virtual targets may stand for the target samples, each a target of its own; None for none.
     """
 
     subject: Subject
@@ -59,6 +61,7 @@ class Passes:
     fit: FitSources
     plan: TargetPlan
     goal: ModelSource
+    columns: int | None = None
 
     @classmethod
     def of(
@@ -69,9 +72,9 @@ class Passes:
         targets: Mapping[str, SampleDataset],
         batching: Batching,
         part: FitPart = FitPart(),
-        each_target: bool = False,
+        columns: int | None = None,
     ) -> Passes:
-        """Plan the batches of all passes; with `each_target` every sample of a target set is a target of its own.
+        """Plan the batches of all passes.
 
         Raises:
             ValueError: there is no target, or one without usable samples.
@@ -82,9 +85,9 @@ class Passes:
             return ModelSource(subject, blocks, batching.plan(subject, data, positions), budget)
 
         fit, scale = part.draw(data.usable())
-        plan = TargetPlan.of(subject, targets, batching, each_target)
+        plan = TargetPlan.of(subject, targets, batching)
         goal = ModelSource(subject, blocks, plan.plan, budget)
-        return cls(subject, data, source(), FitSources(source(fit), source(scale)), plan, goal)
+        return cls(subject, data, source(), FitSources(source(fit), source(scale)), plan, goal, columns)
 
     @property
     def targets(self) -> Targets:
@@ -105,10 +108,11 @@ class Passes:
             The scores, or None as long as chunks of other jobs are not there.
         """
 
-        def passes(own: Sequence[Scorer], out: Path) -> Scored | None:
-            return score_pool(self.pool, self.fit, self.targets, own, out, share, place)
+        def passes(own: Sequence[Scorer], out: Path, each: EachTarget | None = None) -> Scored | None:
+            return score_pool(self.pool, self.fit, replace(self.targets, each=each), own, out, share, place)
 
-        scored = passes(scorers, folder)
+        each = None if self.columns is None else EachTarget(self.plan, self.goal, self.columns)
+        scored = passes(scorers, folder, each)
         if scored is not None:
             places = {uid: position for position, uid in enumerate(self.data.uids)}
             where = [places[uid] for uid in scored.uids.tolist()]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,8 @@ from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.no_gradient import check_scores
 from vlmsel.scoring.score_pass import BatchScores, ScoreReducer
 from vlmsel.scoring.source import GradientSource, LeftOut, left_out
+from vlmsel.scoring.targets import is_virtual
+from vlmsel.scoring.virtual import Virtual
 
 T = TypeVar("T")
 CHUNK = 64  # batches per file of the score pass
@@ -76,6 +78,24 @@ class Share:
         return [range(start, min(start + self.chunk, batches)) for start in starts]
 
 
+class ScorerAffinities(NamedTuple):
+    """A scorer's affinities by columns: C [n, r], norms of samples [n] and of target samples [T], and ⟨P w, w'⟩ of the
+    columns where these are norms in its own metric [r, r], None where they are plain norms."""
+
+    columns: Tensor
+    norms: Tensor
+    target_norms: Tensor
+    inner: Tensor | None
+
+
+class PoolAffinities(NamedTuple):
+    """Affinities a_ti = Σ_k M_tk C_ik (highest = most helpful) of samples [n] for target samples, by scorer."""
+
+    uids: Tensor
+    virtual: Virtual
+    of: Mapping[str, ScorerAffinities]
+
+
 @dataclass(frozen=True)
 class Scored:
     """Scores of the samples that could be read, lowest = most helpful.
@@ -87,6 +107,7 @@ class Scored:
         names: scorer and target of each column.
         details: numbers that scorers recorded.
         left_out: samples that were left out, and why.
+        affinities: by the single target samples, where these were targets; of the samples that were not left out.
     """
 
     uids: Tensor
@@ -95,6 +116,7 @@ class Scored:
     names: tuple[tuple[str, str], ...]
     details: dict[str, Any]
     left_out: LeftOut
+    affinities: PoolAffinities | None = None
 
     def masked(self) -> Scored:
         """Take the scores of samples that were left out, which those of a finite block may have."""
@@ -144,7 +166,8 @@ def score_pool(
     """
     h = _preconditioned(pool, fit, targets, scorers, out, place)
     stacks = {name: stack.to(pool.device) for name, stack in h.stacks.items()}
-    _score_chunks(pool, ScoreReducer(stacks, h.normalised), out, share)
+    norms = [{name: own.to(pool.device) for name, own in one.items()} for one in h.norms]
+    _score_chunks(pool, ScoreReducer(stacks, h.normalised, norms), out, share)
     processes.wait()
     chunks = share.chunks(len(pool.sizes))
     if not all(_part(out, chunk).is_file() for chunk in chunks):
@@ -152,8 +175,29 @@ def score_pool(
     whole = BatchScores.joined([_read_part(pool, out, chunk) for chunk in chunks])  # small: scores only
     lost = h.left_out | left_out(whole.uids, whole.codes)
     scored = Scored(whole.uids, whole.losses, whole.scores, h.names, h.details, lost).masked()
+    if h.virtual is not None:
+        assert targets.each is not None
+        scored = _with_affinities(scored, whole.squares, targets.each.squares(norms), h)
     check_scores(scored.names, scored.scores, h.stacks)
     return scored
+
+
+def _with_affinities(scored: Scored, squares: Tensor, of_targets: Tensor, h: Preconditioned) -> Scored:
+    """Turn the virtual columns into affinities by single target samples."""
+    assert h.virtual is not None
+    fine = torch.isfinite(scored.scores).all(0)
+    which = {name: 1 + number for number, name in enumerate(h.metrics)}  # the first norm is the plain one
+    virtual = torch.tensor([is_virtual(target) for _, target in h.names])
+    found = {}
+    for scorer in dict.fromkeys(scorer for scorer, _ in h.names):
+        own = virtual & torch.tensor([name == scorer for name, _ in h.names])
+        norm, target_norm = (one[which.get(scorer, 0)].sqrt().float() for one in (squares, of_targets))
+        found[scorer] = ScorerAffinities(-scored.scores[own][:, fine].T, norm[fine], target_norm, h.inner.get(scorer))
+    names = tuple(name for name in h.names if not is_virtual(name[1]))
+    return replace(
+        scored, scores=scored.scores[~virtual], names=names,
+        affinities=PoolAffinities(scored.uids[fine], h.virtual, found),
+    )  # fmt: skip
 
 
 def _preconditioned(
@@ -173,7 +217,7 @@ def _preconditioned(
             processes.wait()
     h = _load(path, Preconditioned.load)
     names = {(scorer.name, target) for scorer in wanted for target in targets.names}
-    if set(h.names) != names or set(h.stacks) != set(pool.shapes()):
+    if {name for name in h.names if not is_virtual(name[1])} != names or set(h.stacks) != set(pool.shapes()):
         raise ValueError(
             f"{path}: made for other scorers, targets or blocks; choose another --out or delete the folder"
         )

@@ -11,7 +11,8 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.data.dataset import SampleDataset
-from vlmsel.scoring.pool_pass import Scored
+from vlmsel.scoring.affinity import Columns, write_affinities
+from vlmsel.scoring.pool_pass import PoolAffinities, Scored
 from vlmsel.scoring.table import write_table
 
 
@@ -64,6 +65,19 @@ def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapp
     columns["loss"] = column(scored.losses)
     columns |= {f"{s}/{t}": column(one) for (s, t), one in zip(scored.names, scored.scores, strict=True)}
     write_table(path, columns, {**about, "environment": runs.environment(), "details": scored.details})
+
+
+def write_pool_affinities(path: str | Path, found: PoolAffinities, about: Mapping[str, Any]) -> None:
+    """Write what every target sample says of every sample; `about` as for `write_scores`."""
+    order = found.uids.argsort()
+    scorers = {}
+    for name, own in found.of.items():
+        arrays = (own.columns[order], found.virtual.mixing, own.norms[order], own.target_norms)
+        norm = "plain gradients" if own.inner is None else "the scorer's own metric"
+        inner = None if own.inner is None else own.inner.numpy()
+        scorers[name] = Columns(*(array.numpy() for array in arrays), found.virtual.share, norm, inner)
+    targets = [sample._asdict() for sample in found.virtual.samples]
+    write_affinities(path, found.uids[order].numpy(), targets, scorers, about)
 
 
 def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from vlmsel.gradients import Factor
+from vlmsel.scorers.base import Metric
 from vlmsel.scorers.normalise import over_norm
 from vlmsel.scoring.source import FINE, NO_GRADIENT, NO_LOSS, Reducer
 
 
 class BatchScores(NamedTuple):
-    """Some samples: uids [n], influences [columns, n] (lowest = most helpful), losses [n], and what is wrong with each
-    sample [n]; both numbers are NaN where something is."""
+    """Some samples: uids [n], influences [columns, n] (lowest = most helpful), losses [n], what is wrong with each
+    sample [n], and its squared norms [metrics, n]; the numbers are NaN where something is."""
 
     uids: Tensor
     scores: Tensor
     losses: Tensor
     codes: Tensor
+    squares: Tensor
 
     @classmethod
     def joined(cls, parts: Sequence[BatchScores]) -> BatchScores:
@@ -35,32 +37,43 @@ class ScoreReducer(Reducer[BatchScores]):
     """Scores batches against all preconditioned targets at once: `[columns, rows, cols]` per block.
 
     Inner products are linear in the gradient, so that any part of it may come alone, and factors are dropped as soon as
-    they were used. Norms are not: where columns are `normalised` whole gradients are taken.
+    they were used. Norms are not: where columns are `normalised`, or `metrics` are wanted, whole gradients are taken.
+    The first metric is the plain norm.
     """
 
-    def __init__(self, stacks: Mapping[str, Tensor], normalised: Sequence[bool] = ()) -> None:
-        self.stacks = stacks
+    def __init__(
+        self,
+        stacks: Mapping[str, Tensor],
+        normalised: Sequence[bool] = (),
+        metrics: Sequence[Mapping[str, Metric]] = (),
+    ) -> None:
+        self.stacks, self._metrics = stacks, metrics
         self._columns = len(next(iter(stacks.values())))
         self._normalised = [column for column, divided in enumerate(normalised) if divided]
-        self.whole = bool(self._normalised)
+        self._plain = bool(self._normalised) or bool(metrics)
+        self.whole = self._plain
 
     def start(self, uids: Tensor) -> None:
         self._total = torch.zeros(self._columns, len(uids), device=uids.device)
-        self._squares = torch.zeros(len(uids), device=uids.device, dtype=torch.float64)
+        count = max(len(self._metrics), int(self._plain))
+        self._squares = torch.zeros(count, len(uids), device=uids.device, dtype=torch.float64)
 
     def take(self, block: str, factor: Factor) -> None:
         self._total = self._total + factor.inner(self.stacks[block])
-        if self.whole:
-            self._squares += factor.sq_norm().double()
+        if self._plain:
+            self._squares[0] += factor.sq_norm().double()
+        for total, metric in zip(self._squares[1:], self._metrics[1:], strict=True):
+            total += metric[block].squares(factor).double()
 
     def finish(self, uids: Tensor, losses: Tensor, code: int, sizes: Sequence[int]) -> BatchScores:
         scores = -self._total
         known = torch.isfinite(scores).all(0)
-        if self.whole:
-            known = known & torch.isfinite(self._squares)
-            scores[self._normalised] = over_norm(scores[self._normalised], self._squares)
+        if self._plain:
+            known = known & torch.isfinite(self._squares).all(0)
+            scores[self._normalised] = over_norm(scores[self._normalised], self._squares[0])
         finite = torch.isfinite(losses)
         codes = torch.where(finite, torch.where(known, FINE, NO_GRADIENT), code or NO_LOSS)
         nan = torch.full((), torch.nan, device=scores.device)
         shown, losses = torch.where(codes == FINE, scores, nan), torch.where(finite, losses.float(), nan)
-        return BatchScores(uids, shown, losses, codes.to(torch.int8))
+        squares = torch.where(codes == FINE, self._squares[: len(self._metrics)], nan.double())
+        return BatchScores(uids, shown, losses, codes.to(torch.int8), squares)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from vlmsel.scorers import BlockTargets, GradientScorer, Solved, Statistic
+from vlmsel.scorers.base import Metric
 
 Key = tuple[str, Hashable]  # block, what is gathered
 
@@ -46,22 +47,31 @@ def start_statistics(scorers: Sequence[GradientScorer], blocks: Mapping[str, Blo
 
 
 def solve_all(
-    scorers: Sequence[GradientScorer], gathered: Gathered, v: Mapping[str, Tensor]
-) -> Iterator[tuple[str, str, Solved]]:
+    scorers: Sequence[GradientScorer], gathered: Gathered, v: Mapping[str, Tensor], metrics: bool = False
+) -> Iterator[tuple[str, str, Solved, Metric | None]]:
     """Solve every scorer on the blocks of `v`, and take out of `gathered` what that uses up.
 
     Yields:
-        Scorer, block and the solution, scorer by scorer.
+        Scorer, block, the solution and, where `metrics` are wanted and it has one, its own norm; scorer by scorer.
     """
     left = Counter(gathered.uses[scorer.name, name] for scorer in scorers for name in v)
     for scorer in scorers:
         own = [gathered.uses[scorer.name, name] for name in v]
         found = [None if key is None else gathered.statistics[key] for key in own]
+        norms = [scorer.metric(one) if metrics and scorer.own_norm else None for one in found]
         for key, statistic in zip(own, found, strict=True):
             left[key] -= 1
             if statistic is not None and key is not None and left[key] == 0:
                 statistic.spendable = True
                 del gathered.statistics[key]
         del statistic
-        for name, solved in zip(v, scorer.solve_many(found, list(v.values())), strict=True):
-            yield scorer.name, name, solved
+        for name, solved, norm in zip(v, scorer.solve_many(found, list(v.values())), norms, strict=True):
+            yield scorer.name, name, solved, norm
+
+
+def say_instead(scorer: str, details: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say where blocks were solved in another way than the scorer's settings say, by what it recorded as "instead"."""
+    others = {name: numbers["instead"] for name, numbers in details.items() if "instead" in numbers}
+    if others:
+        first, how = next(iter(others.items()))
+        print(f"{scorer}: {len(others)} of {len(details)} blocks were solved in a safer way, the first {first} {how}")

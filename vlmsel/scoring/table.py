@@ -33,8 +33,8 @@ def check_target_names(files: Mapping[str, str]) -> Mapping[str, str]:
     if not files:
         raise ValueError("no target set; give at least one, such as --targets.vqav2 FILE")
     for name in files:
-        if "/" in name or not name:
-            raise ValueError(f"target {name!r}: this name cannot be part of a column; choose another, without '/'")
+        if "/" in name or name.startswith("#") or not name:
+            raise ValueError(f"target {name!r}: this name cannot be part of a column; choose another, without / and #")
     return files
 
 
@@ -45,8 +45,8 @@ def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: M
         name: pa.array(values, _TYPES.get(name, pa.float64()), from_pandas=True) for name, values in columns.items()
     }
     table = pa.table(arrays).replace_schema_metadata({_KEY: json.dumps(dict(about))})
-    with runs.atomic_path(path) as part:
-        pq.write_table(table, part)
+    with runs.atomic_path(path) as part, open(part, "wb") as file:  # arrow takes a path such as exp:1/x for an address
+        pq.write_table(table, file)
 
 
 def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -59,7 +59,8 @@ def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[s
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such score table; `vlmsel score` writes it as scores.parquet")
     try:
-        table = pq.read_table(path)
+        with open(path, "rb") as file:
+            table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as problem:
         raise ValueError(f"{path}: not a parquet file ({str(problem).splitlines()[0]})") from None
     about = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))

@@ -1,13 +1,12 @@
 """v_t, the mean gradient of each target's samples, from one stream of batches that may mix samples of several targets.
 
-A target is a set of samples, or one sample alone: a hundred of them take as many passes as the same samples in one set.
-Several processes deal the batches among them and add up.
+What single target samples are worth is in virtual.py. Several processes deal the batches among them and add up.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,6 +21,13 @@ from vlmsel.models.subject import Subject
 from vlmsel.scorers import Samples
 from vlmsel.scoring.batches import Batching, BatchPlan, dealt, progress_bar
 from vlmsel.scoring.source import REASONS, Gradients, ModelSource
+
+VIRTUAL = "#"  # how the columns that stand for single target samples begin; no target is called so
+
+
+def is_virtual(target: str) -> bool:
+    """Tell whether a column stands for single target samples, not for a target of its own."""
+    return target.startswith(VIRTUAL)
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,8 @@ class TargetPlan:
     owners: Mapping[int, int]
 
     @classmethod
-    def of(cls, subject: Subject, sets: Mapping[str, Any], batching: Batching, each: bool = False) -> TargetPlan:
-        """Put samples of like length into one batch, whatever set they are of.
-
-        `sets` are data sets by name; with `each` every sample is a target of its own, called `<set>:<uid>`.
+    def of(cls, subject: Subject, sets: Mapping[str, Any], batching: Batching) -> TargetPlan:
+        """Put samples of like length into one batch, whatever set they are of; `sets` are data sets by name.
 
         Raises:
             ValueError: there is no set, or one has no usable sample.
@@ -59,12 +63,7 @@ class TargetPlan:
         groups = batching.groups(sorted(owners), lengths)
         data: Any = ConcatDataset(list(sets.values()))
         plan = BatchPlan(data, subject.collate, groups, subject.device, batching.workers)
-        names = tuple(sets)
-        if each:
-            uids = [uid for data in sets.values() for uid in data.uids]
-            names = tuple(f"{names[owners[position]]}:{uids[position]}" for position in sorted(owners))
-            owners = {position: number for number, position in enumerate(sorted(owners))}
-        return cls(names, tuple(sets.values()), plan, owners)
+        return cls(tuple(sets), tuple(sets.values()), plan, owners)
 
     def samples(self) -> dict[str, Samples]:
         """Show each target's samples to sample scorers."""
@@ -116,25 +115,29 @@ def target_means(plan: TargetPlan, source: ModelSource) -> dict[str, Tensor]:
     shared = Counter(plan.owners[position] for group in plan.plan.groups for position in group)
     require_samples(plan.names, shared)
     counts = torch.tensor([shared[number] for number in range(len(plan))])
-    sums = _sums(plan, source)
+    sums: dict[str, Tensor] = {}
+    for found, positions in stream(plan, source, "targets"):
+        _add(sums, found, torch.tensor([plan.owners[position] for position in positions]), len(plan))
     if processes.count() > 1:
-        sums = _added_up(sums, len(plan), source)
+        sums = added_up(sums, len(plan), source)
     return {name: total / counts.to(total)[:, None, None] for name, total in sums.items()}
 
 
-def _sums(plan: TargetPlan, source: ModelSource) -> dict[str, Tensor]:
-    """Return the summed gradients over this process's batches; a block is missing where it has none."""
-    sums: dict[str, Tensor] = {}
+def stream(plan: TargetPlan, source: ModelSource, what: str) -> Iterator[tuple[Gradients, list[int]]]:
+    """Give this process's batches of target samples, with the samples' positions.
+
+    Raises:
+        ValueError: a sample has no finite gradient.
+    """
     numbers = dealt(len(source.sizes))
-    with source.gradients() as read, progress_bar("targets", [source.sizes[i] for i in numbers]) as bar:
+    with source.gradients() as read, progress_bar(what, [source.sizes[i] for i in numbers]) as bar:
         for number, pieces in zip(numbers, read(numbers), strict=True):
-            owners = [plan.owners[position] for position in plan.plan.groups[number]]
+            positions = list(plan.plan.groups[number])
             for found in pieces:
-                own, owners = owners[: len(found.uids)], owners[len(found.uids) :]
-                _check(found, own, plan)
-                _add(sums, found, torch.tensor(own), len(plan))
+                own, positions = positions[: len(found.uids)], positions[len(found.uids) :]
+                _check(found, [plan.owners[position] for position in own], plan)
+                yield found, own
                 bar.update(len(found.uids))
-    return sums
 
 
 def _check(found: Gradients, owners: Sequence[int], plan: TargetPlan) -> None:
@@ -157,7 +160,7 @@ def _add(sums: dict[str, Tensor], found: Gradients, owners: Tensor, count: int) 
         sums[name].index_add_(0, here, factor.weighted_sum(weights))
 
 
-def _added_up(sums: dict[str, Tensor], count: int, source: ModelSource) -> dict[str, Tensor]:
+def added_up(sums: dict[str, Tensor], count: int, source: ModelSource) -> dict[str, Tensor]:
     """Add up the processes' sums, of which one that had no batch has none."""
     kinds = processes.gather({str(total.dtype) for total in sums.values()})
     dtype = torch.float64 if "torch.float64" in set().union(*kinds) else torch.float32

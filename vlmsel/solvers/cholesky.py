@@ -23,12 +23,26 @@ def solve(
     >>> solve(torch.tensor([[4.0]]), torch.tensor([[2.0, 8.0]])).tolist()
     [[0.5, 2.0]]
     """
-    factor = (a if overwrite else a.clone()).mT  # by columns, as LAPACK wants it, or it would make a copy
+    return substitute(factor(a, overwrite), b)
+
+
+def factor(a: Float[Tensor, "*batch d d"], overwrite: bool = False) -> Float[Tensor, "*batch d d"]:
+    """Return L, for arguments as `solve` takes them.
+
+    Raises:
+        ValueError: a matrix is not positive definite to working precision.
+    """
+    lower = (a if overwrite else a.clone()).mT  # by columns, as LAPACK wants it, or it would make a copy
     failed = torch.empty(a.shape[:-2], dtype=torch.int32, device=a.device)
-    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
     if bool(failed.any()):
         raise ValueError(
             f"the matrix {list(a.shape[-2:])} is not positive definite in {str(a.dtype).removeprefix('torch.')}; "
             "raise the damping"
         )
-    return torch.linalg.solve_triangular(factor.mT, torch.linalg.solve_triangular(factor, b, upper=False), upper=True)
+    return lower
+
+
+def substitute(lower: Float[Tensor, "*batch d d"], b: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:
+    """Return (L Lᵀ)⁻¹ b."""
+    return torch.linalg.solve_triangular(lower.mT, torch.linalg.solve_triangular(lower, b, upper=False), upper=True)

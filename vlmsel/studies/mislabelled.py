@@ -25,7 +25,7 @@ from vlmsel.models.fingerprints import fingerprint
 from vlmsel.scorers import Exact, Scorer
 from vlmsel.scorers.base import SampleScorer
 from vlmsel.scoring.batches import Batching, BatchPlan
-from vlmsel.scoring.first_batch import Check, check_first_batch
+from vlmsel.scoring.first_batch import Check, check_first_batch, tell_left_out
 from vlmsel.scoring.passes import FitPart, Passes
 from vlmsel.scoring.pool_pass import Scored
 from vlmsel.scoring.pool_table import records_of, write_scores
@@ -104,6 +104,7 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         blocks, part = model.classifier.blocks(recipe.blocks), FitPart(scale=recipe.scale_samples, seed=seed.number)
         targets, batching = {detection.TARGET: model.validation}, Batching(recipe.batch_tokens)
         passes = Passes.of(model.classifier, blocks, model.train, targets, batching, part)
+        tell_left_out(model.classifier, recipe.blocks, blocks)
         check_first_batch(model.classifier, blocks, model.train, batching, recipe.check)
         learnt = _accuracy(model.classifier, passes.goal.plan)
         print(f"seed {seed.number}: {_told(learnt)}", flush=True)

@@ -6,8 +6,9 @@ A run folder holds
     model/          the result (`vlmsel.models.open.open_subject` reads it)
     checkpoints/    states to go on from, the newest only; removed at the end
 
-An interrupted run that goes on ends with the same weights as an uninterrupted one on the same machine. Until the first
-state is written the folder holds nothing of the run, so that a run that fails before leaves it to the mended one.
+An interrupted run that goes on ends with the same weights as an uninterrupted one on the same machine; SIGINT and
+SIGTERM save a state first. Until the first state is written the folder holds nothing of the run, so that a run that
+fails before leaves it to the mended one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from vlmsel.runs import read_json, write_json
 from vlmsel.training.loop import MODEL, Order, PhaseTrainer, arguments
 from vlmsel.training.phases import PhaseSettings, optimizer_groups
 from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
-from vlmsel.training.watch import Claim, GradientWatch, Progress
+from vlmsel.training.watch import Claim, GradientWatch, Progress, Stop
 
 RECORD, STATES = "phase.json", "checkpoints"
 
@@ -137,7 +138,7 @@ def run(
     steps = total_steps(len(dataset), settings.batch_size, settings.epochs, settings.max_steps)
     warmup = warmup_steps(steps, settings.warmup_ratio, settings.warmup_rounding)
     watch = GradientWatch(subject, groups)
-    progress = Progress(settings.train)
+    progress, stop = Progress(settings.train), Stop()
     checkpointing = checkpointed(subject.backbone, settings.gradient_checkpointing)
     with kept_random_state(subject.device), quiet_transformers(), checkpointing:
         optimizer = torch.optim.AdamW(optimizer_groups(groups, settings), betas=(0.9, 0.999), eps=1e-8)
@@ -148,18 +149,18 @@ def run(
             settings,
             order,
             watch,
-            model=subject,
+            dataset,
+            subject,
             args=arguments(settings, subject.device, states),
-            train_dataset=dataset,
-            data_collator=subject.collate,
             optimizers=(optimizer, schedule),
-            callbacks=[watch, progress, claim],
+            callbacks=[watch, progress, stop, claim],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         clean(states)  # the Trainer has made the folder
         try:
-            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+            with stop.listening(settings.save_every is not None):
+                trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         finally:
             progress.close()
             subject.zero_grad(set_to_none=True)
@@ -214,8 +215,8 @@ def checkpointed(base: Any, on: bool) -> Iterator[None]:
         yield
         return
     name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
-    getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
     try:
+        getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
         yield
     finally:
         getattr(base, f"{name}_checkpointing_disable")()

@@ -1,13 +1,21 @@
-"""What is watched while a phase trains: progress, the first state, that gradients reach what should learn."""
+"""What is watched while a phase trains: progress, signals to stop, the first state, that gradients reach what should
+learn.
+"""
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from vlmsel import processes
 from vlmsel.models.subject import Groups, Subject
 from vlmsel.runs import write_json
 
@@ -37,6 +45,52 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
+class Stop(TrainerCallback):
+    """Ends a run after the step in which SIGINT or SIGTERM comes, with a state to go on from; a second one at once.
+
+    Several processes end after the same step, whichever of them was told to.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.number: signal.Signals | None = None
+
+    @contextmanager
+    def listening(self, on: bool) -> Iterator[None]:
+        """Take signals within the block, and hand the one that came to whoever took them before."""
+        if not on or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in self.SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+
+        def give_back() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def take(number: int, frame: Any) -> None:
+            self.number = signal.Signals(number)
+            give_back()
+
+        for number in before:
+            signal.signal(number, take)
+        try:
+            yield
+        finally:
+            give_back()
+        if self.number is not None:
+            signal.raise_signal(self.number)
+            raise KeyboardInterrupt  # where nobody else minds it
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        told = torch.tensor([float(self.number == number) for number in self.SIGNALS])
+        processes.add_up(told)
+        if bool(told.any()):
+            self.number = self.number or self.SIGNALS[int(told.argmax())]
+            control.should_save = control.should_training_stop = True
+
+
 class Claim(TrainerCallback):
     """Writes a run's record just before its first state: a run that fails earlier has nothing that others may not
     replace.
@@ -61,17 +115,22 @@ class GradientWatch(TrainerCallback):
         self.subject = subject
         self.trained = tuple(groups)
         self.pending = {name: list(group.values()) for name, group in groups.items()}
-        self.reached: dict[str, bool] = {}
+        self.reached = dict.fromkeys(groups, False)
 
     def see(self, batch: Any) -> None:
         """Take note of which modules a batch has rows for."""
         if self.pending:
-            for name, owners in self.subject.row_samples(batch).items():
-                self.reached[name] = self.reached.get(name, False) or len(owners) > 0
+            rows = self.subject.row_samples(batch)
+            for name in self.pending:
+                self.reached[name] = self.reached[name] or name not in rows or len(rows[name]) > 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for name, parameters in list(self.pending.items()):
-            if not self.reached.get(name, True):
+        if not self.pending:
+            return
+        reached = torch.tensor([float(self.reached[name]) for name in self.pending])
+        processes.add_up(reached)  # gradients are, too
+        for (name, parameters), there in zip(list(self.pending.items()), reached.tolist(), strict=True):
+            if not there:
                 continue
             if not any(p.grad is not None and bool(p.grad.any()) for p in parameters):
                 raise ValueError(

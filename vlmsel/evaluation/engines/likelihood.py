@@ -22,7 +22,7 @@ from torch import Tensor
 from vlmsel.data.batches import length_batches
 from vlmsel.evaluation.engines.base import Engine
 from vlmsel.gradients.persample import evaluating
-from vlmsel.models.language import check_head, max_positions, pad_id, unwrap
+from vlmsel.models.language import max_positions, pad_id
 from vlmsel.models.losses import token_losses
 from vlmsel.models.splice import IGNORE
 
@@ -135,9 +135,8 @@ def loglikelihoods(
     The model may be PEFT-wrapped; a batch has at most `batch_tokens` with padding, or one row that is longer.
 
     Raises:
-        ValueError: a continuation has no token; a result is not finite; the model changes its logits after the head.
+        ValueError: a continuation has no token; a result is not finite.
     """
-    check_head(unwrap(model))
     encoded = encode_pairs(tokenizer, pairs, max_positions(model, tokenizer))
     rows, owner = [row for own in encoded for row in own], [i for i, own in enumerate(encoded) for _ in own]
     sums = torch.full((len(rows),), torch.nan, dtype=torch.float64)

@@ -1,0 +1,91 @@
+"""vlmsel choose and validate: the whole choice in one command, and whether it is better than a random one."""
+
+import json
+
+import pytest
+
+from vlmsel import cli, runs
+from vlmsel.scoring.affinity import Affinities
+from vlmsel.studies.duel import said, verdict
+
+STEPS = ["--settings.max_steps", "1", "--device", "cpu"]
+
+
+def choose(world, aligned, out, *more):
+    words = ["choose", "--model", str(aligned), "--pool", f"{world}/pool.json", "--images", f"{world}/images"]
+    words += ["--targets.gqa", f"{world}/targets/gqa.json", "--targets.pope", f"{world}/targets/pope.json"]
+    return cli.main([*words, *STEPS, "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def chosen(world, aligned, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "choose"
+    assert choose(world, aligned, out, "--fraction", "0.5") == 0
+    return out
+
+
+def test_the_choice_is_that_of_the_ordinary_commands(world, chosen, tmp_path, capsys):
+    assert (chosen / "warmup/model").is_dir() and (chosen / "score/scores.parquet").is_file()
+    records, pool = runs.read_json(chosen / "chosen.json"), runs.read_json(world / "pool.json")
+    assert len(records) == 6 and all(record in pool for record in records)
+    words = ["select", "--pool", f"{world}/pool.json", "--scores", f"{chosen}/score", "--scorer", "HyperINF"]
+    assert cli.main([*words, "--fraction", "0.5", "--out", f"{tmp_path}/again.json"]) == 0
+    assert runs.read_json(tmp_path / "again.json") == records
+
+
+def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
+    before = (chosen / "chosen.json").read_bytes()
+    assert choose(world, aligned, chosen, "--fraction", "0.5") == 0
+    shown = capsys.readouterr().out
+    assert (chosen / "chosen.json").read_bytes() == before
+    assert "12 samples; targets: gqa 2, pope 2" in shown and f"next: vlmsel tune --model {aligned}" in shown
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ([], "say how much to choose: --fraction, --count or --tokens"),
+    (["--count", "3", "--warmup", "2"], "warmup is the share of the pool that the model is warmed up on"),
+    (["--count", "3", "--warmup", "0", "--lora.r", "4"], "fresh adapters (--lora) get their gradients from a warm-up"),
+    (["--count", "3", "--scorer", "HyperIMF"], "HyperIMF"),
+])  # fmt: skip
+def test_wrong_options_are_refused_before_anything_runs(world, aligned, tmp_path, capsys, options, message):
+    assert choose(world, aligned, tmp_path / "run", *options) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsys):
+    words = ["validate", "--run", str(chosen), "--count", "3", "--seeds", "2", "--draws", "1", "--device", "cpu"]
+    assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
+    shown = capsys.readouterr().out
+    found = runs.read_json(tmp_path / "duel/validate.json")
+    assert said(found) in shown and found == {**found, **verdict(found["losses"])}
+    for seed in (0, 1):
+        folder = tmp_path / f"duel/seed{seed}"
+        choosing = {(one["file"], one["uid"]) for one in Affinities(folder / "score/affinity.safetensors").targets}
+        judging = {name: runs.read_json(folder / f"targets/{name}.json") for name in ("gqa", "pope")}
+        assert len(choosing) == 2 and all(len(one) == 1 for one in judging.values())
+        tokens = [json.loads((folder / f"selected/{arm}.json").read_text()) for arm in ("chosen", "random 1")]
+        assert len(tokens[0]) == 3 and tokens[1]
+    assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
+    assert runs.read_json(tmp_path / "duel/validate.json") == found
+
+
+def seeds(*rows):
+    arms = ["chosen", "random 1", "random 2", "same mixture 1"]
+    return [{arm: {"a": loss} for arm, loss in zip(arms, row, strict=True)} for row in rows]
+
+
+@pytest.mark.parametrize(("rows", "advice"), [
+    ([(1.0, 1.5, 1.7, 1.4), (1.1, 1.6, 1.8, 1.5)], "use it"),
+    ([(1.0, 1.5, 1.7, 0.9), (1.1, 1.6, 1.8, 1.4)], "set a quota by its mixture and draw at random"),
+    ([(2.0, 1.5, 1.7, 1.4), (2.1, 1.6, 1.8, 1.5)], "do not use it here; draw at random"),
+    ([(1.0, 1.5, 1.7, 1.4), (2.6, 1.6, 1.8, 1.5)], "do not use it here; draw at random"),
+])  # fmt: skip
+def test_advice_follows_from_both_comparisons(rows, advice):
+    found = verdict(seeds(*rows))
+    assert found["advice"] == advice
+    assert found["random"]["per_seed"][0] == pytest.approx(sum(rows[0][1:3]) / 2 - rows[0][0])
+
+
+def test_a_run_that_is_no_choice_is_refused(tmp_path, capsys):
+    assert cli.main(["validate", "--run", str(tmp_path), "--count", "3", "--out", f"{tmp_path}/duel"]) == 2
+    assert "give the run folder of a `vlmsel choose` that is done" in capsys.readouterr().err

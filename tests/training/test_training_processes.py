@@ -1,0 +1,87 @@
+"""A phase in several processes: the losses and weights of one process, whatever the number of samples, and no hang."""
+
+import json
+import multiprocessing
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_vlm
+from tiny_phase import Pool, collate, weights
+
+from vlmsel.training.phases import PhaseSettings
+from vlmsel.training.trainer import train_phase
+
+LIMIT = 120.0  # seconds
+BOTH = PhaseSettings(learning_rate=1e-2, batch_size=4, epochs=2, weight_decay=0.1, warmup_ratio=0)
+PROJECTOR = replace(BOTH, train="projector", batch_size=2, epochs=3)
+CASES = {
+    **{f"{n} samples": (BOTH, [1, 0, 2, 1, 1, 0, 1, 1, 1, 2][:n]) for n in (1, 2, 3, 7, 10)},
+    "101 samples": (replace(BOTH, epochs=1), [1, 0] * 50 + [1]),
+    "micro-batches": (replace(BOTH, gradient_accumulation=2), [1] * 7),
+    "text beside images": (PROJECTOR, [1, 0, 1, 0, 0]),  # dealt so that a process has text alone
+    "steps of text": (PROJECTOR, [1, 1, 0, 0, 0, 1]),
+}
+
+
+def work(folder, name, settings, images):
+    """Train on samples in their order, and leave the weights beside the losses."""
+    model = tiny_vlm(folder / f"backbones{os.environ.get('RANK', '')}")
+    model.collate = collate
+    result = train_phase(model, Pool(images), settings, folder / name, order=lambda epoch: range(len(images)))
+    (folder / f"{name}.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(result.losses))
+    save_file(weights(model), folder / f"{name}.{os.environ.get('RANK', '0')}.safetensors")
+    return model
+
+
+def among(rank, count, port, folder):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+    for name, case in CASES.items():
+        work(folder, name, *case)
+
+
+def together(count, folder):
+    """Run `among` in so many processes, which must end within the limit."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=among, args=(rank, count, port, folder)) for rank in range(count)]
+    for process in started:
+        process.start()
+    try:
+        for process in started:
+            process.join(LIMIT)
+        assert [process.exitcode for process in started] == [0] * count
+    finally:
+        for process in started:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    for name, case in CASES.items():
+        work(folder, name, *case)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_processes_trains_as_one(count, alone, tmp_path):
+    together(count, tmp_path)
+    for name in CASES:
+        expected, state = json.loads((alone / f"{name}.0.json").read_text()), load_file(alone / f"{name}.0.safetensors")
+        for rank in range(count):
+            losses = json.loads((tmp_path / f"{name}.{rank}.json").read_text())
+            assert losses == pytest.approx(expected, rel=1e-5), name
+            found = load_file(tmp_path / f"{name}.{rank}.safetensors")
+            for key, tensor in state.items():
+                torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=2e-5)

@@ -1,0 +1,21 @@
+"""Run a command from another one: the ordinary command, with its options as its configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmsel.commands.groups import grouped
+
+
+def call(command: str, out: Path, **options: Any) -> None:
+    """Run a command into a folder or file, with options by their names."""
+    print(f"\n== vlmsel {command} -> {out}", flush=True)
+    config = yaml.safe_dump(json.loads(json.dumps(options, default=asdict)))
+    function = getattr(import_module(f"vlmsel.commands.{command}"), command)
+    function(out=str(out), config=f"# vlmsel {command}\n{config}", **grouped(function, options))

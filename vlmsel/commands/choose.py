@@ -1,0 +1,110 @@
+"""The whole choice in one command: warm-up, score, select, each the ordinary command in a folder of its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlmsel import processes, runs
+from vlmsel.commands import options
+from vlmsel.commands.call import call
+from vlmsel.data.formats import read_samples
+from vlmsel.models.config import LoraSpec
+from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.table import check_target_names
+from vlmsel.selection import Ask
+from vlmsel.training.phases import PRESETS, PhaseSettings
+from vlmsel.training.warmup import part_size
+
+__all__ = ["PRESETS", "choose"]
+LEAST = 200  # samples of a warm-up
+
+
+def choose(
+    out: str,
+    model: str,
+    pool: str,
+    targets: dict[str, str] | None = None,
+    scorer: str = "HyperINF(damping=10)",
+    warmup: float = 0.05,
+    seed: int = 0,
+    preset: str = "tiny-tune",
+    settings: PhaseSettings = PRESETS["tiny-tune"],
+    lora: LoraSpec | None = None,
+    blocks: str | None = None,
+    ask: Ask = Ask(),
+    reading: options.ReadingOptions = options.ReadingOptions(),
+    beside: options.FeatureOptions = options.FeatureOptions(),
+    batches: options.BatchOptions = options.BatchOptions(),
+    fit_samples: int | None = 2000,
+    place: options.PlaceOptions = options.PlaceOptions(),
+    config: str = "",
+) -> None:
+    """Choose what to fine-tune on, `out/chosen.<ext>` in the pool's own form; the command goes on where it stopped.
+
+    The warmed-up model in `out/warmup` only scores; tune the model itself on the choice.
+
+    Args:
+        out: the run folder; `warmup/` and `score/` in it are run folders of these commands.
+        model: the model that will be tuned, as for `vlmsel tune`.
+        pool: the samples to choose from.
+        targets: one file per target task, such as `--targets.vqav2 FILE`.
+        scorer: whose affinities decide.
+        warmup: share of the pool that the model is warmed up on; 0 for none.
+        seed: draws the warm-up's part, its order and the fit samples.
+        preset: the settings that `settings` starts from, as for `vlmsel tune`.
+        settings: hyper-parameters of the warm-up.
+        lora: fresh adapters for a model that has none, as for `vlmsel tune`.
+        blocks: whose gradients count, as for `vlmsel score`.
+        ask: how much to choose.
+        reading: how samples are read.
+        beside: what is read beside the pool.
+        batches: how samples are put into batches.
+        fit_samples: how many samples curvature is fitted on; all when null.
+        place: where it runs.
+        config: the resolved configuration as text.
+    """
+    (one,), files = load_scorers((scorer,)), dict(check_target_names(targets or {}))
+    if not ask.given():
+        raise ValueError("say how much to choose: --fraction, --count or --tokens")
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is the share of the pool that the model is warmed up on, in [0, 1]; got {warmup}")
+    if lora is not None and warmup == 0:
+        raise ValueError("fresh adapters (--lora) get their gradients from a warm-up; leave them out or --warmup 0.05")
+    folder = Path(out)
+    if processes.is_main():
+        runs.open_run(out, config)
+        _say(pool, files, warmup, settings)
+    read = {**_flat(reading), **_flat(beside)}
+    first = model
+    if warmup > 0:
+        tuned = {**read, "lora": lora, "settings": settings, "seed": seed, "device": place.device}
+        tuned.pop("features")
+        call("warmup", folder / "warmup", model=model, pool=pool, targets=files, fraction=warmup, least=LEAST, **tuned)
+        first = str(folder / "warmup")
+    how = {**read, **_flat(batches), **_flat(place), "blocks": blocks, "fit_samples": fit_samples, "seed": seed}
+    call("score", folder / "score", model=first, pool=pool, targets=files, scorers=(scorer,), **how)
+    if processes.is_main():
+        chosen = folder / f"chosen{''.join(Path(pool).suffixes[-1:])}"
+        call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
+        print(f"\nnext: vlmsel tune --model {model} --data {chosen} --out {folder / 'tune'}")
+
+
+def _flat(group: Any) -> dict[str, Any]:
+    """Return a group's options by name."""
+    return asdict(group)
+
+
+def _say(pool: str, files: dict[str, str], warmup: float, settings: PhaseSettings) -> None:
+    """Say what will be done and what it costs, in passes over the pool."""
+    samples = len(read_samples(pool).samples)
+    drawn = part_size(samples, warmup, LEAST) if warmup else 0
+    wanted = {name: len(read_samples(file).samples) for name, file in files.items()}
+    tuned = f"tuning on {drawn} of them ({settings.epochs:g} epochs)" if drawn else "no warm-up"
+    goals = ", ".join(f"{name} {count}" for name, count in wanted.items())
+    print(
+        f"{pool}: {samples} samples; targets: {goals}\n"
+        f"plan: {tuned}, a curvature pass over the fit samples, three over the targets and one over the pool; each "
+        "costs about a forward and backward of its samples"
+    )

@@ -1,0 +1,91 @@
+"""Warm-up: tune on a small random part of the pool, so that gradients tell samples apart when the pool is scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmsel import processes, runs
+from vlmsel.checks import check_at_least_one
+from vlmsel.commands.options import FeatureOptions, ReadingOptions
+from vlmsel.data.formats import read_records, write_records
+from vlmsel.models.config import LoraSpec
+from vlmsel.models.open import open_subject
+from vlmsel.models.pool import Pool, open_pool
+from vlmsel.models.subject import Subject
+from vlmsel.training.phases import PRESETS, PhaseSettings
+from vlmsel.training.run import train_on
+from vlmsel.training.warmup import draw_part, mean_loss, part_size
+
+__all__ = ["PRESETS", "warmup"]
+
+
+def warmup(
+    model: str,
+    pool: str,
+    out: str,
+    targets: dict[str, str] | None = None,
+    fraction: float = 0.05,
+    least: int = 200,
+    seed: int = 0,
+    preset: str = "tiny-tune",
+    settings: PhaseSettings = PRESETS["tiny-tune"],
+    lora: LoraSpec | None = None,
+    reading: ReadingOptions = ReadingOptions(),
+    beside: FeatureOptions = FeatureOptions(),
+    device: str = "auto",
+    config: str = "",
+) -> None:
+    """Tune on a random part of the pool and leave the model in `out/model`: score there, and tune the first model on
+    what is chosen.
+
+    `out/warmup.json` has the uids of the part and the mean loss on every target file before and after.
+
+    Args:
+        model: as for `vlmsel tune`.
+        pool: the pool that is to be scored.
+        out: the run folder.
+        targets: target files by name, to see what they gain.
+        fraction: share of the pool that is drawn, in equal proportion from every source.
+        least: how many samples at least.
+        seed: draws the part.
+        preset: the settings that `settings` starts from, as for `vlmsel tune`.
+        settings: hyper-parameters of the training.
+        lora: fresh adapters for a model that has none, as for `vlmsel tune`.
+        reading: how samples are read.
+        beside: what is read beside the pool.
+        device: auto, cpu, cuda or cuda:<number>.
+        config: the resolved configuration as text.
+    """
+    check_at_least_one(least=least)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    folder = Path(out)
+    if processes.is_main():
+        runs.open_run(out, config)
+    subject = open_subject(model, device, template=reading.template)
+    subject.turn_pictures(reading.exif)
+    if lora is not None:
+        subject.attach_lora(lora, settings.seed, model)
+    read = reading.reading()
+    found = open_pool(subject, pool, read)
+    usable = [found.samples.samples[position] for position in found.samples.usable()]
+    drawn = draw_part([sample.source for sample in usable], part_size(len(usable), fraction, least), seed)
+    uids = [usable[position].uid for position in drawn]
+    goals = {name: open_pool(subject, file, beside.target_reading(read)) for name, file in (targets or {}).items()}
+    before = _losses(subject, goals)
+    part = folder / f"part{''.join(Path(pool).suffixes[-1:])}"
+    if processes.is_main():
+        records = read_records(pool)
+        write_records(part, [records[uid] for uid in uids], pool)
+    processes.wait()
+    result = train_on(subject, part, read, settings, out)
+    after = _losses(subject, goals)
+    if processes.is_main():
+        about = {"pool": pool, "pool_sha256": found.sha256, "uids": uids, "steps": result.steps}
+        runs.write_json(folder / "warmup.json", {**about, "loss_before": before, "loss_after": after})
+        for name in goals:
+            print(f"target {name}: mean loss {before[name]:.3f} before, {after[name]:.3f} after the warm-up")
+
+
+def _losses(subject: Subject, goals: dict[str, Pool]) -> dict[str, float]:
+    return {name: mean_loss(subject, goal.samples) for name, goal in goals.items()}

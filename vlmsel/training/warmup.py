@@ -1,0 +1,53 @@
+"""Warm-up: the part of a pool that a model learns the form of an answer from before its gradients are asked.
+
+The gradients of an untuned model all teach the form of an answer, right or wrong ones alike; after a short training on
+a random part, drawn in equal proportion from every source, they tell samples apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from vlmsel.data.batches import length_batches
+from vlmsel.data.dataset import SampleDataset, shown
+from vlmsel.models.subject import Subject
+
+
+def part_size(total: int, fraction: float, least: int) -> int:
+    """Return how many samples are drawn: a fraction, at least so many, at most all.
+
+    >>> part_size(10_000, 0.05, 200), part_size(1_000, 0.05, 200), part_size(50, 0.05, 200)
+    (500, 200, 50)
+    """
+    return min(total, max(least, round(fraction * total)))
+
+
+def draw_part(sources: Sequence[str], count: int, seed: int) -> list[int]:
+    """Draw `count` positions, of every source in proportion (largest remainders), in rising order.
+
+    >>> [position < 6 for position in draw_part(["a"] * 6 + ["b"] * 3, 3, seed=0)]
+    [True, True, False]
+    """
+    _, rows = np.unique(np.asarray(sources), return_inverse=True)
+    exact = np.bincount(rows) * (count / len(rows))
+    places = np.floor(exact).astype(int)
+    places[np.argsort(places - exact, kind="stable")[: count - int(places.sum())]] += 1
+    order = np.random.default_rng(seed).permutation(len(rows))
+    drawn = [order[rows[order] == source][:size] for source, size in enumerate(places)]
+    return [int(position) for position in np.sort(np.concatenate(drawn))]
+
+
+@torch.no_grad()
+def mean_loss(subject: Subject, data: SampleDataset, tokens: int = 8192) -> float:
+    """Return the mean of the usable samples' losses, in batches of at most so many tokens."""
+    subject.module.eval()
+    usable, lengths = data.usable(), data.lengths()
+    groups = length_batches([lengths[i] for i in usable], None, tokens)
+    total = 0.0
+    for group in shown(groups, "target losses", "batch"):
+        batch = subject.collate([data[usable[i]] for i in group]).to(subject.device)
+        total += float(subject.losses(batch).double().sum())
+    return total / len(usable)
