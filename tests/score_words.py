@@ -14,7 +14,8 @@ def words(command: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def score_words(world: Path, aligned: Path, out: Path, scorers: Sequence[str], /, **more: Any) -> list[str]:
-    """The command on two targets and a few blocks; `more` adds options or takes the place of these."""
+    """The command on two targets and a few blocks, without what has tests of its own: the first batch's check and
+    single targets. `more` adds options or takes the place of these."""
     options = {
         "model": aligned,
         "pool": f"{world}/pool.json",
@@ -23,6 +24,8 @@ def score_words(world: Path, aligned: Path, out: Path, scorers: Sequence[str], /
         "targets.pope": f"{world}/targets/pope.json",
         "blocks": r"projector|layers\.3\..*q_proj\.lora",
         "scorers": listed(scorers),
+        "check": "none",
+        "each_target": "false",
         "device": "cpu",
         "out": out,
         **more,

@@ -58,7 +58,7 @@ def score_words(world, model, out, checkpoints=None, rates=None, **more):
         **({} if rates is None else {"checkpoint_lrs": listed(rates)}),
         **more,
     }
-    return words("score", given)
+    return words("score", {"check": "none", "each_target": "false", **given})
 
 
 def score(*given, **more):

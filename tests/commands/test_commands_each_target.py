@@ -15,7 +15,7 @@ TASKS = ("gqa", "pope")
 
 
 def words(world, aligned, out, **more):
-    return score_words(world, aligned, out, [*LINEAR, "Random"], **more)
+    return score_words(world, aligned, out, [*LINEAR, "Random"], **{"each_target": "true", **more})
 
 
 @pytest.fixture(scope="module")
