@@ -23,7 +23,7 @@ TREES = {
 }
 LINES = {name: len((ROOT / "vlmsel" / name).read_text(encoding="utf-8").splitlines()) for name in TREES}
 SHAPED = ("gradients/", "scorers/", "selection/", "solvers/")
-SIGNATURES = [("commands/score.py", "score"), ("commands/evaluate.py", "evaluate"), ("commands/detect.py", "detect")]
+SIGNATURES = [(f"commands/{name}.py", name) for name in ("score", "evaluate", "detect", "choose", "warmup")]
 ARRAYS = ("Bool", "Float", "Float32", "Float64", "Int", "Integer", "Num", "Shaped")  # jaxtyping's kinds
 SCORERS = {"Scorer", "GradientScorer", "SampleScorer"}  # the kinds that scoring may tell apart
 
@@ -77,7 +77,7 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail(f"a circle of imports: {' <- '.join(problem.args[1])}")
 
 
-@pytest.mark.parametrize(("folder", "most"), [("", 22_500), ("commands/", 1_300)], ids=["all", "commands"])
+@pytest.mark.parametrize(("folder", "most"), [("", 23_500), ("commands/", 1_300)], ids=["all", "commands"])
 def test_lines(folder, most):
     assert sum(count for name, count in LINES.items() if name.startswith(folder)) <= most
 

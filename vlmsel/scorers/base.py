@@ -58,10 +58,12 @@ class Metric(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """h = P v, [targets, rows, cols], and numbers worth recording with the scores, JSON-able."""
+    """h = P v, [targets, rows, cols], numbers worth recording with the scores, JSON-able, and P's own norm where it was
+    asked for."""
 
     h: Tensor
     details: dict[str, Any] = {}
+    metric: Metric | None = None
 
 
 class GradientScorer(Scorer):
