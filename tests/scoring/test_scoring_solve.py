@@ -53,7 +53,7 @@ def test_solutions_are_those_of_each_scorer_s_own_statistic(dtype, close):
         own, _ = gathered([scorer], dtype)
         for name in SHAPES:
             one = scorer.solve(own.statistics.get(own.uses[scorer.name, name]), v[name])
-            h, details = found[scorer.name, name]
+            h, details, _ = found[scorer.name, name]
             torch.testing.assert_close(h, one.h, rtol=close, atol=0)
             assert details.keys() == one.details.keys() and details.get("samples") == one.details.get("samples")
 
