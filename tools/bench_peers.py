@@ -132,7 +132,7 @@ def ours_scores(job: Job, scorer: GradientScorer) -> Tensor:
     gathered = start_statistics([scorer], {name: BlockTargets(own, job.damping) for name, own in v.items()})
     if gathered.statistics:
         gather(pool, gathered)
-    stacks = {block: solved.h for _, block, solved in solve_all([scorer], gathered, v)}
+    stacks = {block: solved.h for _, block, solved, _ in solve_all([scorer], gathered, v)}
     with pool.passing(ScoreReducer(stacks)) as read:
         found = [one for pieces in read(range(len(pool.sizes))) for one in pieces]
     return -torch.cat([one.scores for one in found], dim=1)[:, torch.cat([one.uids for one in found]).argsort()]

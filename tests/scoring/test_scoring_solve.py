@@ -47,13 +47,13 @@ def gathered(scorers, dtype=torch.float64):
 @pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 def test_solutions_are_those_of_each_scorer_s_own_statistic(dtype, close):
     shared, v = gathered(SCORERS, dtype)
-    found = {(scorer, name): solved for scorer, name, solved in solve_all(SCORERS, shared, v)}
+    found = {(scorer, name): solved for scorer, name, solved, _ in solve_all(SCORERS, shared, v)}
     assert not shared.statistics and len(found) == len(SCORERS) * len(SHAPES)
     for scorer in SCORERS:
         own, _ = gathered([scorer], dtype)
         for name in SHAPES:
             one = scorer.solve(own.statistics.get(own.uses[scorer.name, name]), v[name])
-            h, details, _ = found[scorer.name, name]
+            h, details = found[scorer.name, name]
             torch.testing.assert_close(h, one.h, rtol=close, atol=0)
             assert details.keys() == one.details.keys() and details.get("samples") == one.details.get("samples")
 

@@ -58,12 +58,10 @@ class Metric(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """h = P v, [targets, rows, cols], numbers worth recording with the scores, JSON-able, and P's own norm where it was
-    asked for."""
+    """h = P v, [targets, rows, cols], and numbers worth recording with the scores, JSON-able."""
 
     h: Tensor
     details: dict[str, Any] = {}
-    metric: Metric | None = None
 
 
 class GradientScorer(Scorer):

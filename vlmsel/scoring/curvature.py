@@ -23,7 +23,7 @@ from torch import Tensor
 from vlmsel import processes, runs
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import wide
-from vlmsel.scorers import BlockTargets, GradientScorer, Solved, Statistic
+from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
 from vlmsel.scorers.base import Metric
 from vlmsel.scorers.normalise import divide_columns_
 from vlmsel.scorers.statistics import SquareSum
@@ -303,13 +303,15 @@ def _solve(
             del gathered.statistics[key]  # another process solves it
         del statistic
     own = {name: v[name] for name in v if owners[name] == processes.rank()}
-    found = {(scorer, name): solved for scorer, name, solved in solve_all(scorers, gathered, own, norms)}
+    found, metrics = {}, {}
+    for scorer, name, solved, metric in solve_all(scorers, gathered, own, norms):
+        found[scorer, name], metrics[scorer, name] = solved, metric
     stacks = {}
     for name in v:
         parts = [found[scorer.name, name].h if name in own else torch.empty_like(v[name]) for scorer in scorers]
         stacks[name] = torch.cat(parts)
         processes.share(stacks[name], owners[name])
-    norms_of = _share_metrics(found, [(s.name, name) for s in scorers if norms and s.own_norm for name in v], owners)
+    norms_of = _share_metrics(metrics, [(s.name, name) for s in scorers if norms and s.own_norm for name in v], owners)
     numbers = {key: solved.details for key, solved in found.items()}
     everyone = {key: each for one in processes.gather(numbers) for key, each in one.items()}
     told = {scorer.name: {name: everyone[scorer.name, name] for name in v} for scorer in scorers}
@@ -319,10 +321,10 @@ def _solve(
 
 
 def _share_metrics(
-    solved: Mapping[tuple[str, str], Solved], wanted: Sequence[tuple[str, str]], owners: Mapping[str, int]
+    own: Mapping[tuple[str, str], Metric | None], wanted: Sequence[tuple[str, str]], owners: Mapping[str, int]
 ) -> dict[str, Metrics]:
     """Give every process all metrics by scorer and block, but for those that are the plain norm on every block."""
-    mine = {key: solved[key].metric for key in wanted if owners[key[1]] == processes.rank()}
+    mine = {key: own[key] for key in wanted if owners[key[1]] == processes.rank()}
     if processes.count() > 1:
         parts = processes.gather({key: None if one is None else one.to("cpu") for key, one in mine.items()})
         mine = {key: metric for part in parts for key, metric in part.items()}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vlmsel.scorers import BlockTargets, GradientScorer, Solved, Statistic
+from vlmsel.scorers.base import Metric
 
 Key = tuple[str, Hashable]  # block, what is gathered
 
@@ -47,11 +48,11 @@ def start_statistics(scorers: Sequence[GradientScorer], blocks: Mapping[str, Blo
 
 def solve_all(
     scorers: Sequence[GradientScorer], gathered: Gathered, v: Mapping[str, Tensor], metrics: bool = False
-) -> Iterator[tuple[str, str, Solved]]:
+) -> Iterator[tuple[str, str, Solved, Metric | None]]:
     """Solve every scorer on the blocks of `v`, and take out of `gathered` what that uses up.
 
     Yields:
-        Scorer, block and the solution, with the scorer's own norm where `metrics` are wanted; scorer by scorer.
+        Scorer, block, the solution and, where `metrics` are wanted and it has one, its own norm; scorer by scorer.
     """
     left = Counter(gathered.uses[scorer.name, name] for scorer in scorers for name in v)
     for scorer in scorers:
@@ -65,7 +66,7 @@ def solve_all(
                 del gathered.statistics[key]
         del statistic
         for name, solved, norm in zip(v, scorer.solve_many(found, list(v.values())), norms, strict=True):
-            yield scorer.name, name, solved._replace(metric=norm)
+            yield scorer.name, name, solved, norm
 
 
 def say_instead(scorer: str, details: Mapping[str, Mapping[str, Any]]) -> None:
