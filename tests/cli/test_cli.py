@@ -23,7 +23,7 @@ def test_general_questions_are_answered_without_torch(words):
 
 def test_unknown_command(capsys):
     assert cli.main(["scroe"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown command 'scroe'; there are demo, align, ")
+    assert capsys.readouterr().err.startswith("error: unknown command 'scroe'; there are demo, choose, ")
 
 
 def test_version(capsys):
