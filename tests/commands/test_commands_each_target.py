@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from score_words import score_words, table
+from score_words import refused, score_words, table
 
 from vlmsel import cli, runs
 from vlmsel.scoring.affinity import NAME, Affinities
@@ -48,6 +48,26 @@ def test_the_mean_over_samples_is_the_influence_on_the_file(scored, scorer):
         near = CLOSE.get(scorer, 1e-5) * np.abs(block[rows]).max()
         np.testing.assert_allclose(-block[rows].mean(0), column, atol=near)
         assert not np.allclose(block[rows[0]], block[rows[1]], rtol=1e-3)
+
+
+def test_select_goes_by_them(world, scored, tmp_path, capsys):
+    given = ["select", "--pool", f"{world}/pool.json", "--count", "4", "--out", f"{tmp_path}/chosen.json"]
+    each, sets = (["--scores", str(scored / name)] for name in ("each", "sets"))
+    for scorer in LINEAR:
+        assert cli.main([*given, *each, "--scorer", scorer]) == 0
+        manifest = runs.read_json(tmp_path / "chosen.json.manifest.json")
+        found = Affinities(scored / "each" / NAME)
+        near = {
+            (t["file"], t["uid"]): row for t, row in zip(found.targets, found.block(scorer, slice(None)), strict=True)
+        }
+        first = near[manifest["target_file"][0], manifest["target_uid"][0]]
+        assert manifest["uids"][0] == found.uids[first.argmax()] and len(set(manifest["uids"])) == 4
+        assert manifest["affinity"][0] == pytest.approx(first.max(), rel=1e-4)
+    assert cli.main([*given, *each, "--rule", "herding"]) == 0
+    assert "DataInf has norms of plain gradients only" in refused(
+        [*given, *each, "--rule=herding", "--scorer=DataInf"], capsys
+    )
+    assert "no affinity.safetensors beside it" in refused([*given, *sets], capsys)
 
 
 def test_unit_affinities_by_tracin_are_its_cosines(world, aligned, tmp_path):

@@ -89,6 +89,13 @@ def test_whitened_rows_have_the_inner_products_of_the_gradients(tmp_path, pool, 
     np.testing.assert_allclose(features @ features.T, g @ p @ g.T / norms[:, None] / norms, atol=1e-4)
 
 
+def test_without_norms_of_its_own_a_scorer_has_no_lengths(tmp_path, pool):
+    plain = replace(columns(*world()), metric=None, norm="plain gradients")
+    write(tmp_path / "a", pool, {"S": plain})
+    with pytest.raises(ValueError, match="S has norms of plain gradients only; herding needs its own"):
+        Affinities(tmp_path / "a").whitening("S")
+
+
 def test_other_files_are_refused(tmp_path, pool):
     g, v, p = world(n=6)
     about = write(tmp_path / "a", pool, {"S": columns(g, v, p)})

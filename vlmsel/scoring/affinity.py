@@ -196,11 +196,15 @@ class Affinities:
 
         With w the virtual targets and M = ⟨P w, w'⟩, the coordinates of g_i with c_i = ⟨P w, g_i⟩ are M^-½ c_i: exact
         for samples in the span. Where the file has no M it is taken for m · 1, with m by which the targets' norms come
-        out on average: exact for feature vectors and for P = 1; elsewhere the products of samples are those in the
-        metric P², scaled. Products with targets are exact whatever M is.
+        out on average: exact for feature vectors and orthonormal w. Products with targets are exact whatever M is.
+
+        Raises:
+            ValueError: there is no M, and the norms are those of plain gradients: lengths would not be comparable.
         """
         columns = self.combination(scorer)
         if f"metric/{scorer}" not in self._file.keys():  # noqa: SIM118
+            if self.about["norms"][scorer].startswith("plain"):
+                raise ValueError(f"{scorer} has norms of plain gradients only; herding needs its own: take round_robin")
             squares = float(np.square(self._file.get_tensor(f"target_norms/{scorer}"), dtype=np.float64).sum())
             m = self.about["share"][scorer] * squares / float(np.square(columns, dtype=np.float64).sum())
             return np.eye(columns.shape[1], dtype=np.float32) / np.float32(np.sqrt(m))
@@ -218,8 +222,8 @@ def beside(table: Path, pool: str | Path, scorer: str, about: Mapping[str, Any])
     path = table.with_name(NAME)
     if not path.is_file():
         raise ValueError(
-            f"{table}: no {NAME} beside it, by which target samples choose; score again with --affinities true, or "
-            "take the lowest mean influence with --rule top"
+            f"{table}: no {NAME} beside it, by which target samples choose; score the pool with `vlmsel score "
+            "--each_target true`, or take the lowest mean influence with --rule top"
         )
     found = Affinities(path, pool)
     found.require(scorer, about)
