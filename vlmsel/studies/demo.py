@@ -79,6 +79,7 @@ class Demo(Study[Path | None, Path, None]):
             targets={task: str(world / "targets" / f"{task}.json") for task in TASKS},
             scorers=_scorers(seed.number, self.settings.damping),
             fit_samples=self.settings.fit_samples,
+            each_target=False,
             seed=seed.number,
         )
 
