@@ -2,8 +2,8 @@
 
     python tools/identification_table.py runs/score/scores.parquet --test grammars_test.json [--target test]
 
-The scores are those of `vlmsel score --each_target true --targets.test grammars_test.json`; `source` is the class in
-both files. AUC and recall are those of DataInf's study (vlmsel/studies/identification.py). Writes
+The scores are those of `vlmsel score --targets.test grammars_test.json`, by single test samples (`affinity.safetensors`
+beside the table); `source` is the class in both files. AUC and recall are those of DataInf's study (vlmsel/studies/identification.py). Writes
 `identification.md`, the table, and `identification.json`, the numbers of every class and test sample.
 """
 
@@ -15,11 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlmsel import runs
 from vlmsel.data.formats import read_samples
-from vlmsel.scoring.table import FIXED, read_table
+from vlmsel.scoring.affinity import NAME, Affinities
+from vlmsel.scoring.table import read_table
 from vlmsel.studies.identification import Identified, Spread, by_class, identify, summary
 
 HEAD = """\
@@ -28,49 +27,28 @@ HEAD = """\
 """
 
 
-def targets_of(columns: Sequence[str], target: str) -> dict[str, dict[int, str]]:
-    """Return, per scorer, the column of each test sample's uid: `<Scorer>/<target>:<uid>`.
-
-    Raises:
-        ValueError: there is no such column, or scorers differ in the samples they have.
-    """
-    found: dict[str, dict[int, str]] = {}
-    for column in columns:
-        scorer, _, name = column.rpartition("/")
-        given, _, uid = name.rpartition(":")
-        if given == target and uid.isdecimal():
-            found.setdefault(scorer, {})[int(uid)] = column
-    if not found:
-        raise ValueError(
-            f"no scores of single samples of a target {target!r}; score with --each_target true "
-            f"--targets.{target} FILE; there are {', '.join(columns[:3])}, …"
-        )
-    sets = {scorer: tuple(sorted(uids)) for scorer, uids in found.items()}
-    if len(set(sets.values())) > 1:
-        raise ValueError(f"scorers have scores on different samples of {target!r}: score again into a new folder")
-    return found
-
-
 def study(scores: Path, test: Path, target: str) -> dict[str, list[Identified]]:
-    """Measure every scorer of a table; training samples without scores are left out and counted.
+    """Measure every scorer whose affinities lie beside a table; training samples without scores are left out and
+    counted.
 
     Raises:
         ValueError: table and test file do not belong together.
     """
     columns, _ = read_table(scores)
     samples = {sample.uid: sample.source for sample in read_samples(test).samples}
-    found = targets_of([name for name in columns if name not in FIXED], target)
-    uids = sorted(next(iter(found.values())))
+    found = Affinities(scores.parent / NAME)
+    rows = [row for row, one in enumerate(found.targets) if one["file"] == target]
+    if not rows:
+        files = ", ".join(dict.fromkeys(one["file"] for one in found.targets))
+        raise ValueError(f"{found.path}: no samples of a target {target!r}; it has {files}")
+    uids = [found.targets[row]["uid"] for row in rows]
     if strange := [uid for uid in uids if uid not in samples]:
         raise ValueError(f"{test}: has no usable sample {strange[0]}, which {scores} has scores on; give its test file")
-    first = np.stack([columns[names[uids[0]]] for names in found.values()])
-    kept = np.isfinite(first).all(axis=0)
-    if not kept.all():
-        print(f"{scores}: {int((~kept).sum())} training samples without scores are left out")
-    kinds, own = columns["source"][kept].tolist(), [samples[uid] for uid in uids]
-    return {
-        scorer: identify([columns[names[uid]][kept] for uid in uids], kinds, own) for scorer, names in found.items()
-    }
+    if lacking := len(columns["uid"]) - len(found.uids):
+        print(f"{scores}: {lacking} training samples without scores are left out")
+    kinds, own = columns["source"][found.uids].tolist(), [samples[uid] for uid in uids]
+    influences = {name: -found.block(name, slice(None), unit=False)[rows] for name in found.about["scorers"]}
+    return {name: identify(list(one), kinds, own) for name, one in influences.items()}
 
 
 def shown(spread: Spread) -> str:
