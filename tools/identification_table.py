@@ -2,8 +2,9 @@
 
     python tools/identification_table.py runs/score/scores.parquet --test grammars_test.json [--target test]
 
-The scores are those of `vlmsel score --targets.test grammars_test.json`, by single test samples (`affinity.safetensors`
-beside the table); `source` is the class in both files. AUC and recall are those of DataInf's study (vlmsel/studies/identification.py). Writes
+The scores are those of `vlmsel score --targets.test grammars_test.json`, by single test samples
+(`affinity.safetensors` beside the table); `source` is the class in both files.
+AUC and recall are those of DataInf's study (vlmsel/studies/identification.py). Writes
 `identification.md`, the table, and `identification.json`, the numbers of every class and test sample.
 """
 
