@@ -54,7 +54,8 @@ class Metric(NamedTuple):
 
     def to(self, device: torch.device | str) -> Metric:
         """Return it with its matrices on a device."""
-        return Metric(*(None if side is None else side.to(device) for side in self[:2]), self.scale)
+        rows, cols = (None if side is None else side.to(device) for side in (self.rows, self.cols))
+        return Metric(rows, cols, self.scale)
 
 
 class Solved(NamedTuple):

@@ -95,7 +95,9 @@ class Preconditioned:
         left_out = {int(uid): reason for uid, reason in about["left_out"].items()}
         metrics = {
             scorer: {
-                block: Metric(*(tensors.pop(f"{side}/{scorer}/{block}", None) for side in ("rows", "cols")), scale)
+                block: Metric(
+                    tensors.pop(f"rows/{scorer}/{block}", None), tensors.pop(f"cols/{scorer}/{block}", None), scale
+                )
                 for block, scale in one.items()
             }
             for scorer, one in about["metrics"].items()
@@ -202,7 +204,8 @@ def _inner(
     for number, scorer in enumerate(scorers):
         if scorer.own_norm:
             pairs = ((stacks[name].chunk(len(scorers))[number][-last:], own[-last:]) for name, own in v.items())
-            found[scorer.name] = sum((h.flatten(1).double() @ w.flatten(1).double().T for h, w in pairs)).cpu()
+            parts = [h.flatten(1).double() @ w.flatten(1).double().T for h, w in pairs]
+            found[scorer.name] = torch.stack(parts).sum(0).cpu()
     return found
 
 
@@ -315,8 +318,8 @@ def _solve(
     numbers = {key: solved.details for key, solved in found.items()}
     everyone = {key: each for one in processes.gather(numbers) for key, each in one.items()}
     told = {scorer.name: {name: everyone[scorer.name, name] for name in v} for scorer in scorers}
-    for scorer in scorers if processes.is_main() else ():
-        say_instead(scorer.name, told[scorer.name])
+    for name in told if processes.is_main() else ():
+        say_instead(name, told[name])
     return stacks, told, norms_of
 
 

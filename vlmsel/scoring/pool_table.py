@@ -72,10 +72,11 @@ def write_pool_affinities(path: str | Path, found: PoolAffinities, about: Mappin
     order = found.uids.argsort()
     scorers = {}
     for name, own in found.of.items():
-        arrays = (own.columns[order], found.virtual.mixing, own.norms[order], own.target_norms)
         norm = "plain gradients" if own.inner is None else "the scorer's own metric"
         inner = None if own.inner is None else own.inner.numpy()
-        scorers[name] = Columns(*(array.numpy() for array in arrays), found.virtual.share, norm, inner)
+        columns, norms = own.columns[order].numpy(), own.norms[order].numpy()
+        mixing, target_norms = found.virtual.mixing.numpy(), own.target_norms.numpy()
+        scorers[name] = Columns(columns, mixing, norms, target_norms, found.virtual.share, norm, inner)
     targets = [sample._asdict() for sample in found.virtual.samples]
     write_affinities(path, found.uids[order].numpy(), targets, scorers, about)
 
