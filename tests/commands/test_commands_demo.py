@@ -51,6 +51,7 @@ def test_every_step_is_an_ordinary_run_folder(done):
     assert manifest["columns"] == ["HyperINF/vqav2", "HyperINF/gqa", "HyperINF/textvqa"]
 
 
+@pytest.mark.slow  # every step of it has its own test of this
 def test_second_call_finds_everything_done_and_prints_the_same_table(done, capsys):
     made = [path for path in done.rglob("*.safetensors") if path.name != "affinity.safetensors"]  # as the score table
     before = {p: p.stat().st_mtime_ns for p in made}

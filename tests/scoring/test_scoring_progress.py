@@ -41,7 +41,7 @@ def score(model, out, losses=None, batch_size=1):
     return run.score(SCORERS, out)
 
 
-@pytest.mark.parametrize("seen", [1, 4, 7])
+@pytest.mark.parametrize("seen", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_pass_goes_on_behind_the_last_file(model, always, seen, tmp_path):
     losses, _ = stopping(BEFORE + seen)
     with pytest.raises(Stopped):
