@@ -196,7 +196,7 @@ def start_job(program, *words):
 @pytest.mark.parametrize("kill", [False, True], ids=["all live", "the first dies"])
 def test_of_jobs_at_once_one_runs_the_curvature_pass(model, tmp_path, kill):
     program = tmp_path / "job.py"
-    program.write_text(textwrap.dedent(JOB).format(tests=str(Path(__file__).parent), pause=3.0).replace(
+    program.write_text(textwrap.dedent(JOB).format(tests=str(Path(__file__).parent), pause=25.0).replace(
         "sys.path.insert(0,", f"sys.path.insert(0, {str(TESTS)!r}); sys.path.insert(0,"
     ))  # fmt: skip
     first = start_job(program, tmp_path / "a", 0, 3)
