@@ -27,6 +27,7 @@ from vlmsel.runs import writing
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.watch import GradientWatch
 
+BUCKET = 10_000_000  # entries of gradients that are added up together
 MODEL = "model"  # the folder of a model within that of a run or a state
 Order = Callable[[int], Sequence[int]]  # epoch -> every position of the data set once
 
@@ -96,11 +97,25 @@ def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     had = torch.tensor([float(parameter.grad is not None) for parameter in learning])
     processes.add_up(had)
+    waiting: list[Tensor] = []
     for parameter, there in zip(learning, had.tolist(), strict=True):
         if there:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            processes.add_up(parameter.grad)
+            if waiting and (parameter.dtype != waiting[0].dtype or sum(map(Tensor.numel, waiting)) > BUCKET):
+                _add_up(waiting)
+                waiting = []
+            waiting.append(parameter.grad)
+    _add_up(waiting)
+
+
+def _add_up(tensors: Sequence[Tensor]) -> None:
+    """Add up tensors of one dtype as one, in place: every sum of its own costs a round of messages."""
+    if tensors:
+        whole = torch.cat([tensor.flatten() for tensor in tensors])
+        processes.add_up(whole)
+        for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 class PhaseTrainer(Trainer):
