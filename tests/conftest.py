@@ -1,12 +1,22 @@
 """What any test may ask for, and what is done for all."""
 
+import gc
+import os
 from contextlib import contextmanager
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread per process, before torch counts the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import peft  # noqa: F401
 import pytest
 import shape_checks
+import transformers
 from jaxtyping import config
 
 shape_checks.install()  # before the package is imported
+assert transformers.Trainer  # imports what it needs
+gc.collect()
+gc.freeze()  # the libraries' million objects need not be looked through again at every collection
 
 
 @pytest.fixture(autouse=True)

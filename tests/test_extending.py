@@ -16,6 +16,7 @@ from torch import nn
 
 from vlmsel import cli, runs
 from vlmsel.data import formats
+from vlmsel.data.dataset import Size
 from vlmsel.data.formats.base import Form, checked_sample
 from vlmsel.data.rows import readable, table_rows
 from vlmsel.data.sample import Turn
@@ -120,8 +121,9 @@ class Bigrams(nn.Module, Subject):
             raise ValueError("its answer is too short")
         return sample.uid, ids
 
-    def length(self, sample, reading):
-        return len(self.encode(sample, reading)[1])
+    def size(self, sample, reading):
+        letters = len(self.encode(sample, reading)[1])
+        return Size(letters, letters - 1)
 
     def collate(self, items):
         longest = max(len(ids) for _, ids in items)

@@ -24,6 +24,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -186,13 +187,15 @@ def environment() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that a result depends on, by their names."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {package: _version(package) for package in _PACKAGES}
+
+
+@cache  # a process does not see another version than the one it began with
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def open_run(folder: str | Path, config: str, worker: str = "") -> Path:

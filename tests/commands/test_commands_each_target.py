@@ -107,3 +107,35 @@ def test_a_target_file_without_usable_samples_is_refused(world, aligned, tmp_pat
     (tmp_path / "gqa.json").write_text(json.dumps([{"id": 0}]))
     assert cli.main(words(world, aligned, tmp_path / "run", **{"targets.gqa": tmp_path / "gqa.json"})) == 2
     assert f"target gqa: {tmp_path}/gqa.json: no usable sample" in capsys.readouterr().err
+
+
+FORWARD = ("Hidden", "Embedding", "BM25")
+
+
+def test_scorers_without_gradients_choose_through_the_same_files(world, aligned, scored, tmp_path):
+    """Alone they need no backward pass; beside gradient scorers they say the same."""
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    for out, scorers in ((alone, [*FORWARD, "Random"]), (beside, ["TracIn", *FORWARD])):
+        assert cli.main(score_words(world, aligned, out, scorers, each_target="true")) == 0
+    one, other = Affinities(alone / NAME), Affinities(beside / NAME)
+    gradients = Affinities(scored / "each" / NAME)
+    assert one.about["scorers"] == list(FORWARD) and other.about["scorers"] == ["TracIn", *FORWARD]
+    assert (one.uids == gradients.uids).all() and (other.uids == gradients.uids).all()
+    assert [t["loss"] for t in one.targets] == pytest.approx([t["loss"] for t in gradients.targets], rel=1e-5)
+    losses = table(scored / "each")["loss"]
+    assert table(alone)["loss"] == pytest.approx(losses, rel=1e-5, nan_ok=True)
+    for scorer in FORWARD:
+        np.testing.assert_allclose(one.block(scorer, slice(None)), other.block(scorer, slice(None)), atol=1e-5)
+        assert np.abs(one.block(scorer, slice(None))).max() <= 1 + 1e-5
+        for rule in ("round_robin", "herding"):
+            given = ["select", "--pool", f"{world}/pool.json", "--count", "4", "--out", f"{tmp_path}/{scorer}.json"]
+            assert cli.main([*given, "--scores", str(alone), "--scorer", scorer, "--rule", rule]) == 0
+
+
+def test_the_table_says_how_many_tokens_a_loss_is_taken_on(world, scored):
+    columns = table(scored / "each")
+    pairs = list(zip(columns["supervised"], columns["tokens"], strict=True))
+    assert all(0 < supervised < tokens for supervised, tokens in pairs if tokens)
+    answers = [record["conversations"][1]["value"] for record in runs.read_json(world / "pool.json")]
+    longest, shortest = (pick(range(len(answers)), key=lambda i: len(answers[i])) for pick in (max, min))
+    assert pairs[longest][0] > pairs[shortest][0]

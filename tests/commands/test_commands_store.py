@@ -21,7 +21,7 @@ from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.models.vlm import VLM
 from vlmsel.scoring.score_pass import ScoreReducer
 from vlmsel.scoring.source import Collect, StoreSource
-from vlmsel.scoring.table import FIXED
+from vlmsel.scoring.table import KNOWN
 
 SCORERS = (
     "HyperINF(damping=10.0,dtype='float64')",
@@ -72,7 +72,7 @@ def assert_same_table(found, expected, names=None):
     """The tables of two runs, the first of which may have some score columns only."""
     one, other = table(found), table(expected)
     assert all(about(found)[key] == about(expected)[key] for key in ("pool", "pool_sha256"))
-    assert list(one) == (list(other) if names is None else [*FIXED, *names])
+    assert list(one) == (list(other) if names is None else [*KNOWN, *names])
     for name in one:
         if name in ("uid", "source", "tokens"):
             assert one[name] == other[name]

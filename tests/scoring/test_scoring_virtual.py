@@ -70,7 +70,7 @@ def assert_close(found, expected):
 
 def affinities(found, scorer):
     own = found.affinities.of[scorer.name]
-    return found.affinities.virtual.mixing @ own.columns.double().T
+    return own.virtual.mixing @ own.columns.double().T
 
 
 @pytest.mark.parametrize("scorer", SCORERS, ids=lambda one: one.name)
@@ -85,7 +85,7 @@ def test_affinities_and_norms_are_those_of_a_loop(model, gradients, tmp_path, sc
         assert own.inner is None
         return
     # ⟨P w, w'⟩ of the virtual targets is what gives the targets' own norms
-    mixing = found.affinities.virtual.mixing
+    mixing = own.virtual.mixing
     torch.testing.assert_close(
         (mixing @ own.inner @ mixing.T).diagonal().sqrt(), own.target_norms.double(), rtol=1e-5, atol=1e-7
     )
@@ -101,7 +101,7 @@ def test_the_table_has_the_files_means_alone(model, gradients, tmp_path):
     found, plain = scored(model, tmp_path / "each", 7), scored(model, tmp_path / "plain", None)
     assert found.names == plain.names and plain.affinities is None
     torch.testing.assert_close(found.scores, plain.scores, rtol=1e-5, atol=1e-6)
-    samples = found.affinities.virtual.samples
+    samples = found.affinities.targets
     assert [(one.file, one.uid) for one in samples] == [("one", u) for u in (10, 13, 16)] + [
         ("two", u) for u in (10, 13, 16, 19)
     ]
@@ -116,7 +116,7 @@ def test_losses_of_target_samples_are_their_own(model, tmp_path):
     found = scored(model, tmp_path / "run", 7, scorers=[TracIn()])
     with torch.no_grad():
         expected = [float(model.losses(COLLATE([item]))) for items in target_items().values() for item in items]
-    assert [one.loss for one in found.affinities.virtual.samples] == pytest.approx(expected, rel=1e-6)
+    assert [one.loss for one in found.affinities.targets] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -135,7 +135,7 @@ def test_fewer_columns_keep_the_directions_that_hold_most(model, gradients, tmp_
     """All target samples are but a few directions here, which the sketches find."""
     pool, targets = gradients
     found = scored(model, tmp_path / "run", columns=5, scorers=[TracIn()])
-    virtual = found.affinities.virtual
+    virtual = found.affinities.of["TracIn"].virtual
     flat = torch.cat([own.flatten(1) for own in targets.values()], 1)
     unit = flat / flat.norm(dim=1, keepdim=True)
     eigenvalues = torch.linalg.eigvalsh(unit @ unit.T).flip(0)
@@ -171,8 +171,6 @@ def test_a_stopped_run_goes_on_with_the_same_bits(model, tmp_path):
         part.unlink()
     found = scored(model, tmp_path / "a", 4)
     h = Preconditioned.load(tmp_path / "a/directions.safetensors")
-    assert (
-        set(h.metrics) == {"scaled", "HyperINF", "short"} and h.virtual.samples == expected.affinities.virtual.samples
-    )
+    assert set(h.metrics) == {"scaled", "HyperINF", "short"} and h.virtual.samples == expected.affinities.targets
     for name, own in expected.affinities.of.items():
         assert all(torch.equal(x, y) for x, y in zip(own[:3], found.affinities.of[name][:3], strict=True))

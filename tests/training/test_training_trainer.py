@@ -252,9 +252,10 @@ def terminable():
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)
+    asked = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     yield end
     assert signal.signal(signal.SIGTERM, before) is end  # given back
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, asked) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

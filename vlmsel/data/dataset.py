@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -46,13 +46,20 @@ class Reading:
     features: FeatureReader | None = None
 
 
+class Size(NamedTuple):
+    """A sample's tokens, pictures' places included, and how many of them its loss is taken on."""
+
+    tokens: int
+    supervised: int
+
+
 class Reader(Protocol):
     """What a data set asks of a model; every `vlmsel.models.subject.Subject` is one."""
 
     def encode(self, sample: Sample, reading: Reading) -> Any:
         """Encode a sample with its pictures."""
 
-    def length(self, sample: Sample, reading: Reading) -> int:
+    def size(self, sample: Sample, reading: Reading) -> Size:
         """Return the tokens that a sample takes, without reading pictures."""
 
     def pictures(self, reading: Reading) -> Pictures | None:
@@ -80,7 +87,7 @@ class SampleDataset(Dataset[Any]):
                 raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
             require_folder(reading.images)
         self._pictures_digest = ""
-        self._lengths: list[int] | None = None
+        self._sizes: list[Size] | None = None
         self._usable: list[int] | None = None
 
     def __len__(self) -> int:
@@ -112,17 +119,17 @@ class SampleDataset(Dataset[Any]):
         dealt = range(processes.rank(), len(self.samples), processes.count())
         own = [(i, *self._look(self.samples[i], broken)) for i in shown(dealt, "checking samples", "sample")]
         looks = sorted(look for part in processes.gather(own) for look in part)
-        self._lengths = [length for _, length, _ in looks]
+        self._sizes = [size for _, size, _ in looks]
         self._usable = [position for position, _, reason in looks if not reason]
         return {self.samples[position].uid: reason for position, _, reason in looks if reason}
 
-    def _look(self, sample: Sample, broken: Mapping[str, str]) -> tuple[int, str]:
-        """Return a sample's length, 0 where it cannot be encoded, and why it cannot be used, "" when it can."""
+    def _look(self, sample: Sample, broken: Mapping[str, str]) -> tuple[Size, str]:
+        """Return a sample's size, 0 where it cannot be encoded, and why it cannot be used, "" when it can."""
         reason = next((broken[image] for image in sample.images if image in broken), "")
         try:
-            return self.subject.length(sample, self.reading), reason
+            return self.subject.size(sample, self.reading), reason
         except ValueError as error:
-            return 0, reason or str(error)
+            return Size(0, 0), reason or str(error)
 
     def usable(self) -> list[int]:
         """Return the positions of samples without a problem, checking them if that was not done."""
@@ -138,9 +145,13 @@ class SampleDataset(Dataset[Any]):
 
     def lengths(self) -> list[int]:
         """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
-        if self._lengths is None:
-            self._lengths = [self._look(s, {})[0] for s in shown(self.samples, "measuring samples", "sample")]
-        return self._lengths
+        return [size.tokens for size in self.sizes()]
+
+    def sizes(self) -> list[Size]:
+        """Return the size of each sample by position; 0 where encoding fails."""
+        if self._sizes is None:
+            self._sizes = [self._look(s, {})[0] for s in shown(self.samples, "measuring samples", "sample")]
+        return self._sizes
 
     def signed_lengths(self) -> list[int]:
         """Return `lengths`, negative for samples without an image, as `modality_length_order` wants them."""

@@ -39,6 +39,11 @@ class Encoded:
     labels: list[int]
     images: int
 
+    @property
+    def supervised(self) -> int:
+        """How many tokens the loss is taken on; nothing comes before the first."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
     def positions(self, image_tokens: int = 1) -> int:
         """Count the positions the model sees when every image takes `image_tokens` of them."""
         return len(self.input_ids) + self.images * (image_tokens - 1)

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from vlmsel import runs
 from vlmsel.checks import quoted
-from vlmsel.data.dataset import Reading
+from vlmsel.data.dataset import Reading, Size
 from vlmsel.data.sample import Sample
 from vlmsel.data.text_batches import Encoded, TextBatch, TextCollator, encode_texts
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.damage import read_weights
-from vlmsel.models.language import max_positions, pad_id, set_padding, unwrap
+from vlmsel.models.language import max_positions, mean_of_rows, pad_id, set_padding, unwrap
 from vlmsel.models.lora import attach_lora, lora_parameters
 from vlmsel.models.losses import TokenLosses
 from vlmsel.models.subject import Groups, OnlyEvaluated, Subject, only_these_learn
@@ -111,17 +111,27 @@ class Classifier(nn.Module, Subject):
             raise ValueError(f"its answer {quoted(' '.join(answers))} is none of the classes {known}")
         return encode_texts(self.tokenizer, sample.uid, texts, self.classes.index(answers[0]), limit)
 
-    def length(self, sample: Sample, reading: Reading) -> int:
-        return len(self.encode(sample, reading).input_ids)
+    def size(self, sample: Sample, reading: Reading) -> Size:
+        return Size(len(self.encode(sample, reading).input_ids), 1)
 
     def collate(self, items: Sequence[Encoded]) -> TextBatch:
         return TextCollator(pad_id(self.tokenizer))(items)
 
     def logits(self, batch: TextBatch) -> Tensor:
         """Return the logits of a batch, float32 (float64 for a float64 model). [n, classes]"""
-        types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
-        found = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **types).logits
+        found = self._run(batch).logits
         return found if found.dtype == torch.float64 else found.float()
+
+    def _run(self, batch: TextBatch, **asked: Any) -> Any:
+        types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
+        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **types, **asked)
+
+    def hidden(self, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        return self._run(batch, output_hidden_states=True).hidden_states[-1], batch.attention_mask
+
+    def embedding(self, batch: TextBatch) -> list[Tensor]:
+        embedded = self.backbone.get_input_embeddings()(batch.input_ids).float()
+        return [mean_of_rows(embedded, batch.attention_mask)]
 
     def forward(self, batch: TextBatch) -> TokenLosses:
         """Return each sample's cross entropy; on CPUs a training step runs in parts of like length."""

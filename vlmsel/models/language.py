@@ -112,6 +112,20 @@ def decode(decoder: Any, attention_mask: Tensor, **inputs: Any) -> Tensor:
     return run(decoder, attention_mask, **inputs).last_hidden_state
 
 
+def hidden_states(language_model: Any, attention_mask: Tensor, **inputs: Any) -> Tensor:
+    """Return a language model's last hidden states, [n, t, d], whatever its head does."""
+    decoder, _ = decoder_and_head(language_model)
+    if decoder is not None and decoder is not unwrap(language_model):
+        return decode(decoder, attention_mask, **inputs)
+    return run(unwrap(language_model), attention_mask, output_hidden_states=True, **inputs).hidden_states[-1]
+
+
+def mean_of_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of each sample's marked rows, 0 where there is none. [n, t, d], [n, t] -> [n, d]"""
+    weights = mask.to(values.dtype)
+    return (values * weights[:, :, None]).sum(1) / weights.sum(1).clamp_min(1)[:, None]
+
+
 def cache_name(decoder: Any) -> str:
     """Return how this version of transformers calls the keys and values of earlier positions."""
     return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"

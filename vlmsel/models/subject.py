@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmsel.data.dataset import Reading
+from vlmsel.data.dataset import Reading, Size
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.images import Pictures
 from vlmsel.data.sample import Sample
@@ -64,7 +64,7 @@ class Subject(ABC):
         """
 
     @abstractmethod
-    def length(self, sample: Sample, reading: Reading) -> int:
+    def size(self, sample: Sample, reading: Reading) -> Size:
         """Return the tokens that a sample takes, pictures' places included, without reading pictures.
 
         Raises:
@@ -115,6 +115,25 @@ class Subject(ABC):
     def row_samples(self, batch: Any) -> Mapping[str, Tensor]:
         """Say, by module name, which sample each row of a module's input belongs to, where rows are not samples."""
         return {}
+
+    # What it makes of samples, for scorers without gradients
+
+    def hidden(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states of a batch, [n, t, d], and which are of real tokens or patches, [n, t].
+
+        Raises:
+            ValueError: the model has none.
+        """
+        raise ValueError(f"{type(self).__name__}: this model gives no hidden states; take another scorer than Hidden")
+
+    def embedding(self, batch: Any) -> list[Tensor]:
+        """Return the mean embedding of each sample's tokens and, of a model that sees, the mean of its pictures'
+        features, 0 for one without. [n, d] each
+
+        Raises:
+            ValueError: the model has none.
+        """
+        raise ValueError(f"{type(self).__name__}: this model gives no embeddings; take another scorer than Embedding")
 
     # What of it is looked at, and what learns
 
@@ -193,5 +212,5 @@ class OnlyEvaluated(Subject):
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(self.refusal)
 
-    encode = length = pictures = features = collate = token_losses = _refuse
+    encode = size = pictures = features = collate = token_losses = _refuse
     default_blocks = blocks = attach_lora = trained = save = load_trained = _refuse

@@ -16,10 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlmsel.data.batches import Batch, Collator, Item
-from vlmsel.data.dataset import Reading
+from vlmsel.data.dataset import Reading, Size
 from vlmsel.data.encoding import Encoded, encode
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.images import Pictures
@@ -29,7 +30,7 @@ from vlmsel.models import checkpoint
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.features import open_features
 from vlmsel.models.fingerprints import fingerprint
-from vlmsel.models.language import pad_id, positions, unwrap
+from vlmsel.models.language import hidden_states, mean_of_rows, pad_id, positions, unwrap
 from vlmsel.models.logits import changes_logits
 from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
 from vlmsel.models.losses import TokenLosses, head_rows, token_losses
@@ -101,8 +102,9 @@ class VLM(nn.Module, Subject):
         pixels = tuple(pictures(image) for image in sample.images) if pictures else ()
         return Item(sample.uid, encoded.input_ids, encoded.labels, sample.images, pixels)
 
-    def length(self, sample: Sample, reading: Reading) -> int:
-        return self._ids(sample, reading).positions(self._image_tokens)
+    def size(self, sample: Sample, reading: Reading) -> Size:
+        encoded = self._ids(sample, reading)
+        return Size(encoded.positions(self._image_tokens), encoded.supervised)
 
     def _ids(self, sample: Sample, reading: Reading) -> Encoded:
         if sample.images and self.vision is None:
@@ -155,12 +157,16 @@ class VLM(nn.Module, Subject):
         Raises:
             ValueError: they do not have the tower's shape.
         """
+        weight = next(self.projector.parameters())
+        return self.projector(self._seen(pixel_values).to(weight.dtype).index_select(0, image_index))
+
+    def _seen(self, pixel_values: Tensor) -> Tensor:
+        """Return the tower's features of distinct images. [m, patches, width]"""
         features = pixel_values if pixel_values.dim() == 3 else self.tower(pixel_values)
         expected = [self.tower.patches, self.tower.width]
         if list(features.shape[1:]) != expected:
             raise ValueError(f"the vision tower gives features [m, {expected}], got {list(features.shape)}")
-        weight = next(self.projector.parameters())
-        return self.projector(features.to(weight.dtype).index_select(0, image_index))
+        return features
 
     def embed(self, batch: Batch, left: bool = False) -> tuple[Plan, Tensor]:
         """Embed a batch with its patches in place: the plan of the places and embeddings [n, length, d].
@@ -190,6 +196,23 @@ class VLM(nn.Module, Subject):
 
     def token_losses(self, batch: Batch) -> TokenLosses:
         return self(batch)
+
+    def hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        plan, embeddings = self.embed(batch)
+        return hidden_states(self.language_model, plan.attention_mask, inputs_embeds=embeddings), plan.attention_mask
+
+    def embedding(self, batch: Batch) -> list[Tensor]:
+        words = batch.attention_mask.bool() & (batch.input_ids >= 0)  # a placeholder is no token
+        embedded = unwrap(self.language_model).get_input_embeddings()(batch.input_ids.clamp(min=0)).float()
+        means = [mean_of_rows(embedded, words)]
+        if self.vision is not None:
+            sums = embedded.new_zeros(len(words), self.vision.width)
+            if batch.pixel_values is not None:
+                seen = self._seen(batch.pixel_values).float().mean(1).index_select(0, batch.image_index)
+                sums.index_add_(0, batch.image_samples, seen)
+            counts = torch.bincount(batch.image_samples, minlength=len(words)).clamp_min(1)
+            means.append(sums / counts[:, None])
+        return means
 
     def row_samples(self, batch: Batch) -> Mapping[str, Tensor]:
         """Say whose the rows of projector (one per image) and output head (one per supervised token) are."""

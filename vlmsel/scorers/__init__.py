@@ -3,9 +3,12 @@
 The influence of sample i on target t is I(i, t) = -Σ_l ⟨h_t^l, g_i^l⟩: lowest = most helpful, highest = most harmful.
 """
 
-from vlmsel.scorers.base import GradientScorer, Samples, SampleScorer, Scorer, Solved
+from vlmsel.scorers.base import Features, FeatureScorer, GradientScorer, Samples, SampleScorer, Scorer, Solved
+from vlmsel.scorers.bm25 import BM25
 from vlmsel.scorers.datainf import DataInf
+from vlmsel.scorers.embedding import Embedding
 from vlmsel.scorers.exact import Exact
+from vlmsel.scorers.hidden import Hidden
 from vlmsel.scorers.hyperinf import HyperINF
 from vlmsel.scorers.lissa import LiSSA
 from vlmsel.scorers.random import Random
@@ -13,15 +16,20 @@ from vlmsel.scorers.statistics import BlockTargets, Statistic
 from vlmsel.scorers.tracin import TracIn
 
 BUILT_IN: dict[str, type[Scorer]] = {
-    scorer.__name__: scorer for scorer in (HyperINF, DataInf, LiSSA, TracIn, Exact, Random)
+    scorer.__name__: scorer for scorer in (HyperINF, DataInf, LiSSA, TracIn, Exact, Hidden, Embedding, BM25, Random)
 }
 
 __all__ = [
+    "BM25",
     "BUILT_IN",
     "BlockTargets",
     "DataInf",
+    "Embedding",
     "Exact",
+    "FeatureScorer",
+    "Features",
     "GradientScorer",
+    "Hidden",
     "HyperINF",
     "LiSSA",
     "Random",

@@ -6,7 +6,7 @@ targets of a block (`solve`). On a block where every fit sample's gradient is ze
 at curvature or scale.
 
 A sample scorer looks at the samples themselves and gives a number per target and sample (`score`), likewise lowest =
-most helpful.
+most helpful. A feature scorer is one that knows every sample by a vector: affinities are inner products.
 """
 
 from __future__ import annotations
@@ -125,9 +125,18 @@ class GradientScorer(Scorer):
         return {}
 
 
+def no_vectors(kind: str) -> Tensor:
+    """Refuse to look at samples without a model.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{kind} vectors of samples come from a model that reads them, and there is none here")
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Samples as a sample scorer sees them; texts are read when they are asked for.
+    """Samples as a sample scorer sees them; texts and vectors are read when they are asked for.
 
     Attributes:
         uids: which samples. [n]
@@ -135,6 +144,9 @@ class Samples:
         tokens: each one's length. [n]
         sources: the data set that each came from.
         read: gives each one's text.
+        look: gives each one's vector of a kind, float32 [n, d]: `hidden`, the mean of the model's last hidden states,
+            the later a token the heavier (token k of m by k / (1 + … + m)); `embedding`, the mean embedding of its
+            tokens, and beside it for a model that sees, the mean feature of its pictures, each of norm 1 or 0.
     """
 
     uids: Int[Tensor, " n"]
@@ -142,6 +154,7 @@ class Samples:
     tokens: Int[Tensor, " n"]
     sources: Sequence[str]
     read: Callable[[], Sequence[str]]
+    look: Callable[[str], Tensor] = no_vectors
 
     @cached_property
     def texts(self) -> Sequence[str]:
@@ -162,6 +175,33 @@ class SampleScorer(Scorer):
         """
 
 
+class Features(NamedTuple):
+    """Vectors of samples [n, d] and of target samples [T, d], dense or sparse, of which affinities a_ti = φ_t · φ_i."""
+
+    samples: Tensor
+    targets: Tensor
+
+
+class FeatureScorer(SampleScorer):
+    """A sample scorer that knows each sample by a vector, so that single target samples can choose by it.
+
+    The score for a target is minus the mean affinity to its samples.
+    """
+
+    @abstractmethod
+    def features(self, samples: Samples, targets: Samples) -> Features:
+        """Return the vectors of samples and of target samples; they are only multiplied with each other, and may depend
+        on all of the samples, as the weights of words do."""
+
+    def score(self, samples: Samples, targets: Mapping[str, Samples]) -> Float[Tensor, "targets n"]:
+        columns = []
+        for own in targets.values():
+            found = self.features(samples, own)
+            mean = (found.targets.to_dense() if found.targets.is_sparse else found.targets).mean(0)
+            columns.append(-(found.samples @ mean))
+        return torch.stack(columns) if columns else torch.zeros(0, len(samples.uids))
+
+
 def gradient_scorers(scorers: Sequence[Scorer]) -> list[GradientScorer]:
     """Return the scorers that look at gradients."""
     return [scorer for scorer in scorers if isinstance(scorer, GradientScorer)]
@@ -170,6 +210,11 @@ def gradient_scorers(scorers: Sequence[Scorer]) -> list[GradientScorer]:
 def sample_scorers(scorers: Sequence[Scorer]) -> list[SampleScorer]:
     """Return the scorers that look at the samples themselves."""
     return [scorer for scorer in scorers if isinstance(scorer, SampleScorer)]
+
+
+def feature_scorers(scorers: Sequence[Scorer]) -> list[FeatureScorer]:
+    """Return the scorers that know samples by vectors."""
+    return [scorer for scorer in scorers if isinstance(scorer, FeatureScorer)]
 
 
 def no_fit_gradient(v: Float[Tensor, "targets rows cols"], **details: Any) -> Solved:

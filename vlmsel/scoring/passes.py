@@ -17,8 +17,9 @@ from vlmsel.scoring.curvature import FitSources, Targets
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.pool_pass import Scored, Share, score_pool
+from vlmsel.scoring.sample_pass import SamplePass
 from vlmsel.scoring.source import ModelSource
-from vlmsel.scoring.targets import TargetPlan, samples_at, target_means
+from vlmsel.scoring.targets import TargetPlan, target_means
 from vlmsel.scoring.virtual import EachTarget
 
 
@@ -114,8 +115,5 @@ class Passes:
         each = None if self.columns is None else EachTarget(self.plan, self.goal, self.columns)
         scored = passes(scorers, folder, each)
         if scored is not None:
-            places = {uid: position for position, uid in enumerate(self.data.uids)}
-            where = [places[uid] for uid in scored.uids.tolist()]
-            samples = samples_at(self.data.samples, self.data.lengths(), where, scored.losses)
-            scored = scored.with_samples(scorers, samples, self.plan.samples())
+            scored = SamplePass(self.subject, self.data, self.pool, self.plan, folder).score(scored, scorers, each)
         return score_checkpoints(checkpoints, self.subject, scored, passes, folder)

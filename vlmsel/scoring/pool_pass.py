@@ -34,7 +34,7 @@ from vlmsel.scoring.no_gradient import check_scores
 from vlmsel.scoring.score_pass import BatchScores, ScoreReducer
 from vlmsel.scoring.source import GradientSource, LeftOut, left_out
 from vlmsel.scoring.targets import is_virtual
-from vlmsel.scoring.virtual import Virtual
+from vlmsel.scoring.virtual import TargetSample, Virtual
 
 T = TypeVar("T")
 CHUNK = 64  # batches per file of the score pass
@@ -79,9 +79,11 @@ class Share:
 
 
 class ScorerAffinities(NamedTuple):
-    """A scorer's affinities by columns: C [n, r], norms of samples [n] and of target samples [T], and ⟨P w, w'⟩ of the
-    columns where these are norms in its own metric [r, r], None where they are plain norms."""
+    """A scorer's affinities a_ti = Σ_k M_tk C_ik (highest = most helpful) by columns: the virtual targets, with M, C
+    [n, r], norms of samples [n] and of target samples [T], and ⟨P w, w'⟩ of the columns where these are norms in its
+    own metric [r, r], None where they are plain norms."""
 
+    virtual: Virtual
     columns: Tensor
     norms: Tensor
     target_norms: Tensor
@@ -89,10 +91,10 @@ class ScorerAffinities(NamedTuple):
 
 
 class PoolAffinities(NamedTuple):
-    """Affinities a_ti = Σ_k M_tk C_ik (highest = most helpful) of samples [n] for target samples, by scorer."""
+    """Affinities of samples [n] for target samples, by scorer."""
 
     uids: Tensor
-    virtual: Virtual
+    targets: tuple[TargetSample, ...]
     of: Mapping[str, ScorerAffinities]
 
 
@@ -120,8 +122,7 @@ class Scored:
 
     def masked(self) -> Scored:
         """Take the scores of samples that were left out, which those of a finite block may have."""
-        out = torch.tensor([uid in self.left_out for uid in self.uids.tolist()], dtype=torch.bool)
-        return replace(self, scores=self.scores.masked_fill(out, float("nan")))
+        return replace(self, scores=self.scores.masked_fill(~self.fine(), float("nan")))
 
     def with_columns(self, scores: Tensor, names: Sequence[tuple[str, str]], details: Mapping[str, Any]) -> Scored:
         """Add columns."""
@@ -136,6 +137,10 @@ class Scored:
             names = [(scorer.name, target) for target in targets]
             found = found.with_columns(scorer.score(samples, targets).to(self.scores), names, {})
         return found
+
+    def fine(self) -> Tensor:
+        """Tell of each sample whether it was not left out. [n]"""
+        return torch.tensor([uid not in self.left_out for uid in self.uids.tolist()], dtype=torch.bool)
 
 
 def score_pool(
@@ -192,11 +197,12 @@ def _with_affinities(scored: Scored, squares: Tensor, of_targets: Tensor, h: Pre
     for scorer in dict.fromkeys(scorer for scorer, _ in h.names):
         own = virtual & torch.tensor([name == scorer for name, _ in h.names])
         norm, target_norm = (one[which.get(scorer, 0)].sqrt().float() for one in (squares, of_targets))
-        found[scorer] = ScorerAffinities(-scored.scores[own][:, fine].T, norm[fine], target_norm, h.inner.get(scorer))
+        columns = -scored.scores[own][:, fine].T
+        found[scorer] = ScorerAffinities(h.virtual, columns, norm[fine], target_norm, h.inner.get(scorer))
     names = tuple(name for name in h.names if not is_virtual(name[1]))
     return replace(
         scored, scores=scored.scores[~virtual], names=names,
-        affinities=PoolAffinities(scored.uids[fine], h.virtual, found),
+        affinities=PoolAffinities(scored.uids[fine], h.virtual.samples, found),
     )  # fmt: skip
 
 

@@ -24,11 +24,13 @@ class Records:
         sources: where each comes from; "" for one that could not be read.
         tokens: its length, pictures' places included.
         reasons: why those that cannot be used cannot.
+        supervised: how many of its tokens its loss is taken on; None in stores of earlier versions.
     """
 
     sources: Sequence[str]
     tokens: Sequence[int]
     reasons: Mapping[int, str]
+    supervised: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -40,13 +42,14 @@ class Records:
     def to_json(self) -> dict[str, Any]:
         """Return them as they are read back."""
         reasons = {str(uid): why for uid, why in self.reasons.items()}
-        return {"sources": list(self.sources), "tokens": list(self.tokens), "reasons": reasons}
+        known = {"sources": list(self.sources), "tokens": list(self.tokens), "reasons": reasons}
+        return known if self.supervised is None else {**known, "supervised": list(self.supervised)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Records:
         """Read them back."""
         reasons = {int(uid): why for uid, why in content["reasons"].items()}
-        return cls(content["sources"], content["tokens"], reasons)
+        return cls(content["sources"], content["tokens"], reasons, content.get("supervised"))
 
 
 def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapping[str, Any]) -> None:
@@ -62,6 +65,8 @@ def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapp
         return whole
 
     columns: dict[str, Any] = {"uid": np.arange(len(records)), "source": records.sources, "tokens": records.tokens}
+    if records.supervised is not None:
+        columns["supervised"] = records.supervised
     columns["loss"] = column(scored.losses)
     columns |= {f"{s}/{t}": column(one) for (s, t), one in zip(scored.names, scored.scores, strict=True)}
     write_table(path, columns, {**about, "environment": runs.environment(), "details": scored.details})
@@ -75,16 +80,16 @@ def write_pool_affinities(path: str | Path, found: PoolAffinities, about: Mappin
         norm = "plain gradients" if own.inner is None else "the scorer's own metric"
         inner = None if own.inner is None else own.inner.numpy()
         columns, norms = own.columns[order].numpy(), own.norms[order].numpy()
-        mixing, target_norms = found.virtual.mixing.numpy(), own.target_norms.numpy()
-        scorers[name] = Columns(columns, mixing, norms, target_norms, found.virtual.share, norm, inner)
-    targets = [sample._asdict() for sample in found.virtual.samples]
+        mixing, target_norms = own.virtual.mixing.numpy(), own.target_norms.numpy()
+        scorers[name] = Columns(columns, mixing, norms, target_norms, own.virtual.share, norm, inner)
+    targets = [sample._asdict() for sample in found.targets]
     write_affinities(path, found.uids[order].numpy(), targets, scorers, about)
 
 
 def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:
     """Return what the table says of the `total` records of a file: the samples that could be read, and, by uid, why
     others cannot be used."""
-    sources, tokens = [""] * total, [0] * total
-    for sample, length in zip(data.samples, data.lengths(), strict=True):
-        sources[sample.uid], tokens[sample.uid] = sample.source, length
-    return Records(sources, tokens, problems)
+    sources, tokens, supervised = [""] * total, [0] * total, [0] * total
+    for sample, size in zip(data.samples, data.sizes(), strict=True):
+        sources[sample.uid], (tokens[sample.uid], supervised[sample.uid]) = sample.source, size
+    return Records(sources, tokens, problems, supervised)

@@ -51,7 +51,7 @@ class ScoreReducer(Reducer[BatchScores]):
         self._columns = len(next(iter(stacks.values())))
         self._normalised = [column for column, divided in enumerate(normalised) if divided]
         self._plain = bool(self._normalised) or bool(metrics)
-        self.whole = self._plain
+        self.whole, self.gradients = self._plain, self._plain or self._columns > 0
 
     def start(self, uids: Tensor) -> None:
         self._total = torch.zeros(self._columns, len(uids), device=uids.device)

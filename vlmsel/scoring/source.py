@@ -46,10 +46,12 @@ class Reducer(ABC, Generic[T]):
     """What is made of a batch's gradients, as they come.
 
     `whole` says that it takes each block's gradient in one piece, once; otherwise a weight that is used several times
-    comes in parts, whose sum is the gradient, as soon as the backward has made them.
+    comes in parts, whose sum is the gradient, as soon as the backward has made them. Where it takes no `gradients`, a
+    model only runs forward, for the losses.
     """
 
     whole: bool = False
+    gradients: bool = True
 
     @abstractmethod
     def start(self, uids: Tensor) -> None:
@@ -183,6 +185,9 @@ class ModelSource(GradientSource):
 
     def _work(self, captured: Capture, reducer: Reducer[T], batch: Any) -> T:
         reducer.start(batch.uids)
+        if not reducer.gradients:
+            with torch.no_grad():
+                return reducer.finish(batch.uids, self.subject.losses(batch), FINE, [len(batch.uids)])
         captured.start(len(batch.uids), self.subject.row_samples(batch))
         losses = self._backward(captured, batch)
         _hand_over(captured, reducer)

@@ -1,4 +1,4 @@
-"""The score table: `scores.parquet` with `uid, source, tokens, loss` and one column `<Scorer>/<target>` per pair.
+"""The score table: `scores.parquet` with `uid, source, tokens, supervised, loss` and a column `<Scorer>/<target>` each.
 
 There is a row for every record of the pool, in the pool's order: row = uid. Scores are influences: lowest = most
 helpful, highest = most harmful. A sample that could not be scored has a null in every score column, one that could not
@@ -21,7 +21,13 @@ from vlmsel import runs
 
 _KEY = b"vlmsel"
 FIXED = ("uid", "source", "tokens", "loss")
-_TYPES = {"uid": pa.int64(), "source": pa.string(), "tokens": pa.int64()}  # all others are float64
+KNOWN = (*FIXED[:3], "supervised", *FIXED[3:])  # tables made from stores of earlier versions lack it
+_TYPES = {
+    "uid": pa.int64(),
+    "source": pa.string(),
+    "tokens": pa.int64(),
+    "supervised": pa.int64(),
+}  # all others are float64
 
 
 def check_target_names(files: Mapping[str, str]) -> Mapping[str, str]:
@@ -39,8 +45,8 @@ def check_target_names(files: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
-    """Write the table; `columns` must begin with uid, source, tokens, loss. NaN becomes null."""
-    assert tuple(columns)[: len(FIXED)] == FIXED
+    """Write the table; `columns` must hold uid, source, tokens, loss. NaN becomes null."""
+    assert set(FIXED) <= set(columns)
     arrays = {
         name: pa.array(values, _TYPES.get(name, pa.float64()), from_pandas=True) for name, values in columns.items()
     }
@@ -81,7 +87,7 @@ def score_columns(columns: Mapping[str, Any], scorer: str, targets: Sequence[str
     Raises:
         ValueError: the table lacks one of them; says what it has.
     """
-    names = [name for name in columns if name not in FIXED]
+    names = [name for name in columns if name not in KNOWN]
     if targets is None:
         wanted = [name for name in names if name.rpartition("/")[0] == scorer]
     else:

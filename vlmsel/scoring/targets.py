@@ -6,7 +6,7 @@ What single target samples are worth is in virtual.py. Several processes deal th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -19,6 +19,7 @@ from vlmsel import processes
 from vlmsel.data.sample import Sample
 from vlmsel.models.subject import Subject
 from vlmsel.scorers import Samples
+from vlmsel.scorers.base import no_vectors
 from vlmsel.scoring.batches import Batching, BatchPlan, dealt, progress_bar
 from vlmsel.scoring.source import REASONS, Gradients, ModelSource
 
@@ -65,23 +66,19 @@ class TargetPlan:
         plan = BatchPlan(data, subject.collate, groups, subject.device, batching.workers)
         return cls(tuple(sets), tuple(sets.values()), plan, owners)
 
-    def samples(self) -> dict[str, Samples]:
-        """Show each target's samples to sample scorers."""
-        whole: list[list[int]] = [[] for _ in self.names]
-        for position, number in self.owners.items():
-            whole[number].append(position)
-        samples = [sample for data in self.sets for sample in data.samples]
-        lengths = [length for data in self.sets for length in data.lengths()]
-        return {name: samples_at(samples, lengths, own) for name, own in zip(self.names, whole, strict=True)}
-
     def __len__(self) -> int:
         return len(self.names)
 
 
 def samples_at(
-    samples: Sequence[Sample], lengths: Sequence[int], positions: Sequence[int], losses: Tensor | None = None
+    samples: Sequence[Sample],
+    lengths: Sequence[int],
+    positions: Sequence[int],
+    losses: Tensor | None = None,
+    look: Callable[[str], Tensor] = no_vectors,
 ) -> Samples:
-    """Show the samples at some positions, with their lengths, to sample scorers; `losses` are theirs, where known."""
+    """Show the samples at some positions, with their lengths, to sample scorers; `losses` are theirs, where known, and
+    `look` gives their vectors."""
     chosen = [samples[i] for i in positions]
     unknown = torch.full((len(chosen),), float("nan"))
     return Samples(
@@ -90,6 +87,7 @@ def samples_at(
         tokens=torch.tensor([lengths[i] for i in positions], dtype=torch.int64),
         sources=[sample.source for sample in chosen],
         read=lambda: ["\n".join(turn.text for turn in sample.turns) for sample in chosen],
+        look=look,
     )
 
 
