@@ -125,7 +125,7 @@ class GradientScorer(Scorer):
         return {}
 
 
-def no_vectors(kind: str) -> Tensor:
+def no_vectors(kind: str) -> Float[Tensor, "n d"]:
     """Refuse to look at samples without a model.
 
     Raises:
