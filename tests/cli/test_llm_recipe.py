@@ -25,7 +25,8 @@ def study(*words):
     return module
 
 
-@pytest.mark.parametrize("method", ["dense", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dense", "lora"])
 def test_a_small_seed_gives_a_table(method, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     save_language(tmp_path / "llama")

@@ -45,6 +45,9 @@ def place(tmp_path_factory):
     return folder
 
 
+BRIEF = {"training.epochs": 1}  # where nothing need be learnt
+
+
 def options(place, out, **more):
     given = {
         "model": place / "encoder",
@@ -229,9 +232,10 @@ def test_a_seed_more_and_another_ranking_go_on_from_a_finished_run(place, tmp_pa
 
 def test_changed_data_are_refused(place, tmp_path, capsys):
     write_csv(tmp_path / "train.csv", TRAIN)
-    done(place, tmp_path / "run", train=tmp_path / "train.csv", scorers="[TracIn]")
+    given = {"train": tmp_path / "train.csv", "scorers": "[TracIn]", **BRIEF}
+    done(place, tmp_path / "run", **given)
     write_csv(tmp_path / "train.csv", TRAIN[:-2])
-    line = refused(capsys, place, tmp_path / "run", train=tmp_path / "train.csv", scorers="[TracIn]")
+    line = refused(capsys, place, tmp_path / "run", **given)
     assert "the training data changed since this run began; choose another --out or delete it" in line
 
 
@@ -242,7 +246,7 @@ def test_labels_as_given_make_a_list_alone_that_no_control_character_leaves(plac
     ]
     write_csv(tmp_path / "train.csv", [*rows[:10], ("", "bad"), *rows[10:]])
     capsys.readouterr()
-    done(place, tmp_path / "run", train=tmp_path / "train.csv", flip=None, scorers="[TracIn,HyperINF]")
+    done(place, tmp_path / "run", train=tmp_path / "train.csv", flip=None, scorers="[TracIn,HyperINF]", **BRIEF)
     said = capsys.readouterr().out
     assert "train.csv: 1 of 121 samples left out, listed in" in said and "line 12: no text" in said
     shown = said.partition("most suspicious labels by HyperINF")[2].splitlines()[2:14]
@@ -256,6 +260,7 @@ def test_labels_as_given_make_a_list_alone_that_no_control_character_leaves(plac
     assert next(row for row in found if row["uid"] == "7")["text"] == rows[7][0]
 
 
+@pytest.mark.slow
 def test_true_labels_in_a_column_give_rates_of_the_real_errors(place, tmp_path):
     turned = {"good": "bad", "bad": "good"}
     rows = [(text, turned[name] if i % 6 == 0 else name, name) for i, (text, name) in enumerate(TRAIN)]
@@ -358,11 +363,11 @@ def test_missing_labels_rare_classes_and_long_texts_are_told_and_the_rest_goes_o
 def test_heads_and_tokenizers_that_do_not_fit(place, tmp_path, capsys):
     three = save_encoder(tmp_path / "three", head=("x", "y", "z"))
     assert "head has 3 classes" in refused(capsys, place, tmp_path / "run", model=three)
-    done(place, tmp_path / "run", model=three, fresh_head="true", scorers="[TracIn]")
+    done(place, tmp_path / "run", model=three, fresh_head="true", scorers="[TracIn]", **BRIEF)
     bare = shutil.copytree(place / "encoder", tmp_path / "bare")
     word_tokenizer(pad_token=None).save_pretrained(bare)
-    done(place, tmp_path / "unk", model=bare, scorers="[TracIn]")  # padded with [UNK]
-    done(place, tmp_path / "pad", scorers="[TracIn]")
+    done(place, tmp_path / "unk", model=bare, scorers="[TracIn]", **BRIEF)  # padded with [UNK]
+    done(place, tmp_path / "pad", scorers="[TracIn]", **BRIEF)
     unk, pad = (read_table(tmp_path / name / "seed0/scores.parquet")[0]["TracIn/validation"] for name in ("unk", "pad"))
     assert np.linalg.norm(np.subtract(unk, pad)) < 2e-3 * np.linalg.norm(pad)
     none = shutil.copytree(place / "encoder", tmp_path / "none")

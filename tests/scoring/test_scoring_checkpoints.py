@@ -98,7 +98,10 @@ def test_the_curvature_pass_is_run_only_for_a_scale_per_block(models, tmp_path):
         assert sum(len(batch.uids) for batch in calls) == targets + passes * len(ITEMS)
 
 
-@pytest.mark.parametrize(("after", "left"), [(1, 16), (6, 11), (8, 8), (12, 8), (15, 1)])
+@pytest.mark.parametrize(
+    ("after", "left"),
+    [(6, 11), (8, 8), *(pytest.param(*one, marks=pytest.mark.slow) for one in [(1, 16), (12, 8), (15, 1)])],
+)
 def test_a_run_stopped_within_or_between_checkpoints_goes_on(models, after, left, tmp_path):
     """2 batches of targets, 3 of the fit and 3 of the score pass at each checkpoint."""
     expected = columns(summed(models, tmp_path / "whole"))
