@@ -342,3 +342,22 @@ def test_text_has_bos_where_the_tokenizer_puts_it():
     ids = encode(turns, 0, adding, "text").input_ids
     assert [place for place, token in enumerate(ids) if token == bos] == [0, ids.index(plain.eos_token_id) + 1]
     assert bos not in encode(turns, 0, plain, "text").input_ids
+
+
+def test_what_does_not_change_is_asked_of_the_tokenizer_once():
+    tokenizer, asked = byte_level(), []
+
+    class Counting(type(tokenizer)):
+        def __call__(self, text, **settings):
+            asked.append(text)
+            return super().__call__(text, **settings)
+
+    tokenizer.__class__ = Counting
+    encode(IMAGE_TURNS, 1, tokenizer, "vicuna_v1")
+    first, asked[:] = list(asked), []
+    again = encode(IMAGE_TURNS, 1, tokenizer, "vicuna_v1")
+    assert len(asked) < len(first) and "a" not in asked and all(len(text) > 1 for text in asked)
+    tokenizer.pad_token = "3"  # it is another one now
+    with pytest.raises(ValueError, match="the tokenizer reads '3' in the text as a special token"):
+        encode(IMAGE_TURNS, 1, tokenizer, "vicuna_v1")
+    assert again.supervised == sum(label != IGNORED for label in again.labels)

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from vlmsel.data.sample import Turn
 from vlmsel.data.templates import IMAGE, Segment, Template, find_template
@@ -109,7 +110,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> 
         return _literal(tokenizer, text)
     # the last letter decides how text goes on; the others serve tokenizers that merge it with what follows
     for anchor in (after[-1], "\n", "."):
-        before, joint = _literal(tokenizer, anchor), _literal(tokenizer, anchor + text)
+        before, joint = _known(tokenizer).literal(tokenizer, anchor), _literal(tokenizer, anchor + text)
         if joint[: len(before)] == before:
             return joint[len(before) :]
     raise ValueError(f"the tokenizer merges {text[:20]!r} with whatever stands before it, so no label can start there")
@@ -117,14 +118,41 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> 
 
 def _literal(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    # an unknown letter is no special token of the text, even where <unk> is the padding or the end token as well
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    for token in ids:
-        if token in special:
-            raise ValueError(
-                f"the tokenizer reads {tokenizer.convert_ids_to_tokens(token)!r} in the text as a special token"
-            )
+    if special := _known(tokenizer).special.intersection(ids):
+        first = next(token for token in ids if token in special)
+        raise ValueError(
+            f"the tokenizer reads {tokenizer.convert_ids_to_tokens(first)!r} in the text as a special token"
+        )
     return ids
+
+
+class _Known:
+    """What every sample asks of a tokenizer anew and gets the same answer to."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        # an unknown letter is no special token of the text, even where <unk> is the padding or the end token as well
+        self.special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self.first = tokenizer("a")["input_ids"][:1]
+        self._anchors: dict[str, list[int]] = {}
+
+    def literal(self, tokenizer: PreTrainedTokenizerBase, anchor: str) -> list[int]:
+        """Return the ids of one letter, of which there are few."""
+        if anchor not in self._anchors:
+            self._anchors[anchor] = _literal(tokenizer, anchor)
+        return self._anchors[anchor]
+
+
+_TOKENIZERS: WeakKeyDictionary[Any, tuple[tuple[Any, ...], _Known]] = WeakKeyDictionary()
+
+
+def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
+    """Return what is known of a tokenizer, asked again when its tokens have changed."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+    state = (len(tokenizer), *(getattr(tokenizer, name) for name in names))
+    found = _TOKENIZERS.get(tokenizer)
+    if found is None or found[0] != state:
+        found = _TOKENIZERS[tokenizer] = state, _Known(tokenizer)
+    return found[1]
 
 
 def _resolve(template: Template | str) -> Template:
@@ -137,7 +165,7 @@ def _lay(
     """Lay segments out as ids and labels."""
     spliced = images > 0 and template.image_position == "text"
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    if not template.forces_bos and tokenizer("a")["input_ids"][:1] != bos:
+    if not template.forces_bos and _known(tokenizer).first != bos:
         bos = []
     ids: list[int] = []
     labels: list[int] = []
