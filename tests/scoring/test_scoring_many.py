@@ -14,7 +14,7 @@ import torch
 from tiny_models import tiny_vlm, wake_lora
 from tiny_pool import Run, tiny_items
 
-from vlmsel.scorers import HyperINF, TracIn
+from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
 from vlmsel.scoring.pool_pass import Share
 
 TESTS = Path(__file__).parents[1]
@@ -210,3 +210,66 @@ def test_of_jobs_at_once_one_runs_the_curvature_pass(model, tmp_path, kill):
     assert sum(text.count("curvature\n") for text in said[1:]) == kill
     assert kill or all("another job runs the curvature pass" in text for text in said[1:])
     assert torch.equal(score(model, tmp_path / "a").scores, score(model, tmp_path / "b").scores)
+
+
+SIZES = (1, 2, 3, 7, 101)
+EVERY_SIZE = """
+    import sys
+    from pathlib import Path
+
+    sys.path[:0] = [{folder!r}, {tests!r}]
+    import torch
+    from test_scoring_many import SIZES, every_scorer
+    from tiny_models import tiny_vlm, wake_lora
+
+    torch.set_num_threads(1)
+    model = tiny_vlm(dtype=torch.float64)
+    wake_lora(model)
+    for size in SIZES:
+        every_scorer(model, size, Path(sys.argv[1]) / str(size), *map(int, sys.argv[2:]))
+"""
+
+
+def every_scorer(model, size, out, index=0, of=1):
+    """Score a pool of so many samples, or a share of it."""
+    scorers = [TracIn(block_scale=True), DataInf(), HyperINF(damping=10.0), LiSSA(), Exact()]
+    items = tiny_items(([1, 0, 2] * size)[:size], torch.float64)
+    run = Run(model, items, {"a": tiny_items([1, 0], torch.float64, seed=1)}, batch_size=2)
+    out.mkdir(parents=True, exist_ok=True)
+    return run.score(scorers, out, Share(index, of, chunk=2))
+
+
+@pytest.fixture(scope="module")
+def by_size(tmp_path_factory):
+    """Scores of each pool by one process."""
+    torch.set_num_threads(1)
+    model = tiny_vlm(dtype=torch.float64)
+    wake_lora(model)
+    folder = tmp_path_factory.mktemp("alone")
+    return model, {size: every_scorer(model, size, folder / str(size)) for size in SIZES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["2 processes", "3 processes", "3 shards at once"])
+def test_pools_smaller_and_larger_than_the_jobs_have_the_scores_of_one(by_size, how, tmp_path):
+    model, expected = by_size
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(EVERY_SIZE).format(folder=str(Path(__file__).parent), tests=str(TESTS)))
+    count, kind = how.split(" ", 1)
+    if kind == "processes":
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone"]
+        ended = subprocess.run(
+            [*launch, str(program), str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment()
+        )
+        assert ended.returncode == 0, ended.stderr
+    else:
+        jobs = [start_job(program, tmp_path, index, count) for index in range(int(count))]
+        for job in jobs:
+            job.communicate(timeout=300)
+        assert [job.returncode for job in jobs] == [0] * int(count)
+    for size, own in expected.items():
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / str(size)).rglob("*.safetensors")}
+        found = every_scorer(model, size, tmp_path / str(size))  # reads what is there
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / str(size)).rglob("*.safetensors")} == before
+        assert torch.equal(found.uids, own.uids)
+        torch.testing.assert_close(found.scores, own.scores, rtol=1e-5, atol=1e-9)
