@@ -1,6 +1,7 @@
 """What scoring costs over a plain forward and backward of the same batches, as ratios measured in one run.
 
     python tools/bench_score_pass.py [--model tiny|llama|deep] [--samples 640] [--batch_tokens 8192] [--repeats 7]
+                                     [--columns 64 128]
 
 tiny   the tiny VLM on projector + LoRA, samples of the embedded world's pool
 llama  a 4-layer Llama of width 256, LoRA r = 16 on all linear layers, random texts of 48 to 160 tokens
@@ -10,6 +11,8 @@ score / plain           score pass with 4 scorers x 4 targets over loss.sum().ba
                         parameters and nothing else
 both / plain            curvature pass over a tenth of the samples and score pass together, solving left out
 score / forward         the same score pass over a plain forward
+r columns / plain       a score pass for single target samples: 4 scorers x r virtual targets and the targets' means,
+                        plain norms and those in HyperINF's metric (64 and 256 target samples have up to 64 and 128)
 
 Repetitions of all ways are interleaved; a ratio is the median over repetitions of the ratio within one.
 """
@@ -21,7 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from vlmsel.models.config import ALL_LINEAR
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
 from vlmsel.scorers import BlockTargets, DataInf, HyperINF, LiSSA, TracIn
+from vlmsel.scorers.base import Metric
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.score_pass import ScoreReducer
 from vlmsel.scoring.solve import start_statistics
@@ -54,6 +58,7 @@ class Setting:
     batches: Sequence[Any]
     stacks: dict[str, torch.Tensor]
     tenth: Sequence[Any]  # batches of every tenth sample
+    columns: Sequence[int] = ()  # virtual targets
 
     @property
     def samples(self) -> int:
@@ -147,6 +152,26 @@ def both(setting: Setting) -> None:
     score(setting)
 
 
+def for_each(columns: int, setting: Setting) -> Callable[[Setting], None]:
+    """Return the score pass for single target samples through so many virtual targets."""
+    device, count = setting.source([]).device, len(SCORERS) * (TARGETS + columns)
+    stacks = {b.name: torch.randn(count, b.rows, b.cols, device=device) for b in setting.blocks}
+    inverse: dict[str, Metric] = {}
+    for block in setting.blocks:
+        root = torch.randn(max(block.rows, block.cols), max(block.rows, block.cols), device=device)
+        inverse[block.name] = Metric(cols=root) if block.cols >= block.rows else Metric(rows=root)
+    plain_norm = {block.name: Metric() for block in setting.blocks}
+
+    def run(own: Setting) -> None:
+        source = own.source(own.batches)
+        with source.passing(ScoreReducer(stacks, metrics=[plain_norm, inverse])) as read:
+            for pieces in read(range(len(source.sizes))):
+                for _ in pieces:
+                    pass
+
+    return run
+
+
 def seconds(call: Callable[[Setting], None], setting: Setting) -> float:
     """Time a call, GPU work included."""
     start = time.perf_counter()
@@ -158,7 +183,7 @@ def seconds(call: Callable[[Setting], None], setting: Setting) -> float:
 
 def measure(setting: Setting, repeats: int) -> dict[str, float]:
     """Return the median ratios."""
-    ways = (forward, plain, score, both)
+    ways = (forward, plain, score, both, *(for_each(columns, setting) for columns in setting.columns))
     for way in ways:
         way(setting)  # warm up
     rows = [[seconds(way, setting) for way in ways] for _ in range(repeats)]
@@ -169,6 +194,8 @@ def measure(setting: Setting, repeats: int) -> dict[str, float]:
         "plain / forward": [one[1] / one[0] for one in rows],
         "samples/s of the score pass": [setting.samples / one[2] for one in rows],
     }
+    for number, columns in enumerate(setting.columns, 4):
+        named[f"{columns} columns / plain"] = [one[number] / one[1] for one in rows]
     return {name: statistics.median(values) for name, values in named.items()}
 
 
@@ -179,6 +206,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=640)
     parser.add_argument("--batch_tokens", type=int, default=8192, help="padded tokens per batch, as `vlmsel score` has")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--columns", type=int, nargs="*", default=[64, 128], help="virtual targets per scorer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     for kind in [given.model] if given.model else ["tiny", "llama", "deep"]:
@@ -187,7 +215,7 @@ def main() -> None:
                 setting = tiny_setting(given.samples, given.batch_tokens, given.device, Path(folder))
             else:
                 setting = text_setting(kind, given.samples, given.batch_tokens, given.device)
-        found = measure(setting, given.repeats)
+        found = measure(replace(setting, columns=given.columns), given.repeats)
         shown = ", ".join(
             f"{name} {value:.3f}" if value < 50 else f"{name} {value:.0f}" for name, value in found.items()
         )
