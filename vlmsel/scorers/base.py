@@ -161,6 +161,18 @@ class Samples:
         """Each sample's text."""
         return self.read()
 
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Put the samples of several parts one after the other."""
+        uids, losses, tokens = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("uids", "losses", "tokens")
+        )
+        return cls(
+            uids, losses, tokens, [source for part in parts for source in part.sources],
+            lambda: [text for part in parts for text in part.texts],
+            lambda kind: torch.cat([part.look(kind) for part in parts]),
+        )  # fmt: skip
+
 
 class SampleScorer(Scorer):
     """A scorer that looks at no gradients."""
@@ -194,12 +206,13 @@ class FeatureScorer(SampleScorer):
         on all of the samples, as the weights of words do."""
 
     def score(self, samples: Samples, targets: Mapping[str, Samples]) -> Float[Tensor, "targets n"]:
-        columns = []
-        for own in targets.values():
-            found = self.features(samples, own)
-            mean = (found.targets.to_dense() if found.targets.is_sparse else found.targets).mean(0)
-            columns.append(-(found.samples @ mean))
-        return torch.stack(columns) if columns else torch.zeros(0, len(samples.uids))
+        sizes = [len(own.uids) for own in targets.values()]
+        if not sum(sizes):
+            return torch.full((len(targets), len(samples.uids)), float("nan"))
+        found = self.features(samples, Samples.joined(list(targets.values())))
+        shares = torch.block_diag(*(torch.full((1, size), 1 / max(size, 1)) for size in sizes)).to(found.targets)
+        means = found.targets.T @ shares.T  # the sparse one comes first
+        return -(found.samples @ means).T
 
 
 def gradient_scorers(scorers: Sequence[Scorer]) -> list[GradientScorer]:
