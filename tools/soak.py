@@ -173,7 +173,9 @@ def soaked(chain: Chain, command: str, kills: int, seconds: float, rng: random.R
     done: Counter[str] = Counter()
     while done.total() < kills:
         kind = SIGNALS[done.total() % len(SIGNALS)]
+        begun = time.monotonic()
         if stop(chain.start(command), rng.uniform(0, seconds), kind) is None:  # ended: the next begins anew
+            seconds = min(seconds, time.monotonic() - begun)  # it has less to do, or the machine is less busy
             out = chain.out(command)
             shutil.rmtree(out if out.is_dir() else out.parent)
             continue

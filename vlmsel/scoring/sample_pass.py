@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class SamplePass:
     pool: ModelSource
     plan: TargetPlan
     folder: Path
+    held: dict[tuple[str, bool], Tensor] = field(default_factory=dict)  # vectors of the pool and of the targets
 
     def score(self, scored: Scored, scorers: Sequence[Scorer], each: EachTarget | None) -> Scored:
         """Add the columns of these scorers, and their affinities where target samples are targets of their own."""
@@ -60,10 +61,16 @@ class SamplePass:
 
     def _samples(self, positions: Sequence[int], losses: Tensor | None = None) -> Samples:
         def look(kind: str) -> Tensor:
-            vectors = sample_vectors(kind, self.subject, self.pool.plan, self.folder, self.pool.budget)
-            return in_order(vectors, self.pool.plan, positions)
+            return in_order(self._vectors(kind, True), self.pool.plan, positions)
 
         return samples_at(self.data.samples, self.data.lengths(), positions, losses, look)
+
+    def _vectors(self, kind: str, pool: bool) -> Tensor:
+        """Return the vectors of the pool, or of the targets, in the order of its plan; made once."""
+        if (kind, pool) not in self.held:
+            plan, folder = (self.pool.plan, self.folder) if pool else (self.plan.plan, None)
+            self.held[kind, pool] = sample_vectors(kind, self.subject, plan, folder, self.pool.budget)
+        return self.held[kind, pool]
 
     def _targets(self) -> dict[str, Samples]:
         """Show each target's samples."""
@@ -74,8 +81,7 @@ class SamplePass:
 
     def _target_samples(self, positions: Sequence[int]) -> Samples:
         def look(kind: str) -> Tensor:
-            vectors = sample_vectors(kind, self.subject, self.plan.plan, None, self.pool.budget)
-            return in_order(vectors, self.plan.plan, positions)
+            return in_order(self._vectors(kind, False), self.plan.plan, positions)
 
         samples = [sample for data in self.plan.sets for sample in data.samples]
         lengths = [length for data in self.plan.sets for length in data.lengths()]
