@@ -260,7 +260,7 @@ MESSAGES = {  # where they differ from those of a questions file
     [
         (None, "a folder; name the file in it"),
         (b"", "the file is empty; take the official file"),
-        (gzip.compress(b"{}"), "a compressed file; unpack it first"),
+        (gzip.compress(b"{}", mtime=0), "a compressed file; unpack it first"),
         (b"PK\x03\x04", "a compressed file; unpack it first"),
         (b"{", "not a JSON file"),
         (b"\xff\xfe\x00", "not a JSON file"),
