@@ -157,8 +157,8 @@ class VLM(nn.Module, Subject):
         Raises:
             ValueError: they do not have the tower's shape.
         """
-        weight = next(self.projector.parameters())
-        return self.projector(self._seen(pixel_values).to(weight.dtype).index_select(0, image_index))
+        features, weight = self._seen(pixel_values), next(self.projector.parameters())
+        return self.projector(features.to(weight.dtype).index_select(0, image_index))
 
     def _seen(self, pixel_values: Tensor) -> Tensor:
         """Return the tower's features of distinct images. [m, patches, width]"""
