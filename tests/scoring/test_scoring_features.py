@@ -14,6 +14,7 @@ from tiny_pool import COLLATE, tiny_items
 from vlmsel.models.vlm import VLM
 from vlmsel.scorers import BM25, Embedding, Features, FeatureScorer, Hidden, Random, Samples, TracIn
 from vlmsel.scoring import vectors
+from vlmsel.scoring.arrays import score_gradients
 from vlmsel.scoring.batches import BatchPlan
 from vlmsel.scoring.halving import Budget
 from vlmsel.scoring.sample_pass import feature_affinities
@@ -173,6 +174,15 @@ def test_a_vector_that_is_not_finite_is_refused():
 def test_samples_without_a_model_have_no_vectors():
     with pytest.raises(ValueError, match="hidden vectors of samples come from a model"):
         Hidden().score(samples(POOL), {"one": samples(ASKED)})
+
+
+def test_gradients_of_targets_alone_are_refused():
+    """As a store has them, and `score_gradients`."""
+    with pytest.raises(ValueError, match="BM25 compares samples with those of the targets, .* take `vlmsel score`"):
+        BM25().score(samples(POOL), {"one": samples([])})
+    gradients = {"block": torch.ones(3, 2, 2)}
+    with pytest.raises(ValueError, match="Hidden compares samples with those of the targets"):
+        score_gradients(gradients, {"block": torch.ones(1, 2, 2)}, Hidden())
 
 
 def test_they_are_told_from_other_kinds():

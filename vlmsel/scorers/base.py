@@ -208,7 +208,10 @@ class FeatureScorer(SampleScorer):
     def score(self, samples: Samples, targets: Mapping[str, Samples]) -> Float[Tensor, "targets n"]:
         sizes = [len(own.uids) for own in targets.values()]
         if not sum(sizes):
-            return torch.full((len(targets), len(samples.uids)), float("nan"))
+            raise ValueError(
+                f"{self.name} compares samples with those of the targets, of which only gradients are here; take "
+                "`vlmsel score`"
+            )
         found = self.features(samples, Samples.joined(list(targets.values())))
         shares = torch.block_diag(*(torch.full((1, size), 1 / max(size, 1)) for size in sizes)).to(found.targets)
         means = found.targets.T @ shares.T  # the sparse one comes first
