@@ -18,6 +18,7 @@ from vlmsel import runs
 from vlmsel.gradients.store.format import STORE, TARGETS
 from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.scorers import Samples, Scorer
+from vlmsel.scorers.base import feature_scorers
 from vlmsel.scoring.curvature import FitSources, Targets
 from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.passes import FitPart
@@ -120,8 +121,13 @@ def rescore_pool(
         The scores; samples that are lacking come last, with their losses and no scores.
 
     Raises:
-        ValueError: no sample to fit on, or scorers that have no room.
+        ValueError: no sample to fit on, scorers that have no room, or ones that need the targets' samples.
     """
+    if comparing := feature_scorers(scorers):
+        raise ValueError(
+            f"{comparing[0].name} compares samples with those of the targets, of which a gradient store has only the "
+            "gradients; take `vlmsel score`"
+        )
     fit, scale = part.draw([uid for uid in pool.records.usable() if uid not in pool.excluded])
     sources = FitSources(pool.source(fit), pool.source(scale))
     scored = score_pool(StoreSource(pool.store, pool.keep), sources, targets, scorers, folder, place=place)
