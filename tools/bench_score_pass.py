@@ -24,7 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ class Setting:
     batches: Sequence[Any]
     stacks: dict[str, torch.Tensor]
     tenth: Sequence[Any]  # batches of every tenth sample
-    columns: Sequence[int] = ()  # virtual targets
 
     @property
     def samples(self) -> int:
@@ -138,8 +137,13 @@ def forward(setting: Setting) -> None:
 
 def score(setting: Setting) -> None:
     """The score pass."""
+    pass_over(setting, ScoreReducer(setting.stacks))
+
+
+def pass_over(setting: Setting, reducer: ScoreReducer) -> None:
+    """Run over all batches."""
     source = setting.source(setting.batches)
-    with source.passing(ScoreReducer(setting.stacks)) as read:
+    with source.passing(reducer) as read:
         for pieces in read(range(len(source.sizes))):
             for _ in pieces:
                 pass
@@ -161,15 +165,7 @@ def for_each(columns: int, setting: Setting) -> Callable[[Setting], None]:
         root = torch.randn(max(block.rows, block.cols), max(block.rows, block.cols), device=device)
         inverse[block.name] = Metric(cols=root) if block.cols >= block.rows else Metric(rows=root)
     plain_norm = {block.name: Metric() for block in setting.blocks}
-
-    def run(own: Setting) -> None:
-        source = own.source(own.batches)
-        with source.passing(ScoreReducer(stacks, metrics=[plain_norm, inverse])) as read:
-            for pieces in read(range(len(source.sizes))):
-                for _ in pieces:
-                    pass
-
-    return run
+    return lambda own: pass_over(own, ScoreReducer(stacks, metrics=[plain_norm, inverse]))
 
 
 def seconds(call: Callable[[Setting], None], setting: Setting) -> float:
@@ -181,9 +177,9 @@ def seconds(call: Callable[[Setting], None], setting: Setting) -> float:
     return time.perf_counter() - start
 
 
-def measure(setting: Setting, repeats: int) -> dict[str, float]:
+def measure(setting: Setting, repeats: int, columns: Sequence[int]) -> dict[str, float]:
     """Return the median ratios."""
-    ways = (forward, plain, score, both, *(for_each(columns, setting) for columns in setting.columns))
+    ways = (forward, plain, score, both, *(for_each(count, setting) for count in columns))
     for way in ways:
         way(setting)  # warm up
     rows = [[seconds(way, setting) for way in ways] for _ in range(repeats)]
@@ -194,8 +190,8 @@ def measure(setting: Setting, repeats: int) -> dict[str, float]:
         "plain / forward": [one[1] / one[0] for one in rows],
         "samples/s of the score pass": [setting.samples / one[2] for one in rows],
     }
-    for number, columns in enumerate(setting.columns, 4):
-        named[f"{columns} columns / plain"] = [one[number] / one[1] for one in rows]
+    for number, count in enumerate(columns, 4):
+        named[f"{count} columns / plain"] = [one[number] / one[1] for one in rows]
     return {name: statistics.median(values) for name, values in named.items()}
 
 
@@ -215,7 +211,7 @@ def main() -> None:
                 setting = tiny_setting(given.samples, given.batch_tokens, given.device, Path(folder))
             else:
                 setting = text_setting(kind, given.samples, given.batch_tokens, given.device)
-        found = measure(replace(setting, columns=given.columns), given.repeats)
+        found = measure(setting, given.repeats, given.columns)
         shown = ", ".join(
             f"{name} {value:.3f}" if value < 50 else f"{name} {value:.0f}" for name, value in found.items()
         )

@@ -259,7 +259,9 @@ def test_an_option_that_moved_says_where_it_is_now(key, value, place, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", [["--version"], ["scroe"]])
+@pytest.mark.parametrize(
+    "words", [["--version"], ["scroe"], pytest.param(["select", "--frac", "1"], marks=pytest.mark.slow)]
+)
 def test_python_m_vlmsel_is_the_command(words, capsys):
     done = subprocess.run([sys.executable, "-m", "vlmsel", *words], capture_output=True, text=True, check=False)
     assert done.returncode == cli.main(words)

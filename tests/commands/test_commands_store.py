@@ -293,9 +293,7 @@ def test_scorers_of_samples_work_from_a_store_unless_they_read_texts(
     line = refused(stored(written / "store", tmp_path / "wordy", **both), capsys)
     assert line == "error: a gradient store keeps no texts; run scorers that read them with `vlmsel score`"
     line = refused(stored(written / "store", tmp_path / "hidden", scorers="[TracIn,Hidden]"), capsys)
-    assert line.startswith(
-        "error: Hidden compares samples with those of the targets, of which a gradient store has only"
-    )
+    assert line.startswith("error: Hidden compares samples with those of the targets, of which only gradients are here")
     assert not list((tmp_path / "hidden").glob("parts/*"))  # before any pass
 
 

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_vlm
 from tiny_pool import COLLATE, tiny_items
 
-from vlmsel.models.vlm import VLM
-from vlmsel.scorers import BM25, Embedding, Features, FeatureScorer, Hidden, Random, Samples, TracIn
+from vlmsel.scorers import BM25, Embedding, Features, FeatureScorer, Hidden, Samples
 from vlmsel.scoring import vectors
 from vlmsel.scoring.arrays import score_gradients
 from vlmsel.scoring.batches import BatchPlan
@@ -68,22 +67,24 @@ def test_vectors_are_those_of_each_sample_alone(model, kind, by_hand, tmp_path):
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_vectors_of_a_run_are_kept_by_chunk(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "CHUNK", 2)
-    items = tiny_items()
+def test_vectors_of_a_run_are_kept_by_chunk(model, tmp_path):
+    items = tiny_items([1, 0] * 65)
     plan = plan_of(items, [[i] for i in range(len(items))])
     expected = vectors.sample_vectors("hidden", model, plan, tmp_path, Budget())
     files = sorted((tmp_path / "vectors").iterdir())
-    assert len(files) == math.ceil(len(items) / 2) and load_file(files[0])["vectors"].shape[0] == 2
+    assert len(files) == 3 and load_file(files[0])["vectors"].shape[0] == 64
     files[-1].unlink()
 
     class OnlyLast(Items):
         def __getitem__(self, position):
-            assert position >= 2 * (len(files) - 1)
+            assert position >= 128
             return super().__getitem__(position)
 
     again = vectors.sample_vectors("hidden", model, replace(plan, data=OnlyLast(items)), tmp_path, Budget())
     assert torch.equal(again, expected)
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    with pytest.raises(ValueError, match="hidden-00000000.safetensors: damaged .* delete it and run the same command"):
+        vectors.sample_vectors("hidden", model, plan, tmp_path, Budget())
 
 
 def test_a_kind_that_is_none_is_refused(model):
@@ -183,9 +184,3 @@ def test_gradients_of_targets_alone_are_refused():
     gradients = {"block": torch.ones(3, 2, 2)}
     with pytest.raises(ValueError, match="Hidden compares samples with those of the targets"):
         score_gradients(gradients, {"block": torch.ones(1, 2, 2)}, Hidden())
-
-
-def test_they_are_told_from_other_kinds():
-    assert all(isinstance(one, FeatureScorer) for one in (Hidden(), Embedding(), BM25()))
-    assert not any(isinstance(one, FeatureScorer) for one in (Random(), TracIn()))
-    assert isinstance(tiny_vlm(), VLM)

@@ -205,13 +205,18 @@ class FeatureScorer(SampleScorer):
         """Return the vectors of samples and of target samples; they are only multiplied with each other, and may depend
         on all of the samples, as the weights of words do."""
 
+    @property
+    def refusal(self) -> str:
+        """Why it cannot work where targets are known by their gradients alone."""
+        return (
+            f"{self.name} compares samples with those of the targets, of which only gradients are here; take "
+            "`vlmsel score`"
+        )
+
     def score(self, samples: Samples, targets: Mapping[str, Samples]) -> Float[Tensor, "targets n"]:
         sizes = [len(own.uids) for own in targets.values()]
         if not sum(sizes):
-            raise ValueError(
-                f"{self.name} compares samples with those of the targets, of which only gradients are here; take "
-                "`vlmsel score`"
-            )
+            raise ValueError(self.refusal)
         found = self.features(samples, Samples.joined(list(targets.values())))
         shares = torch.block_diag(*(torch.full((1, size), 1 / max(size, 1)) for size in sizes)).to(found.targets)
         means = found.targets.T @ shares.T  # the sparse one comes first

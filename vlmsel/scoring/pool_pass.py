@@ -221,7 +221,7 @@ def _preconditioned(
                 found.save(path)
                 progress.remove(out)
             processes.wait()
-    h = _load(path, Preconditioned.load)
+    h = load_part(path, Preconditioned.load)
     names = {(scorer.name, target) for scorer in wanted for target in targets.names}
     if {name for name in h.names if not is_virtual(name[1])} != names or set(h.stacks) != set(pool.shapes()):
         raise ValueError(
@@ -260,7 +260,12 @@ def _locked(lock: Path) -> bool:
     return True
 
 
-def _load(path: Path, read: Callable[[Path], T]) -> T:
+def load_part(path: Path, read: Callable[[Path], T]) -> T:
+    """Read a file that a run left of itself.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
         return read(path)
     except SafetensorError as problem:
@@ -277,7 +282,7 @@ def _part(out: Path, chunk: range) -> Path:
 def _read_part(pool: GradientSource, out: Path, chunk: range) -> BatchScores:
     """Read a chunk's file."""
     path, positions = _part(out, chunk), pool.samples(chunk)
-    part = _load(path, load_file)
+    part = load_part(path, load_file)
     if not torch.equal(part.pop("positions", positions[:0]), positions):
         raise ValueError(f"{path}: holds other samples; choose another --out or delete the folder")
     return BatchScores(**part)

@@ -124,10 +124,7 @@ def rescore_pool(
         ValueError: no sample to fit on, scorers that have no room, or ones that need the targets' samples.
     """
     if comparing := feature_scorers(scorers):
-        raise ValueError(
-            f"{comparing[0].name} compares samples with those of the targets, of which a gradient store has only the "
-            "gradients; take `vlmsel score`"
-        )
+        raise ValueError(comparing[0].refusal)
     fit, scale = part.draw([uid for uid in pool.records.usable() if uid not in pool.excluded])
     sources = FitSources(pool.source(fit), pool.source(scale))
     scored = score_pool(StoreSource(pool.store, pool.keep), sources, targets, scorers, folder, place=place)

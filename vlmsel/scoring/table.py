@@ -22,12 +22,8 @@ from vlmsel import runs
 _KEY = b"vlmsel"
 FIXED = ("uid", "source", "tokens", "loss")
 KNOWN = (*FIXED[:3], "supervised", *FIXED[3:])  # tables made from stores of earlier versions lack it
-_TYPES = {
-    "uid": pa.int64(),
-    "source": pa.string(),
-    "tokens": pa.int64(),
-    "supervised": pa.int64(),
-}  # all others are float64
+# all others are float64
+_TYPES = {"uid": pa.int64(), "source": pa.string(), "tokens": pa.int64(), "supervised": pa.int64()}
 
 
 def check_target_names(files: Mapping[str, str]) -> Mapping[str, str]:

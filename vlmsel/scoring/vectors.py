@@ -17,8 +17,7 @@ from vlmsel import processes, runs
 from vlmsel.models.subject import Subject
 from vlmsel.scoring.batches import BatchPlan, progress_bar
 from vlmsel.scoring.halving import Budget, in_pieces
-
-CHUNK = 64  # batches per file
+from vlmsel.scoring.pool_pass import Share, load_part
 
 
 def sample_vectors(kind: str, subject: Subject, plan: BatchPlan, folder: Path | None, budget: Budget) -> Tensor:
@@ -36,10 +35,10 @@ def sample_vectors(kind: str, subject: Subject, plan: BatchPlan, folder: Path | 
     """
     if kind not in _MADE:
         raise ValueError(f"there are no {kind!r} vectors of samples; there are {' and '.join(_MADE)}")
-    starts = range(0, len(plan.groups), CHUNK)
-    chunks = [range(start, min(start + CHUNK, len(plan.groups))) for start in starts]
+    share = Share()
+    chunks = share.chunks(len(plan.groups))
+    own = [chunk for chunk in chunks if share.has(chunk.start)]
     found: dict[int, Tensor] = {}
-    own = chunks[processes.rank() :: processes.count()]
     sizes = [plan.sizes[number] for chunk in own for number in chunk]
     with progress_bar(f"{kind} vectors", sizes) as bar:
         for chunk in own:
@@ -47,13 +46,13 @@ def sample_vectors(kind: str, subject: Subject, plan: BatchPlan, folder: Path | 
             bar.update(len(found[chunk.start]))
     for part in processes.gather(found):
         found |= part
-    return torch.cat([torch.zeros(0, 0), *(found[chunk.start] for chunk in chunks)][bool(chunks) :])
+    return torch.cat([found[chunk.start] for chunk in chunks])
 
 
 def _chunk(kind: str, subject: Subject, plan: BatchPlan, chunk: range, folder: Path | None, budget: Budget) -> Tensor:
     path = None if folder is None else folder / "vectors" / f"{kind}-{chunk.start:08d}.safetensors"
     if path is not None and path.is_file():
-        return load_file(path)["vectors"]
+        return load_part(path, load_file)["vectors"]
     vectors = torch.cat([_batch(kind, subject, batch, budget) for batch in plan.batches(chunk)])
     if path is not None:
         path.parent.mkdir(exist_ok=True)
