@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmsel import score_gradients
-from vlmsel.scorers import BUILT_IN, HyperINF, TracIn
+from vlmsel.scorers import BUILT_IN, FeatureScorer, HyperINF, TracIn
 
 
 def ones(*shape, dtype=torch.float32):
@@ -67,9 +67,15 @@ def test_scores_are_in_float32_or_better(gradient, target, expected):
     assert scores.dtype == expected and scores.shape == (1, 3)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [name for name, kind in BUILT_IN.items() if not issubclass(kind, FeatureScorer)])
 def test_no_sample_gets_no_score(name):
     assert score_gradients({"w": ones(0, 2, 3)}, {"w": ones(2, 2, 3)}, BUILT_IN[name]()).shape == (2, 0)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in BUILT_IN.items() if issubclass(kind, FeatureScorer)])
+def test_who_looks_at_samples_refuses_gradients(name):
+    with pytest.raises(ValueError, match=f"{name} compares samples with those of the targets"):
+        score_gradients({"w": ones(3, 2, 3)}, {"w": ones(2, 2, 3)}, BUILT_IN[name]())
 
 
 def test_the_order_of_blocks_does_not_matter():

@@ -81,7 +81,7 @@ def test_ratios_of_the_passes(bench, monkeypatch):
         seen.clear()
         way(setting)
         assert sum(seen) == samples
-    found = score_pass.measure(setting, 1)
+    found = score_pass.measure(setting, 1, [2])
     assert found["score / forward"] == pytest.approx(found["score / plain"] * found["plain / forward"])
     assert all(parameter.grad is None for parameter in setting.subject.module.parameters())
 
