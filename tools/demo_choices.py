@@ -2,9 +2,9 @@
 
     python tools/demo_choices.py runs/demo
 
-prints a Markdown table: per scorer the share of its choice that comes from each source, the share of flawed samples
-(wrong answer or another image) overall and among the presence questions, and how many of these have the answer yes.
-Means over seeds, in percent.
+prints a Markdown table: per choice the share of it that comes from each source, the share of flawed samples (wrong
+answer or another image) overall and among the presence questions, and how many of these have the answer yes. Means over
+seeds, in percent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from pathlib import Path
 from vlmsel.data.world.files import SOURCES
 from vlmsel.reporting.tables import as_markdown
 from vlmsel.runs import read_json
-from vlmsel.studies.demo import SCORERS
+from vlmsel.studies.demo import CHOSEN, MIXTURE, RANDOM, SCORERS, TOP
+from vlmsel.studies.study import draws_of
+
+ARMS = (*draws_of(RANDOM, 1), *draws_of(MIXTURE, 1), TOP, *SCORERS, CHOSEN)
 
 
 def shares(truth: Sequence[dict], pool: Sequence[dict], uids: Iterable[int]) -> list[float]:
@@ -36,15 +39,20 @@ def rows(folder: Path) -> list[list[str]]:
     if not seeds:
         raise SystemExit(f"{folder}: no seed*/world/pool_truth.json in it; run vlmsel demo first")
     table = [["choice", *SOURCES, "flawed", "flawed presence", "yes presence"]]
-    for name in ("whole pool", *SCORERS):
+    for name in ("whole pool", *(name for name in ARMS if manifest(seeds[0], name).is_file())):
         found = []
         for path in seeds:
             truth, pool = read_json(path), read_json(path.with_name("pool.json"))
-            manifest = path.parents[1] / "selected" / f"{name}.json.manifest.json"
-            uids = range(len(truth)) if name == "whole pool" else read_json(manifest)["uids"]
+            uids = range(len(truth)) if name == "whole pool" else read_json(manifest(path, name))["uids"]
             found.append(shares(truth, pool, uids))
         table.append([name, *(f"{sum(column) / len(column):.0f}" for column in zip(*found, strict=True))])
     return table
+
+
+def manifest(truth: Path, name: str) -> Path:
+    """Return where a seed's choice says what it holds."""
+    place = "choose/chosen" if name == CHOSEN else f"selected/{name}"
+    return truth.parents[1] / f"{place}.json.manifest.json"
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from vlmsel.data.world.files import WorldSizes, benchmark_files, write_world
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 ENDED = {signal.SIGKILL: (-9,), signal.SIGINT: (130, -2), signal.SIGTERM: (143, -15)}  # the negative: while it loads
 SIZES = WorldSizes(captions=48, pool=40, target=6, questions=24)
+ENDS = 10  # starts for every kill, at most
 COMMANDS = ("align", "score", "select", "tune", "evaluate")
 
 
@@ -171,7 +172,11 @@ def stop(process: subprocess.Popen[str], after: float, kind: signal.Signals) -> 
 def soaked(chain: Chain, command: str, kills: int, seconds: float, rng: random.Random) -> Counter[str]:
     """Stop a command so many times, each time somewhere in the time that it takes, then let it end."""
     done: Counter[str] = Counter()
+    starts = 0
     while done.total() < kills:
+        if starts == ENDS * kills:
+            raise RuntimeError(f"{command} ended {starts} times and was stopped {done.total()} times only")
+        starts += 1
         kind = SIGNALS[done.total() % len(SIGNALS)]
         begun = time.monotonic()
         if stop(chain.start(command), rng.uniform(0, seconds), kind) is None:  # ended: the next begins anew
@@ -180,6 +185,7 @@ def soaked(chain: Chain, command: str, kills: int, seconds: float, rng: random.R
             shutil.rmtree(out if out.is_dir() else out.parent)
             continue
         done[kind.name] += 1
+        print(f"\r{command}: stopped {done.total()} times", end="", flush=True)
     code, said = chain.finish(command)
     if code:
         raise RuntimeError(f"{command} does not end after {kills} kills: {said[-2000:]}")
@@ -251,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="a new folder that stays; a temporary one when left out")
     given = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same sums in the same order
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job and its children ignore it
     if given.out is not None:
         given.out.mkdir(parents=True)
         return int(soak(given.out, given.kills, given.seed) > 0)

@@ -2,16 +2,20 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 from pictures import has, pixels
 
 from vlmsel import cli
 from vlmsel.data.world.files import TASKS
-from vlmsel.studies.demo import ARMS
+from vlmsel.models.open import open_subject
+from vlmsel.studies.demo import BEFORE, CHOSEN, MIXTURE, PRESETS, RANDOM, ROWS, TOP, Demo
+from vlmsel.studies.demo import FULL as FULL_POOL
 from vlmsel.studies.study import MAJORITY
 
-SIZES = {"captions": 4, "pool": 20, "target": 2, "questions": 3, "fit_samples": 8, "align_epochs": 1, "tune_epochs": 1}
+SIZES = {"pool": 20, "target": 2, "questions": 3, "fit_samples": 8, "align_epochs": 1, "tune_epochs": 1}
+FULL = {"captions": 4, "mixture": "true", "scorers": "true", "draws": 2}
 
 
 def demo(out, *more, **sizes):
@@ -22,33 +26,56 @@ def demo(out, *more, **sizes):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
-    assert demo(out) == 0
+    assert demo(out, **FULL) == 0
     return out
 
 
-def test_table_has_every_model_and_task(done):
+def metrics(done, arm, task):
+    found = json.loads((done / "seed0/evaluate" / arm / task / "metrics.json").read_text())
+    return 100 * found["metrics"][found["headline"]]
+
+
+def test_table_has_every_kind_of_model_and_task(done):
     results = json.loads((done / "results.json").read_text())
-    assert list(results["percent"]) == [MAJORITY, *ARMS]
+    assert list(results["percent"]) == [MAJORITY, *ROWS]
     assert all(set(row) == set(TASKS) for row in results["percent"].values())
-    for name in ARMS:
+    for name in ROWS:
+        arms = [f"{name} 1", f"{name} 2"] if name in (RANDOM, MIXTURE) else [name]
         for task in TASKS:
-            found = json.loads((done / "seed0/evaluate" / name / task / "metrics.json").read_text())
-            headline = found["metrics"][found["headline"]]
-            assert results["percent"][name][task] == [100 * headline], (name, task)
+            values = [metrics(done, arm, task) for arm in arms]
+            assert results["percent"][name][task] == [pytest.approx(sum(values) / len(values))], (name, task)
     table = (done / "table.md").read_text().splitlines()
-    assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, *ARMS]
+    assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, *ROWS]
     picture = pixels(done / "table.png")
-    assert picture.shape == (int(120 * (0.42 * len(ARMS) + 1.3)), 120 * 5 * 5 // 2, 3)
+    assert picture.shape == (int(120 * (0.42 * len(ROWS) + 1.3)), 120 * 5 * 5 // 2, 3)
     assert has(picture, "tab:blue") and has(picture, "0.35") and has(picture, "0.6")
 
 
 def test_every_step_is_an_ordinary_run_folder(done):
-    steps = ["align", "seed0/score", "seed0/tune/HyperINF", "seed0/evaluate/HyperINF/gqa"]
-    assert all((done / step / "config.yaml").is_file() for step in steps)
-    chosen = json.loads((done / "seed0/selected/HyperINF.json").read_text())
+    seed = done / "seed0"
+    steps = ["choose/warmup", "choose/score", "score", "tune/HyperINF", "tune/choose", "evaluate/choose/gqa"]
+    assert all((folder / "config.yaml").is_file() for folder in [done / "align", *(seed / step for step in steps)])
+    chosen = json.loads((seed / "selected/HyperINF.json").read_text())
     assert len(chosen) == round(0.2 * SIZES["pool"])
-    manifest = json.loads((done / "seed0/selected/HyperINF.json.manifest.json").read_text())
+    manifest = json.loads((seed / "selected/HyperINF.json.manifest.json").read_text())
     assert manifest["columns"] == ["HyperINF/vqav2", "HyperINF/gqa", "HyperINF/textvqa"]
+
+
+def test_the_mixture_is_that_of_the_choice(done):
+    seed = done / "seed0"
+    drawn, chosen = (
+        Counter(json.loads((seed / f"{name}.json.manifest.json").read_text())["sources"])
+        for name in ("selected/same mixture 1", "choose/chosen")
+    )
+    assert drawn == chosen
+
+
+def test_the_quick_demo_takes_the_aligned_model_of_the_package(tmp_path):
+    quick = Demo(tmp_path, PRESETS["quick"], lambda *given, **options: pytest.fail("aligned anew"))
+    quick.align()
+    subject = open_subject(quick.aligned)
+    subject.require_ready()
+    assert quick.settings.arms == [BEFORE, f"{RANDOM} 1", TOP, CHOSEN, FULL_POOL]
 
 
 @pytest.mark.slow  # every step of it has its own test of this
@@ -57,14 +84,14 @@ def test_second_call_finds_everything_done_and_prints_the_same_table(done, capsy
     before = {p: p.stat().st_mtime_ns for p in made}
     table = (done / "table.md").read_text()
     capsys.readouterr()
-    assert demo(done) == 0
+    assert demo(done, **FULL) == 0
     assert {p: p.stat().st_mtime_ns for p in made} == before
     assert (done / "table.md").read_text() == table
     assert str(done / "table.png") in capsys.readouterr().out
 
 
 def test_other_sizes_need_another_folder(done, capsys):
-    assert demo(done, pool=30) == 2
+    assert demo(done, **{**FULL, "pool": 30}) == 2
     problem = capsys.readouterr().err.strip()
     assert problem.startswith("error: ") and "another configuration" in problem and "\n" not in problem
 

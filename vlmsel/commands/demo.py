@@ -1,4 +1,4 @@
-"""The whole job on the embedded world: align, score, select, tune, evaluate, and the table scorer x task.
+"""The whole job on the embedded world: choose, tune, evaluate, and the table choice x task.
 
 Every step runs the ordinary command on ordinary files, so what works here works on real data.
 """
@@ -12,17 +12,24 @@ from vlmsel.checks import check_at_least_one
 from vlmsel.commands.call import call
 from vlmsel.data.world.files import TASKS
 from vlmsel.reporting.results import show_results
-from vlmsel.studies.demo import ARMS, Demo, DemoSettings
+from vlmsel.studies.demo import PRESETS, ROWS, Demo, DemoSettings
 
-SETTINGS = DemoSettings()
+__all__ = ["PRESETS", "demo"]
 
 
-def demo(out: str = "runs/demo", seeds: int = 1, settings: DemoSettings = SETTINGS, config: str = "") -> None:
+def demo(
+    out: str = "runs/demo",
+    seeds: int = 1,
+    preset: str = "quick",
+    settings: DemoSettings = PRESETS["quick"],
+    config: str = "",
+) -> None:
     """Run the chain and leave `results.json`, `table.md` and `table.png` in `out`; a stopped run goes on when repeated.
 
     Args:
         out: the run folder.
         seeds: how many worlds; intervals need at least 2.
+        preset: the settings that `settings` starts from: quick, or full, with alignment and every scorer.
         settings: how large the demo is.
         config: the resolved configuration as text.
     """
@@ -33,7 +40,8 @@ def demo(out: str = "runs/demo", seeds: int = 1, settings: DemoSettings = SETTIN
     runs.same_inputs(folder, {})
     study = Demo(folder, settings, call)
     study.align()
-    study.run(folder, range(seeds), ARMS)
+    study.run(folder, range(seeds), settings.arms)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
-    show_results(folder, title, ARMS, {"settings": asdict(settings)})
-    print(f"per seed under {folder / 'seed0'}: world/ score/scores.parquet selected/ tune/ evaluate/")
+    show_results(folder, title, ROWS, {"settings": asdict(settings)})
+    print(f"per seed under {folder / 'seed0'}: world/ choose/ tune/ evaluate/")
+    print("next, with your own files: vlmsel choose --help")

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from vlmsel.models import checkpoint
-from vlmsel.models.config import VLMConfig
+from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.language import load_language, load_tokenizer
 from vlmsel.models.lora import attach_lora
-from vlmsel.models.presets import PRESETS
+from vlmsel.models.presets import PRESETS, SAVED
 from vlmsel.models.projector import build_projector
 from vlmsel.models.vision import VisionTower, load_vision
 from vlmsel.models.vlm import VLM
@@ -71,6 +71,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
 
 def saved_folder(source: str) -> Path | None:
     """Return where a model that we have written lies: the folder `source`, or `model` in the run folder `source`."""
+    source = resolve(SAVED.get(source, source))
     folders = (Path(source), Path(source) / "model")
     return next((folder for folder in folders if (folder / checkpoint.CONFIG).is_file()), None)
 

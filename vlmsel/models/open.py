@@ -15,7 +15,7 @@ from vlmsel.models import assembly, classifier_files, image_text, text
 from vlmsel.models.classifier import RECORD
 from vlmsel.models.devices import pick_device, pick_dtype
 from vlmsel.models.huggingface import has_any, kind_of
-from vlmsel.models.presets import PRESETS
+from vlmsel.models.presets import PRESETS, SAVED
 from vlmsel.models.subject import Subject
 
 
@@ -54,9 +54,10 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
     kind, place = pick_dtype(dtype), pick_device(device)
     make = next((make for make in MAKES if make.claims(source)), None)
     if make is None:
+        names = ", ".join([*PRESETS, *SAVED])
         raise FileNotFoundError(
-            f"{source}: no model; give a preset ({', '.join(PRESETS)}), or a folder that align or tune wrote or that "
-            "holds a causal language model"
+            f"{source}: no model; give a preset ({names}), or a folder that align or tune wrote or that holds a causal "
+            "language model"
         )
     if template is not None and make is not MAKES[0]:
         find_template(template)

@@ -1,6 +1,7 @@
 """Named models: the embedded default and the 7B model of the papers, each with and without eyes.
 
-`tiny` stands on the backbones inside the package and needs no network. `llava-7b` is CLIP ViT-L/14 at 336 px with
+`tiny` stands on the backbones inside the package and needs no network; `tiny-aligned` is it after alignment, as it was
+saved. `llava-7b` is CLIP ViT-L/14 at 336 px with
 Llama-2-7B; its LoRA is HyperINF's (r 64, alpha 128, rsLoRA on q and v), prompts and padding are LLaVA-1.5's.
 `tiny-text` and `llama2-7b` are their language models alone, without adapters: `vlmsel tune --lora.*` adds some.
 """
@@ -11,6 +12,7 @@ from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
 
 LLAMA2_7B = "meta-llama/Llama-2-7b-hf"
 
+SAVED = {"tiny-aligned": "assets:aligned"}
 PRESETS: dict[str, VLMConfig] = {
     "tiny": VLMConfig(
         vision="assets:clip",

@@ -1,7 +1,15 @@
-"""The study of `vlmsel demo`: is what a scorer chooses better than a random part of the embedded world's pool?
+"""The study of `vlmsel demo`: is what is chosen better than a random part of the embedded world's pool?
 
-Per seed there are another world (pool, targets, benchmark), another order of training samples and another random
-subset; the aligned model is shared. Every step is an ordinary command on ordinary files.
+Per seed there are another world (pool, targets, benchmark), another order of training samples and other random
+subsets; the aligned model is shared. Every step is an ordinary command on ordinary files.
+
+    not tuned          the aligned model
+    Random             random subsets, mean over draws
+    same mixture       random subsets with as many samples of every source as `choose` takes, mean over draws
+    top                lowest influence on each target file's mean by the scores of `choose`, equal parts by rank
+    choose             what `vlmsel choose` chooses
+    TracIn ... HyperINF   as `top`, by scores at the aligned model, which was not warmed up
+    full_pool          the whole pool, with as many more steps
 """
 
 from __future__ import annotations
@@ -9,14 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
-from vlmsel.studies.study import Seed, Study
-from vlmsel.training.phases import phase_preset
+from vlmsel.studies.study import Seed, Study, draws_of
+from vlmsel.training.phases import PhaseSettings, phase_preset
 
-SCORERS = ("Random", "TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
-FULL, BEFORE = "full_pool", "not tuned"
-ARMS = (BEFORE, *SCORERS, FULL)
+SCORERS = ("TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
+ALIGNED = "tiny-aligned"
+RANDOM, MIXTURE, TOP, CHOSEN, FULL, BEFORE = "Random", "same mixture", "top", "choose", "full_pool", "not tuned"
+ROWS = (BEFORE, RANDOM, MIXTURE, TOP, *SCORERS, CHOSEN, FULL)
 
 
 @dataclass(frozen=True)
@@ -24,33 +34,56 @@ class DemoSettings:
     """How large the demo is.
 
     Attributes:
-        captions: captions for alignment.
+        captions: captions that the model is aligned on; 0 takes the aligned model inside the package.
         pool: samples in the instruction pool.
         target: samples per target set.
         questions: questions per benchmark.
-        fraction: part of the pool that each scorer selects.
-        targets: the tasks that it is selected for. POPE is left out: the aligned model does it already, and there the
-            largest gradients are those of wrong answers. All four are scored and evaluated.
+        fraction: part of the pool that is chosen.
+        warmup: part of the pool that the model is warmed up on before it is scored.
+        draws: random subsets per seed, of either kind.
+        mixture: tune on random subsets with the choice's mixture of sources too.
+        scorers: tune on every scorer's choice for `targets` at the aligned model too, as the papers choose.
+        targets: the tasks that these select for. POPE is left out: the aligned model does it already, and there the
+            largest gradients are those of wrong answers.
         align_epochs: passes over the captions.
         tune_epochs: passes over what was selected, the same for every model.
         fit_samples: samples that curvature is fitted on.
-        damping: relative damping of the second-order scorers.
+        damping: relative damping of these second-order scorers.
     """
 
-    captions: int = 4000
-    pool: int = 5000
-    target: int = 100
-    questions: int = 240
+    captions: int = 0
+    pool: int = 1200
+    target: int = 40
+    questions: int = 120
     fraction: float = 0.2
+    warmup: float = 0.1
+    draws: int = 1
+    mixture: bool = False
+    scorers: bool = False
     targets: tuple[str, ...] = ("vqav2", "gqa", "textvqa")
     align_epochs: float = 2.0
     tune_epochs: float = 3.0
-    fit_samples: int = 1000
+    fit_samples: int = 400
     damping: float = 0.1
+
+    @property
+    def arms(self) -> list[str]:
+        """What models are tuned on, in the order of the table."""
+        kinds = (RANDOM, MIXTURE) if self.mixture else (RANDOM,)
+        drawn = [draw for kind in kinds for draw in draws_of(kind, self.draws)]
+        return [BEFORE, *drawn, TOP, *(SCORERS if self.scorers else ()), CHOSEN, FULL]
+
+
+PRESETS = {
+    "quick": DemoSettings(),
+    "full": DemoSettings(
+        captions=4000, pool=5000, target=100, questions=240, draws=2, mixture=True, scorers=True, fit_samples=1000
+    ),
+}
 
 
 @dataclass(frozen=True)
-class Demo(Study[Path | None, Path, None]):
+class Demo(Study[Path | None, Path | str, None]):
     """One world per seed: score its pool, tune the aligned model on every choice and ask it the benchmarks.
 
     `call` runs the command of a name into a folder, with options.
@@ -60,53 +93,73 @@ class Demo(Study[Path | None, Path, None]):
     settings: DemoSettings
     call: Callable[..., None]
 
+    @property
+    def aligned(self) -> str:
+        """The model that all seeds share."""
+        return str(self.folder / "align") if self.settings.captions else ALIGNED
+
     def align(self) -> None:
-        """Align the model that all seeds share."""
+        """Align the shared model, unless it is the package's."""
+        if not self.settings.captions:
+            return
         world = _world(self.folder / "captions", WorldSizes(self.settings.captions, 0, 0, 0), seed=0)
         phase = replace(phase_preset("tiny-align"), epochs=self.settings.align_epochs)
         files = {"data": str(world / "captions.json"), "images": str(world / "images")}
         self.call("align", self.folder / "align", **files, settings=phase)
 
     def prepare(self, seed: Seed) -> None:
-        sizes = WorldSizes(0, self.settings.pool, self.settings.target, self.settings.questions)
-        world = _world(seed.folder / "world", sizes, seed.number)
-        self.call(
-            "score",
-            seed.folder / "score",
-            model=str(self.folder / "align"),
-            pool=str(world / "pool.json"),
-            images=str(world / "images"),
-            targets={task: str(world / "targets" / f"{task}.json") for task in TASKS},
-            scorers=_scorers(seed.number, self.settings.damping),
-            fit_samples=self.settings.fit_samples,
-            each_target=False,
-            seed=seed.number,
-        )
+        settings = self.settings
+        sizes = WorldSizes(0, settings.pool, settings.target, settings.questions)
+        _world(seed.folder / "world", sizes, seed.number)
+        how = {"fraction": settings.fraction, "warmup": settings.warmup, "settings": self._phase(seed)}
+        self.call("choose", seed.folder / "choose", model=self.aligned, **how, **self._scored(seed))
+        if settings.scorers:
+            scorers = _scorers(settings.damping)
+            how = {"scorers": scorers, "each_target": False, **self._scored(seed)}
+            self.call("score", seed.folder / "score", model=self.aligned, **how)
 
     def subset(self, seed: Seed, arm: str) -> Path | None:
-        pool, out = seed.folder / "world" / "pool.json", seed.folder / "selected" / f"{arm}.json"
-        if arm in (BEFORE, FULL):
-            return pool if arm == FULL else None
-        files = {"scores": str(seed.folder / "score" / "scores.parquet"), "pool": str(pool)}
-        targets = list(self.settings.targets)
-        self.call("select", out, **files, scorer=arm, rule="top", target=targets, fraction=self.settings.fraction)
+        pool, chosen = seed.folder / "world" / "pool.json", seed.folder / "choose" / "chosen.json"
+        if arm in (BEFORE, FULL, CHOSEN):
+            return {BEFORE: None, FULL: pool, CHOSEN: chosen}[arm]
+        kind, _, draw = arm.rpartition(" ")
+        options: dict[str, Any] = {"scores": str(seed.folder / "choose" / "score")}
+        if kind in (RANDOM, MIXTURE):
+            like = {"like": str(chosen)} if kind == MIXTURE else {}
+            options |= {"scorer": "Random", "seed": 1000 * seed.number + int(draw), **like}
+        elif arm == TOP:
+            options |= {"scorer": "HyperINF", "rule": "top"}
+        else:
+            options |= {"scorer": arm, "rule": "top", "target": list(self.settings.targets)}
+            options["scores"] = str(seed.folder / "score")
+        out = seed.folder / "selected" / f"{arm}.json"
+        self.call("select", out, pool=str(pool), fraction=self.settings.fraction, **options)
         return out
 
-    def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:
-        aligned, tuned = self.folder / "align", seed.folder / "tune" / arm
+    def tune(self, seed: Seed, arm: str, data: Path | None) -> Path | str:
         if data is None:
-            return aligned
-        phase = replace(phase_preset("tiny-tune"), epochs=self.settings.tune_epochs, seed=seed.number)
-        images = str(seed.folder / "world" / "images")
-        self.call("tune", tuned, model=str(aligned), data=str(data), images=images, settings=phase)
+            return self.aligned
+        tuned, images = seed.folder / "tune" / arm, str(seed.folder / "world" / "images")
+        how = {"images": images, "settings": self._phase(seed)}
+        self.call("tune", tuned, model=self.aligned, data=str(data), **how)
         return tuned
 
-    def ask(self, seed: Seed, arm: str, model: Path) -> None:
+    def ask(self, seed: Seed, arm: str, model: Path | str) -> None:
         world = seed.folder / "world"
         for task, files in benchmark_files(world).items():
             images, out = str(world / "images" / "test" / task), seed.folder / "evaluate" / arm / task
             how = {"protocol": "bare", "max_new_tokens": 16}  # answers are words
             self.call("evaluate", out, model=str(model), task=task, images=images, **how, **files)
+
+    def _phase(self, seed: Seed) -> PhaseSettings:
+        return replace(phase_preset("tiny-tune"), epochs=self.settings.tune_epochs, seed=seed.number)
+
+    def _scored(self, seed: Seed) -> dict[str, Any]:
+        """Return how a seed's pool is scored."""
+        world = seed.folder / "world"
+        targets = {task: str(world / "targets" / f"{task}.json") for task in TASKS}
+        files = {"pool": str(world / "pool.json"), "images": str(world / "images"), "targets": targets}
+        return {**files, "fit_samples": self.settings.fit_samples, "seed": seed.number}
 
 
 def _world(folder: Path, sizes: WorldSizes, seed: int) -> Path:
@@ -117,6 +170,6 @@ def _world(folder: Path, sizes: WorldSizes, seed: int) -> Path:
     return folder
 
 
-def _scorers(seed: int, damping: float) -> tuple[str, ...]:
+def _scorers(damping: float) -> tuple[str, ...]:
     damped = (f"{name}(damping={damping})" for name in ("DataInf", "LiSSA", "HyperINF"))
-    return (f"Random(seed={seed})", "TracIn", "TracIn(block_scale=True, name='TracIn.scaled')", *damped)
+    return ("TracIn", "TracIn(block_scale=True, name='TracIn.scaled')", *damped)

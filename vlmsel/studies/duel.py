@@ -23,7 +23,7 @@ from vlmsel.models.pool import open_pool
 from vlmsel.scoring import affinity
 from vlmsel.scoring.table import read_table
 from vlmsel.studies.intervals import interval
-from vlmsel.studies.study import Seed, Study
+from vlmsel.studies.study import Seed, Study, draws_of, kind_of
 from vlmsel.training.warmup import mean_loss
 
 CHOSEN, RANDOM, MIXTURE = "chosen", "random", "same mixture"
@@ -61,7 +61,7 @@ class Sides:
     @property
     def arms(self) -> list[str]:
         """All choices of a seed."""
-        return [CHOSEN, *(f"{kind} {draw}" for kind in (RANDOM, MIXTURE) for draw in range(1, self.draws + 1))]
+        return [CHOSEN, *(draw for kind in (RANDOM, MIXTURE) for draw in draws_of(kind, self.draws))]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Duel(Study[Path, Path, Losses]):
         return runs.read_json(path) if path.is_file() else None
 
     def subset(self, seed: Seed, arm: str) -> Path:
-        sides, kind = self.sides, arm.rpartition(" ")[0] or arm
+        sides, kind = self.sides, kind_of(arm)
         out = seed.folder / "selected" / f"{arm}{Path(sides.pool).suffix}"
         options: dict[str, Any] = {"pool": sides.pool, "scores": str(seed.folder / "score")}
         if arm == CHOSEN:
@@ -186,5 +186,5 @@ def said(found: Mapping[str, Any]) -> str:
 
 def _mean(losses: Mapping[str, Losses], kind: str) -> float:
     """Return the mean loss over draws and target files of one kind of choice."""
-    own = [one for arm, one in losses.items() if arm == kind or arm.rpartition(" ")[0] == kind]
+    own = [one for arm, one in losses.items() if kind_of(arm) == kind]
     return sum(sum(one.values()) / len(one) for one in own) / len(own)

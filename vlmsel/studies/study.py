@@ -31,6 +31,25 @@ class Seed(NamedTuple):
     folder: Path
 
 
+def draws_of(kind: str, count: int) -> list[str]:
+    """Name the draws of one kind of arm.
+
+    >>> draws_of("Random", 2)
+    ['Random 1', 'Random 2']
+    """
+    return [f"{kind} {draw}" for draw in range(1, count + 1)]
+
+
+def kind_of(arm: str) -> str:
+    """Return the kind of arm that one is a draw of, itself where it is none.
+
+    >>> kind_of("Random 2"), kind_of("not tuned")
+    ('Random', 'not tuned')
+    """
+    kind, _, draw = arm.rpartition(" ")
+    return kind if draw.isdigit() else arm
+
+
 class Study(ABC, Generic[Data, Model, Answer]):
     """What is done for every arm of every seed."""
 
@@ -81,8 +100,8 @@ def gather(seeds: Sequence[Mapping[str, Mapping[str, Value]]]) -> dict[str, dict
 def read_evaluations(folder: Path, first: Sequence[str] = ()) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
     """Read what the models of a study answered: headline metrics in percent per model and task, and the tasks.
 
-    `seed<k>/evaluate/<model>/<task>/metrics.json` are those of `vlmsel evaluate`. The first row is the best constant
-    answer of each benchmark; the models `first` come next, in order.
+    `seed<k>/evaluate/<model>/<task>/metrics.json` are those of `vlmsel evaluate`; draws of one kind (`draws_of`) are
+    averaged. The first row is the best constant answer of each benchmark; the models `first` come next, in order.
 
     Raises:
         ValueError: there is no evaluation, or a model was not evaluated on every task and seed.
@@ -98,13 +117,24 @@ def read_evaluations(folder: Path, first: Sequence[str] = ()) -> tuple[dict[str,
         raise ValueError(f"{folder}: no seed*/evaluate/<model>/<task>/metrics.json in it; run the study first")
     models = dict.fromkeys(name for found in seeds.values() for name in found)
     tasks = list(dict.fromkeys(task for found in seeds.values() for task in found[MAJORITY]))
-    order = [MAJORITY, *(name for name in first if name in models)]
-    order += [name for name in models if name not in order]
+    place = {name: number for number, name in enumerate((MAJORITY, *first))}
+    order = sorted(
+        [MAJORITY, *(name for name in models if name != MAJORITY)],
+        key=lambda name: place.get(kind_of(name), len(place)),
+    )
     for name in order:
         if lacking := [f"{seed}/{task}" for task in tasks for seed in seeds if task not in seeds[seed].get(name, {})]:
             raise ValueError(f"{folder}: {name} was not evaluated on {lacking[0]}; run the study to its end")
-    rows = [{name: {task: found[name][task] for task in tasks} for name in order} for found in seeds.values()]
+    rows = [_by_kind({name: found[name] for name in order}, tasks) for found in seeds.values()]
     return gather(rows), tasks
+
+
+def _by_kind(found: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Average one seed's draws."""
+    kinds: dict[str, list[Mapping[str, float]]] = {}
+    for name, row in found.items():
+        kinds.setdefault(kind_of(name), []).append(row)
+    return {kind: {task: sum(row[task] for row in rows) / len(rows) for task in tasks} for kind, rows in kinds.items()}
 
 
 def with_mean(values: Values, tasks: Sequence[str]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
