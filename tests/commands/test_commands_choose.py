@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from vlmsel import cli, runs
 from vlmsel.scoring.affinity import Affinities
+from vlmsel.scoring.table import read_table
 from vlmsel.studies.duel import said, verdict
 
 STEPS = ["--settings.max_steps", "1", "--device", "cpu"]
@@ -67,6 +69,27 @@ def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsy
         assert len(tokens[0]) == 3 and tokens[1]
     assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
     assert runs.read_json(tmp_path / "duel/validate.json") == found
+
+
+def test_influence_on_a_mean_of_targets_is_the_scores(chosen):
+    found, (table, _) = Affinities(chosen / "score/affinity.safetensors"), read_table(chosen / "score/scores.parquet")
+    for file in ("gqa", "pope"):
+        rows = [row for row, target in enumerate(found.targets) if target["file"] == file]
+        influence = found.mean_influence("HyperINF", rows)
+        np.testing.assert_allclose(influence, table[f"HyperINF/{file}"][found.uids], rtol=1e-4, atol=1e-7)
+
+
+def test_top_sees_the_choosing_half_only(chosen, tmp_path):
+    words = ["validate", "--run", str(chosen), "--count", "3", "--rule", "top", "--seeds", "1", "--draws", "1"]
+    assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
+    folder = tmp_path / "duel/seed0"
+    half, (table, _) = Affinities(folder / "score/affinity.safetensors"), read_table(folder / "score/scores.parquet")
+    assert len(half.targets) == 2  # one of each file
+    single = half.block("HyperINF", slice(None), unit=False)
+    for row, target in enumerate(half.targets):
+        np.testing.assert_allclose(table[f"HyperINF/{target['file']}"][half.uids], -single[row], rtol=1e-4, atol=1e-7)
+    manifest = runs.read_json(folder / "selected/chosen.json.manifest.json")
+    assert manifest["columns"] == ["HyperINF/gqa", "HyperINF/pope"]
 
 
 def seeds(*rows):

@@ -13,7 +13,7 @@ from vlmsel.commands.options import refuse_idle
 from vlmsel.data.formats import read_records, write_records
 from vlmsel.scoring import affinity
 from vlmsel.scoring.table import read_table, score_columns
-from vlmsel.selection import DRAWN, AffinityRule, Ask, Draw, Facts, combine_targets, describe, top
+from vlmsel.selection import DRAWN, AffinityRule, Ask, Draw, Facts, Rule, combine_targets, describe, top
 
 
 class Picked(NamedTuple):
@@ -30,7 +30,7 @@ def select(
     out: str,
     scores: str | None = None,
     scorer: str = "HyperINF",
-    rule: Literal["top", "round_robin", "herding", "strata"] | None = None,
+    rule: Rule | None = None,
     target: str | list[str] | None = None,
     combine: Literal["rank", "mean"] = "rank",
     ask: Ask = Ask(),

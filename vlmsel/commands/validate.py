@@ -16,7 +16,7 @@ from vlmsel.data.formats import read_records
 from vlmsel.models.config import LoraSpec
 from vlmsel.reporting.tables import as_markdown, as_text
 from vlmsel.scorers.load import load_scorers
-from vlmsel.selection import how_many
+from vlmsel.selection import Rule, how_many
 from vlmsel.studies.duel import MIXTURE, RANDOM, Duel, Sides, said, verdict
 from vlmsel.training.phases import PhaseSettings
 
@@ -26,6 +26,7 @@ def validate(
     out: str,
     fraction: float | None = None,
     count: int | None = None,
+    rule: Rule = "round_robin",
     seeds: int = 3,
     draws: int = 2,
     epochs: float | None = None,
@@ -40,6 +41,7 @@ def validate(
         out: the run folder.
         fraction: part of the pool that is chosen for this; small is enough.
         count: how many samples, instead of `fraction`.
+        rule: how affinities choose, as for `vlmsel select`.
         seeds: how many times targets are halved and models tuned; intervals need at least 2.
         draws: random choices per seed, of either kind.
         epochs: passes over a choice; those of the warm-up's settings when left out.
@@ -53,7 +55,7 @@ def validate(
     size = how_many(len(read_records(chosen["pool"])), fraction, count)
     folder = runs.open_run(out, config)
     runs.same_inputs(folder, {"the scores": runs.file_hash(Path(run) / "score/scores.parquet")})
-    sides = _sides(Path(run), chosen, size, draws, epochs, device)
+    sides = _sides(Path(run), chosen, rule, size, draws, epochs, device)
     print(f"plan: {seeds * len(sides.arms)} trainings on {size} samples' tokens each, {seeds} seeds", flush=True)
     answers = Duel(sides, call).run(folder, range(seeds), sides.arms)
     found = verdict(answers)
@@ -74,7 +76,9 @@ def _read_run(run: Path) -> dict[str, Any]:
     return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
 
 
-def _sides(run: Path, chosen: dict[str, Any], size: int, draws: int, epochs: float | None, device: str) -> Sides:
+def _sides(
+    run: Path, chosen: dict[str, Any], rule: Rule, size: int, draws: int, epochs: float | None, device: str
+) -> Sides:
     reading, beside = (_group(kind, chosen) for kind in (ReadingOptions, FeatureOptions))
     settings = PhaseSettings(**chosen["settings"])
     if epochs is not None:
@@ -83,9 +87,8 @@ def _sides(run: Path, chosen: dict[str, Any], size: int, draws: int, epochs: flo
     tune = {**vars(reading), "lora": lora, "device": device, "settings": lambda seed: replace(settings, seed=seed)}
     (scorer,) = load_scorers((chosen["scorer"],))
     goal = beside.target_reading(reading.reading())
-    return Sides(
-        chosen["model"], chosen["pool"], run / "score", scorer.name, chosen["targets"], goal, draws, size, tune, device
-    )
+    files = chosen["model"], chosen["pool"], run / "score"
+    return Sides(*files, scorer.name, rule, chosen["targets"], goal, draws, size, tune, device)
 
 
 def _group(kind: Any, chosen: dict[str, Any]) -> Any:

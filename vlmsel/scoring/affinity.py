@@ -190,6 +190,12 @@ class Affinities:
             return self.directions(scorer) @ self.unit(scorer, rows).T
         return self.combination(scorer) @ self._file.get_slice(f"C/{scorer}")[rows].astype(np.float32).T
 
+    def mean_influence(self, scorer: str, targets: Sequence[int]) -> np.ndarray:
+        """Return each row's influence on the mean of some targets, by their weights; lowest = most helpful. [n]"""
+        weights = np.array([1.0 if (w := self.targets[row]["weight"]) is None else w for row in targets], np.float32)
+        mean = (weights / weights.sum()) @ self.combination(scorer)[list(targets)]
+        return -(self._file.get_tensor(f"C/{scorer}").astype(np.float32) @ mean)
+
     def whitening(self, scorer: str) -> np.ndarray:
         """Return R [r, d], by which unit rows become coordinates of the gradients' projections on the targets' span:
         ⟨c_i R, c_j R⟩ / (|i| |j|) is the cosine of the projections of g_i and g_j in the scorer's metric.

@@ -3,6 +3,8 @@
 Scores are influences, lowest = most helpful; affinities are the opposite, highest = most helpful.
 """
 
+from typing import Literal
+
 from vlmsel.selection.budget import Ask, Budget, how_many
 from vlmsel.selection.by_affinity import AffinityRule, Choice
 from vlmsel.selection.combine import combine_targets
@@ -14,6 +16,8 @@ from vlmsel.selection.rules import top
 from vlmsel.selection.strata import strata
 from vlmsel.selection.summary import describe
 
+Rule = Literal["top", "round_robin", "herding", "strata"]
+
 __all__ = [
     "DRAWN",
     "AffinityRule",
@@ -22,6 +26,7 @@ __all__ = [
     "Choice",
     "Draw",
     "Facts",
+    "Rule",
     "Taken",
     "combine_targets",
     "describe",

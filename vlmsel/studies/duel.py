@@ -21,7 +21,7 @@ from vlmsel.data.formats import read_records, write_records
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
 from vlmsel.scoring import affinity
-from vlmsel.scoring.table import read_table
+from vlmsel.scoring.table import KNOWN, read_table, write_table
 from vlmsel.studies.intervals import interval
 from vlmsel.studies.study import Seed, Study, draws_of, kind_of
 from vlmsel.training.warmup import mean_loss
@@ -39,6 +39,7 @@ class Sides:
         pool: the samples.
         score: the run folder of their score, with affinities.
         scorer: whose affinities choose.
+        rule: how, as for `vlmsel select`; top takes the influence on the mean of the choosing half.
         targets: the target files by name.
         reading, target_reading: how the pool and the targets are read.
         draws: random choices per seed, of either kind.
@@ -51,6 +52,7 @@ class Sides:
     pool: str
     score: Path
     scorer: str
+    rule: str
     targets: Mapping[str, str]
     target_reading: Reading
     draws: int
@@ -77,9 +79,7 @@ class Duel(Study[Path, Path, Losses]):
         found = affinity.Affinities(sides.score / affinity.NAME, sides.pool)
         rows = _choosing(found.targets, seed.number)
         found.write_part(seed.folder / "score" / affinity.NAME, rows)
-        table = seed.folder / "score/scores.parquet"
-        if not table.exists():
-            table.symlink_to((sides.score / "scores.parquet").resolve())
+        _write_half(seed.folder / "score/scores.parquet", sides, found, rows)
         kept = {(found.targets[row]["file"], found.targets[row]["uid"]) for row in rows}
         usable = {(one["file"], one["uid"]) for one in found.targets}
         for name, file in sides.targets.items():
@@ -96,7 +96,7 @@ class Duel(Study[Path, Path, Losses]):
         out = seed.folder / "selected" / f"{arm}{Path(sides.pool).suffix}"
         options: dict[str, Any] = {"pool": sides.pool, "scores": str(seed.folder / "score")}
         if arm == CHOSEN:
-            options |= {"scorer": sides.scorer, "count": sides.count}
+            options |= {"scorer": sides.scorer, "rule": sides.rule, "count": sides.count}
         else:
             chosen = seed.folder / "selected" / f"{CHOSEN}{Path(sides.pool).suffix}"
             options |= {"scorer": "Random", "seed": 1000 * seed.number + int(arm.split()[-1])}
@@ -131,6 +131,18 @@ def _choosing(targets: Sequence[Mapping[str, Any]], seed: int) -> list[int]:
             raise ValueError(f"target {file}: one sample cannot be cut into halves; give more")
         chosen += rng.permutation(rows)[: len(rows) // 2].tolist()
     return sorted(chosen)
+
+
+def _write_half(path: Path, sides: Sides, found: affinity.Affinities, rows: Sequence[int]) -> None:
+    """Write the score table with influences on the means of the choosing halves, which are these rows of targets."""
+    table, about = read_table(sides.score / "scores.parquet")
+    columns = {name: table[name] for name in KNOWN if name in table}
+    for file in sides.targets:
+        own = [row for row in rows if found.targets[row]["file"] == file]
+        influence = np.full(len(table["uid"]), np.nan)
+        influence[found.uids] = found.mean_influence(sides.scorer, own)
+        columns[f"{sides.scorer}/{file}"] = influence
+    write_table(path, columns, about)
 
 
 def _tokens(score: Path, chosen: Path) -> int:
