@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import pytest
+import yaml
 from pictures import has, pixels
 
 from vlmsel import cli
@@ -55,6 +56,8 @@ def test_every_step_is_an_ordinary_run_folder(done):
     seed = done / "seed0"
     steps = ["choose/warmup", "choose/score", "score", "tune/HyperINF", "tune/choose", "evaluate/choose/gqa"]
     assert all((folder / "config.yaml").is_file() for folder in [done / "align", *(seed / step for step in steps)])
+    config = yaml.safe_load((seed / "choose/config.yaml").read_text())  # whole, as the command line leaves it
+    assert config["scorer"].startswith("HyperINF(") and config["seed"] == 0 and config["lora"] is None
     chosen = json.loads((seed / "selected/HyperINF.json").read_text())
     assert len(chosen) == round(0.2 * SIZES["pool"])
     manifest = json.loads((seed / "selected/HyperINF.json.manifest.json").read_text())

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from vlmsel.commands.groups import grouped
+from vlmsel.commands.groups import defaults, grouped
 
 
 def call(command: str, out: Path, **options: Any) -> None:
     """Run a command into a folder or file, with options by their names."""
     print(f"\n== vlmsel {command} -> {out}", flush=True)
-    config = yaml.safe_dump(json.loads(json.dumps(options, default=asdict)))
     function = getattr(import_module(f"vlmsel.commands.{command}"), command)
+    config = yaml.safe_dump(json.loads(json.dumps({**defaults(function), **options}, default=asdict)))
     function(out=str(out), config=f"# vlmsel {command}\n{config}", **grouped(function, options))

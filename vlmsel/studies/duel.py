@@ -136,7 +136,7 @@ def _choosing(targets: Sequence[Mapping[str, Any]], seed: int) -> list[int]:
 def _write_half(path: Path, sides: Sides, found: affinity.Affinities, rows: Sequence[int]) -> None:
     """Write the score table with influences on the means of the choosing halves, which are these rows of targets."""
     table, about = read_table(sides.score / "scores.parquet")
-    columns = {name: table[name] for name in KNOWN if name in table}
+    columns: dict[str, Any] = {name: table[name] for name in KNOWN if name in table}
     for file in sides.targets:
         own = [row for row in rows if found.targets[row]["file"] == file]
         influence = np.full(len(table["uid"]), np.nan)
