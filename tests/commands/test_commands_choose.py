@@ -6,7 +6,7 @@ import pytest
 
 from vlmsel import cli, runs
 from vlmsel.scoring.affinity import Affinities
-from vlmsel.studies.duel import said, verdict
+from vlmsel.studies.verdict import said, verdict
 
 STEPS = ["--settings.max_steps", "1", "--device", "cpu"]
 
@@ -67,6 +67,18 @@ def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsy
         assert len(tokens[0]) == 3 and tokens[1]
     assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
     assert runs.read_json(tmp_path / "duel/validate.json") == found
+
+
+def test_a_page_shows_choice_and_verdict(chosen, tmp_path, capsys):
+    words = ["validate", "--run", str(chosen), "--count", "3", "--seeds", "1", "--draws", "1", "--device", "cpu"]
+    assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
+    assert cli.main(["report", str(chosen), f"{tmp_path}/duel", "--samples", "2"]) == 0
+    assert capsys.readouterr().out.endswith("open it in a browser\n")
+    page = (chosen / "report.html").read_text()
+    assert "The choice is not told apart from a random one" in page and "data:image/jpeg;base64," in page
+    assert "Target sample 0 of gqa and what it took" in page and "Settings of" in page
+    assert cli.main(["report", str(chosen)]) == 0  # its own page may be replaced
+    assert cli.main(["report", f"{tmp_path}/none"]) == 2
 
 
 def seeds(*rows):
