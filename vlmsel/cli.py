@@ -2,13 +2,15 @@
 
 A command is a typed function of the same name in `vlmsel.commands.<command>`; jsonargparse turns its signature into
 flags and YAML keys. A command's module is imported only when it is chosen, so that `vlmsel --help` needs no torch. A
-module with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with ~.
+module with `POSITIONAL` names the option that words before the first option stand for (`vlmsel report RUN`). A module
+with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with ~.
 
 User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -20,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from vlmsel.commands.groups import grouped, groups_of
 
@@ -35,6 +37,7 @@ COMMANDS = {
     "select": "write the part of the pool that target samples choose in turn, or another rule",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
+    "report": "write one HTML page of what lies in run folders: verdict, results, scores, the choice and its samples",
     "detect": "rank the training samples of a text classifier by how likely their labels are wrong",
 }
 
@@ -135,6 +138,8 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     module = import_module(f"vlmsel.commands.{command}")
     function = getattr(module, command)
     _refuse_moved(getattr(module, "MOVED", {}), arguments)
+    if hasattr(module, "POSITIONAL"):
+        arguments = _named(arguments, module.POSITIONAL, get_type_hints(function)[module.POSITIONAL] is not str)
     parser = _parser(command, function)
     if hasattr(module, "PRESETS"):
         _preset_defaults(parser, module, arguments)
@@ -183,6 +188,17 @@ def _refuse_moved(moved: Mapping[str, str], arguments: list[str]) -> None:
     for name, where in moved.items():
         if _early_value(arguments, name, missing := object()) is not missing:  # a saved configuration may have null
             raise ValueError(f"--{name} is no longer an option of this command: {where}; leave it out here")
+
+
+def _named(arguments: list[str], option: str, several: bool) -> list[str]:
+    """Give the words before the first option to the option that they stand for, which takes one or several."""
+    first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    words, rest = [at_home(word) for word in arguments[:first]], arguments[first:]
+    if not words:
+        return rest
+    if len(words) > 1 and not several:
+        raise ValueError(f"one path is expected, got {len(words)}: {' '.join(words)}")
+    return [f"--{option}={json.dumps(words) if several else words[0]}", *rest]
 
 
 def _preset_defaults(parser: Any, module: ModuleType, arguments: list[str]) -> None:

@@ -183,6 +183,14 @@ def test_a_preset_gives_the_defaults_of_settings(place, tmp_path):
     assert (values["settings"].projector_learning_rate, values["settings"].epochs) == (2e-5, 3)
 
 
+def test_words_before_the_options_are_the_option_that_a_command_names(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    _, values = cli.parse("report", ["~/a", "b, c", "--samples", "3"])
+    assert (values["runs"], values["samples"]) == (("/home/me/a", "b, c"), 3)
+    _, values = cli.parse("report", ["--runs", '["a"]'])
+    assert values["runs"] == ("a",)
+
+
 def test_an_unknown_preset(capsys):
     assert cli.main(["tune", "--preset", "huge"]) == 2
     assert capsys.readouterr().err.startswith("error: no preset 'huge'; there are llava15-align, ")

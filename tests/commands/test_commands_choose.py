@@ -8,7 +8,7 @@ import pytest
 from vlmsel import cli, runs
 from vlmsel.scoring.affinity import Affinities
 from vlmsel.scoring.table import read_table
-from vlmsel.studies.duel import said, verdict
+from vlmsel.studies.verdict import said, verdict
 
 STEPS = ["--settings.max_steps", "1", "--device", "cpu"]
 
@@ -90,6 +90,18 @@ def test_top_sees_the_choosing_half_only(chosen, tmp_path):
         np.testing.assert_allclose(table[f"HyperINF/{target['file']}"][half.uids], -single[row], rtol=1e-4, atol=1e-7)
     manifest = runs.read_json(folder / "selected/chosen.json.manifest.json")
     assert manifest["columns"] == ["HyperINF/gqa", "HyperINF/pope"]
+
+
+def test_a_page_shows_choice_and_verdict(chosen, tmp_path, capsys):
+    words = ["validate", "--run", str(chosen), "--count", "3", "--seeds", "1", "--draws", "1", "--device", "cpu"]
+    assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
+    assert cli.main(["report", str(chosen), f"{tmp_path}/duel", "--samples", "2"]) == 0
+    assert capsys.readouterr().out.endswith("open it in a browser\n")
+    page = (chosen / "report.html").read_text()
+    assert "The choice is not told apart from a random one" in page and "data:image/jpeg;base64," in page
+    assert "Target sample 0 of gqa and what it took" in page and "Settings of" in page
+    assert cli.main(["report", str(chosen)]) == 0  # its own page may be replaced
+    assert cli.main(["report", f"{tmp_path}/none"]) == 2
 
 
 def seeds(*rows):

@@ -17,7 +17,8 @@ from vlmsel.models.config import LoraSpec
 from vlmsel.reporting.tables import as_markdown, as_text
 from vlmsel.scorers.load import load_scorers
 from vlmsel.selection import Rule, how_many
-from vlmsel.studies.duel import MIXTURE, RANDOM, Duel, Sides, said, verdict
+from vlmsel.studies.duel import Duel, Sides
+from vlmsel.studies.verdict import MIXTURE, RANDOM, said, verdict
 from vlmsel.training.phases import PhaseSettings
 
 

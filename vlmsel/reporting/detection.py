@@ -40,7 +40,7 @@ def show_detection(folder: Path, title: str, train: LabelledFile, seeds: Seeds, 
     results = over_seeds(seeds)
     runs.write_json(folder / "results.json", {"title": title, "rank_by": rank_by, **results})
     if "detection" in results or "agreement" in results:
-        table, note = detection_rows(results), _note(len(seeds), results)
+        table, note = detection_rows(results), note_on(len(seeds), results)
         runs.write_text(folder / "table.md", f"{title}\n\n{as_markdown(table)}\n{note}\n")
         print(f"\n{title}\n\n{as_text(table)}\n\n{note}\n")
     elif seeds[0]["wrong"] is not None:
@@ -90,7 +90,8 @@ def _correlation(values: Sequence[float | None]) -> str:
     return "undefined" if len(known) < len(values) else shown(known, ".3f")
 
 
-def _note(seeds: int, results: Mapping[str, Any]) -> str:
+def note_on(seeds: int, results: Mapping[str, Any]) -> str:
+    """Say how the table's numbers are to be read."""
     note = "Mean ± half-width of the 95 % interval over seeds." if seeds > 1 else "One seed: no intervals (--seeds 3)."
     if "detection" in results:
         note = f"Percent of the wrong labels found among the highest scores (highest = most harmful). {note}"

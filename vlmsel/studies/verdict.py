@@ -1,0 +1,51 @@
+"""What comes of a duel: is the choice better than random ones of both kinds, and what follows; numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlmsel.studies.intervals import interval
+from vlmsel.studies.study import kind_of
+
+CHOSEN, RANDOM, MIXTURE = "chosen", "random", "same mixture"
+Losses = dict[str, float]  # mean loss on the judging half, by target file
+
+
+def verdict(answers: Sequence[Mapping[str, Losses]]) -> dict[str, Any]:
+    """Compare the choice with both kinds of random choices, paired by seed: mean difference of held-out losses over
+    the target files, 95 % t-interval over seeds, and what follows.
+
+    >>> def seed(*losses):
+    ...     return dict(zip(["chosen", "random 1", "same mixture 1"], [{"a": one} for one in losses]))
+    >>> verdict([seed(1.0, 2.0, 1.5), seed(1.1, 2.2, 1.7), seed(0.9, 1.8, 1.5)])["advice"]
+    'use it'
+    """
+    found = {}
+    for kind in (RANDOM, MIXTURE):
+        gains = [_mean(one, kind) - _mean(one, CHOSEN) for one in answers]
+        mean, half = interval(gains)
+        word = "better" if mean - half > 0 else "worse" if mean + half < 0 else "not told apart"
+        found[kind] = {"gain": mean, "half_width": half, "verdict": word, "per_seed": gains}
+    random, mixture = (found[kind]["verdict"] for kind in (RANDOM, MIXTURE))
+    if random == "better":
+        advice = "use it" if mixture == "better" else "set a quota by its mixture and draw at random"
+    else:
+        advice = "do not use it here; draw at random"
+    return {**found, "verdict": random, "advice": advice}
+
+
+def said(found: Mapping[str, Any]) -> str:
+    """Say a verdict in one sentence, with the advice."""
+    words = {"better": "better than", "worse": "worse than", "not told apart": "not told apart from"}
+    random, mixture = (words[found[kind]["verdict"]] for kind in (RANDOM, MIXTURE))
+    return (
+        f"the choice is {random} a random one and {mixture} a random one of its own mixture (held-out loss, 95 %): "
+        f"{found['advice']}"
+    )
+
+
+def _mean(losses: Mapping[str, Losses], kind: str) -> float:
+    """Return the mean loss over draws and target files of one kind of choice."""
+    own = [one for arm, one in losses.items() if kind_of(arm) == kind]
+    return sum(sum(one.values()) / len(one) for one in own) / len(own)
