@@ -43,6 +43,30 @@ def test_blanks_at_the_end_of_a_bare_question_belong_to_the_answer():
     assert [s.text for s in TEMPLATES["text"].segments(turns[:1], prompt=True)] == ["q"]
 
 
+SYSTEM = Turn("system", " Be kind. ")
+
+
+def test_a_system_turn_takes_the_place_of_the_templates_own():
+    vicuna = "Be kind. USER: q1 ASSISTANT: a1</s>"
+    llama = "[INST] <<SYS{}\nBe kind.\n<</SYS>>\n\nq1 [/INST] a1"
+    expected = {
+        "vicuna_v1": f"{vicuna}", "vicuna_v15": f"{vicuna}", "llava_llama_2": f"{llama.format('>>')} </s>",
+        "llama2_chat": f"{llama.format('>')}</s>", "pure": "In: Be kind.\nq1\nOut: a1</s>", "plain": "a1\n",
+        "text": "Be kind.\nq1 a1</s>",
+    }  # fmt: skip
+    assert expected == {name: training_text(TEMPLATES[name], [SYSTEM, *ROUNDS[:2]]) for name in TEMPLATES}
+
+
+def test_later_rounds_and_prompts_are_as_without_a_system_turn(template):
+    rounds = ROUNDS if template.questions else ROUNDS[:2]
+    own, bare = template.segments([SYSTEM, *rounds]), template.segments(rounds)
+    assert own[1:] == bare[1:] and own[0].begins == bare[0].begins and not own[0].supervised
+    assert template.segments([SYSTEM, *rounds[:1]], prompt=True) == own[:1]
+    assert template.segments([Turn("system", " "), *rounds]) == bare
+    with pytest.raises(ValueError, match="got human, system, gpt"):
+        template.segments([rounds[0], SYSTEM, rounds[1]])
+
+
 def test_training_text(case):
     assert training_text(find_template(case["template"]), turns_of(case)) == case["training_text"]
 

@@ -66,13 +66,15 @@ def test_samples_are_texts_and_the_name_of_their_class(encoder):
     assert found.tokenizer.decode(pair.input_ids) == "[CLS] good0 good1 good2 [SEP] bad0 [SEP]"
     bad = [said(1, "good", "x"), said(2, "fine", "x"), said(3, "good")]
     bad.append(Sample(4, "mine", ("a.png",), bad[0].turns))
+    bad.append(Sample(5, "mine", (), (Turn("system", "Be kind."), *bad[0].turns)))
     data = SampleDataset(bad, found, Reading())
     assert data.check() == {
         2: "its answer 'fine' is none of the classes bad, good, odd",
         3: "it has no text",
         4: "it has an image and this model reads text only",
+        5: "it has a system turn, which a classifier does not read; put it into the question",
     }
-    assert data.usable() == [0] and data.lengths() == [3, 0, 0, 0]
+    assert data.usable() == [0] and data.lengths() == [3, 0, 0, 0, 0]
     long = found.encode(said(5, "good", " ".join(["good0"] * 40)), Reading())
     assert len(long.input_ids) == found.limit == 20 and long.cut
 

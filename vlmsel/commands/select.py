@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.commands.options import refuse_idle
-from vlmsel.data.formats import read_records, write_records
+from vlmsel.data.formats import pool_digest, write_part
 from vlmsel.scoring import affinity
 from vlmsel.scoring.table import read_table, score_columns
 from vlmsel.selection import DRAWN, AffinityRule, Ask, Draw, Facts, Rule, combine_targets, describe, top
@@ -58,7 +58,7 @@ def select(
         raise ValueError(f"{out}: --out would replace a file that is read; choose another name")
     table, about = (None, {}) if path is None else read_table(path, pool)
     facts = Facts.of_pool(pool) if table is None else Facts.of_table(table)
-    digest = runs.file_hash(pool) if table is None else about["pool_sha256"]
+    digest = pool_digest(pool) if table is None else about["pool_sha256"]
     files = [target] if isinstance(target, str) else target
     if rule != "top" and combine != "rank":
         raise ValueError("--combine: no meaning without --rule top; leave it out")
@@ -99,11 +99,11 @@ def _by_affinity(
 
 def _write(out: str, pool: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None) -> None:
     """Write the choice and its manifest, and say what it looks like."""
-    records, uids = read_records(pool), picked.uids.tolist()
-    write_records(out, [records[uid] for uid in sorted(uids)], pool)
+    uids = picked.uids.tolist()
+    write_part(out, pool, sorted(uids))
     sources = Counter(facts.sources[sorted(uids)].tolist())
     about["scores_sha256"] = None if path is None else runs.file_hash(path)
-    about |= {"of": len(records), "sources": dict(sources.most_common()), "uids": uids}
+    about |= {"of": len(facts), "sources": dict(sources.most_common()), "uids": uids}
     runs.write_json(Path(f"{out}.manifest.json"), about | picked.about)
     lines, warnings = describe(facts, picked.uids, picked.norms)
-    print("\n".join([f"{out}: {len(uids)} of {len(records)} samples by {picked.how}", *lines, *warnings]))
+    print("\n".join([f"{out}: {len(uids)} of {len(facts)} samples by {picked.how}", *lines, *warnings]))

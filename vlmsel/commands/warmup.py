@@ -7,7 +7,7 @@ from pathlib import Path
 from vlmsel import processes, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.options import FeatureOptions, ReadingOptions
-from vlmsel.data.formats import read_records, write_records
+from vlmsel.data.formats import write_part
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
@@ -68,15 +68,15 @@ def warmup(
         subject.attach_lora(lora, settings.seed, model)
     read = reading.reading()
     found = open_pool(subject, pool, read)
-    usable = [found.samples.samples[position] for position in found.samples.usable()]
-    drawn = draw_part([sample.source for sample in usable], part_size(len(usable), fraction, least), seed)
-    uids = [usable[position].uid for position in drawn]
+    usable, known = found.samples.usable(), found.samples.uids
+    sources = found.samples.sources
+    drawn = draw_part([sources[position] for position in usable], part_size(len(usable), fraction, least), seed)
+    uids = [known[usable[number]] for number in drawn]
     goals = {name: open_pool(subject, file, beside.target_reading(read)) for name, file in (targets or {}).items()}
     before = _losses(subject, goals)
     part = folder / f"part{''.join(Path(pool).suffixes[-1:])}"
     if processes.is_main():
-        records = read_records(pool)
-        write_records(part, [records[uid] for uid in uids], pool)
+        write_part(part, pool, uids)
     processes.wait()
     result = train_on(subject, part, read, settings, out)
     after = _losses(subject, goals)

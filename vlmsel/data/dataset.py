@@ -17,6 +17,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from vlmsel import processes
 from vlmsel.data.batches import Item
 from vlmsel.data.encoding import IGNORED, LossOn, generation_ids
 from vlmsel.data.features import FeatureReader
+from vlmsel.data.formats.pool import Samples
 from vlmsel.data.images import Pictures, require_folder
 from vlmsel.data.sample import Sample, Turn
 
@@ -82,7 +84,7 @@ class SampleDataset(Dataset[Any]):
     def __init__(self, samples: Sequence[Sample], subject: Reader, reading: Reading) -> None:
         self.samples, self.subject, self.reading = samples, subject, reading
         self.pictures = subject.pictures(reading)
-        if self.pictures is not None and (count := sum(bool(sample.images) for sample in samples)):
+        if self.pictures is not None and (count := int((self.images() > 0).sum())):
             if reading.images is None:
                 raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
             require_folder(reading.images)
@@ -108,7 +110,22 @@ class SampleDataset(Dataset[Any]):
     @property
     def uids(self) -> list[int]:
         """The uid at each position."""
+        if isinstance(self.samples, Samples):
+            return self.samples.uids.tolist()
         return [sample.uid for sample in self.samples]
+
+    @property
+    def sources(self) -> list[str]:
+        """The source of each sample, by position."""
+        if isinstance(self.samples, Samples):
+            return self.samples.sources
+        return [sample.source for sample in self.samples]
+
+    def images(self) -> np.ndarray:
+        """Return how many images each sample has. [n]"""
+        if isinstance(self.samples, Samples):
+            return self.samples.images
+        return np.array([len(sample.images) for sample in self.samples], dtype=np.int32)
 
     def check(self) -> dict[int, str]:
         """Encode every sample and decode every picture once; say by uid why samples cannot be used, in their order.
@@ -155,8 +172,8 @@ class SampleDataset(Dataset[Any]):
 
     def signed_lengths(self) -> list[int]:
         """Return `lengths`, negative for samples without an image, as `modality_length_order` wants them."""
-        pairs = zip(self.samples, self.lengths(), strict=True)
-        return [length if sample.images else -length for sample, length in pairs]
+        pairs = zip(self.images().tolist(), self.lengths(), strict=True)
+        return [length if images else -length for images, length in pairs]
 
     def _look_at_pictures(self) -> tuple[dict[str, str], str]:
         """Decode every distinct picture; return why some cannot be used, by path, and the hash of all their bytes."""

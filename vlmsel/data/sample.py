@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["human", "gpt"]
+Role = Literal["system", "human", "gpt"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: `role` is "human" (never supervised) or "gpt" (supervised); `text` is as in the file."""
+    """One message; `text` is as in the file.
+
+    `role` is "human" (never supervised), "gpt" (supervised) or, of a sample's first turn alone, "system" (never
+    supervised): what the assistant was told before the conversation.
+    """
 
     role: Role
     text: str
@@ -25,7 +29,8 @@ class Sample:
     """A conversation with the images it speaks of; a labelled text is one whose answer is the name of its class.
 
     `uid` is the position in the file, `source` names the data set it came from, `images` are paths relative to the
-    image folder in the order of their `<image>` markers, `weight` is how much the sample counts, if the file says so.
+    image folder, or pictures that know where they lie, in the order of their `<image>` markers, `weight` is how much
+    the sample counts, if the file says so.
     """
 
     uid: int

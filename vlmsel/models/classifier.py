@@ -106,6 +106,8 @@ class Classifier(nn.Module, Subject):
         answers = [turn.text for turn in sample.turns if turn.role == "gpt"]
         if sample.images or not texts:
             raise ValueError("it has an image and this model reads text only" if sample.images else "it has no text")
+        if sample.said("system"):
+            raise ValueError("it has a system turn, which a classifier does not read; put it into the question")
         if len(answers) != 1 or answers[0] not in self.classes:
             known = ", ".join(self.classes)[:200]
             raise ValueError(f"its answer {quoted(' '.join(answers))} is none of the classes {known}")

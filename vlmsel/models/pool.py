@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading, SampleDataset
-from vlmsel.data.formats import read_samples
+from vlmsel.data.formats import pool_digest, read_samples
 from vlmsel.models.subject import Subject
 
 
@@ -17,7 +17,7 @@ from vlmsel.models.subject import Subject
 class Pool:
     """The samples of a file, why those that cannot be used cannot (by uid), and how many it has in all.
 
-    `sha256` is that of the file when it was read.
+    `sha256` is that of the file, or of all files that it is made of, when it was read.
     """
 
     path: Path
@@ -63,7 +63,7 @@ def open_pool(
         FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, no folder is named and
             there are images, or no sample can be used.
     """
-    found, sha256 = read_samples(path), runs.file_hash(path)
+    found, sha256 = read_samples(path), pool_digest(path)
     if features:
         names = [image for sample in found.samples for image in sample.images]
         reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vlmsel import runs
+from vlmsel.data.formats import pool_digest
 
 NAME = "affinity.safetensors"
 _KEY = "vlmsel"
@@ -128,7 +129,7 @@ class Affinities:
             self._check_shapes()
         except (SafetensorError, KeyError, AssertionError) as problem:
             raise ValueError(f"{path}: not an affinity file, or damaged ({problem!r}); score the pool again") from None
-        if pool is not None and self.about["pool_sha256"] != runs.file_hash(pool):
+        if pool is not None and self.about["pool_sha256"] != pool_digest(pool):
             raise ValueError(
                 f"{path}: these affinities belong to another pool ({self.about['pool']}) than {pool}; score this pool "
                 "first"

@@ -90,6 +90,6 @@ def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> 
     """Return what the table says of the `total` records of a file: the samples that could be read, and, by uid, why
     others cannot be used."""
     sources, tokens, supervised = [""] * total, [0] * total, [0] * total
-    for sample, size in zip(data.samples, data.sizes(), strict=True):
-        sources[sample.uid], (tokens[sample.uid], supervised[sample.uid]) = sample.source, size
+    for uid, source, size in zip(data.uids, data.sources, data.sizes(), strict=True):
+        sources[uid], (tokens[uid], supervised[uid]) = source, size
     return Records(sources, tokens, problems, supervised)

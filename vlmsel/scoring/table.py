@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmsel import runs
+from vlmsel.data.formats import pool_digest
 
 _KEY = b"vlmsel"
 FIXED = ("uid", "source", "tokens", "loss")
@@ -70,7 +71,7 @@ def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[s
         raise ValueError(f"{path}: not a score table (it needs the columns {', '.join(FIXED)} and vlmsel's metadata)")
     if pool is not None and not Path(pool).is_file():
         raise FileNotFoundError(f"{pool}: no such file; give the pool that was scored ({about['pool']})")
-    if pool is not None and about["pool_sha256"] != runs.file_hash(pool):
+    if pool is not None and about["pool_sha256"] != pool_digest(pool):
         raise ValueError(
             f"{path}: these scores belong to another pool ({about['pool']}) than {pool}; score this pool first"
         )

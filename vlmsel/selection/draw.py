@@ -105,4 +105,4 @@ def _sources_of(manifest: Mapping[str, Any] | None, path: str) -> Mapping[str, i
     """Return how many samples of each source a choice has."""
     if manifest is not None:
         return manifest["sources"]
-    return Counter(sample.source for sample in read_samples(path).samples)
+    return Counter(read_samples(path).samples.sources)

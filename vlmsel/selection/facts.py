@@ -44,9 +44,9 @@ class Facts:
     def of_pool(cls, path: str | Path) -> Facts:
         """Take what the file of a pool says; what cannot be read is not usable."""
         pool = read_samples(path)
-        known = {sample.uid: sample.source for sample in pool.samples}
-        sources = np.array([known.get(uid, "") for uid in range(len(pool.records))], dtype=str)
-        return cls(sources, np.array([uid in known for uid in range(len(pool.records))], dtype=bool))
+        codes = np.zeros(len(pool.records), dtype=np.int32)
+        codes[pool.samples.uids] = pool.samples.codes + 1
+        return cls(np.array(["", *pool.samples.names])[codes], codes > 0)
 
     def lengths(self) -> Int[np.ndarray, " n"]:
         """Return the samples' tokens.

@@ -17,7 +17,7 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.data.dataset import Reading
-from vlmsel.data.formats import read_records, write_records
+from vlmsel.data.formats import read_records, write_part
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
 from vlmsel.scoring import affinity
@@ -80,9 +80,8 @@ class Duel(Study[Path, Path, Losses]):
         kept = {(found.targets[row]["file"], found.targets[row]["uid"]) for row in rows}
         usable = {(one["file"], one["uid"]) for one in found.targets}
         for name, file in sides.targets.items():
-            records = read_records(file)
-            judging = [one for uid, one in enumerate(records) if (name, uid) in usable - kept]
-            write_records(_half(seed, name, file), judging, file)
+            judging = [uid for uid in range(len(read_records(file))) if (name, uid) in usable - kept]
+            write_part(_half(seed, name, file), file, judging)
 
     def kept(self, seed: Seed, arm: str) -> Losses | None:
         path = _answer(seed, arm)

@@ -72,10 +72,10 @@ def test_a_selection_is_written_in_the_form_it_came_in(pool, tmp_path):
     records = read_records(pool)
     write_records(tmp_path / "chosen.csv", [records[2], records[0]], pool)
     assert read_records(tmp_path / "chosen.csv") == [records[2], records[0]]
-    with pytest.raises(ValueError, match=r"chosen.json: .*pool.csv is CSV and this name LLaVA JSON"):
+    with pytest.raises(ValueError, match=r"chosen.json: .*pool.csv is CSV and this name JSON"):
         write_records(tmp_path / "chosen.json", [records[0]], pool)
     assert not (tmp_path / "chosen.json").exists()
 
 
-def test_files_that_no_form_claims_are_llava_s(pool):
-    assert [form_of(name).name for name in ("a.json", "a.jsonl", "a", "a.csv")] == ["LLaVA JSON"] * 3 + ["CSV"]
+def test_files_that_no_form_claims_are_json(pool):
+    assert [form_of(name).name for name in ("a.json", "a.jsonl", "a", "a.csv")] == ["JSON"] * 3 + ["CSV"]

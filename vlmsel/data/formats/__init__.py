@@ -6,31 +6,21 @@ uid, the position in the file. A new form is a module with a `Form` and one line
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmsel.data.formats.base import Form
-from vlmsel.data.formats.llava import Llava
-from vlmsel.data.sample import Problem, Sample
+from vlmsel.data.formats.json_file import JsonFile
+from vlmsel.data.formats.pool import Pool, read_pool
 
 FORMS: list[Form] = [
-    Llava(),  # the last, as it claims every file
+    JsonFile(),  # the last, as it claims every file
 ]
 
 
-@dataclass(frozen=True)
-class Pool:
-    """What a file holds: usable samples, one problem per unusable one, and all records as they were read."""
-
-    samples: list[Sample]
-    problems: list[Problem]
-    records: list[Any]
-
-
 def form_of(path: str | Path) -> Form:
-    """Return the form of a file, by its name."""
+    """Return the form of a pool, by its name and content."""
     return next(form for form in FORMS if form.claims(Path(path)))
 
 
@@ -41,17 +31,10 @@ def read_samples(path: str | Path) -> Pool:
         FileNotFoundError: there is no such file.
         ValueError: the file as a whole cannot be read.
     """
-    form, records = form_of(path), read_records(path)
-    samples, problems = [], []
-    for uid, record in enumerate(records):
-        try:
-            samples.append(form.parse(uid, record))
-        except ValueError as reason:
-            problems.append(Problem(uid, str(reason)))
-    return Pool(samples, problems, records)
+    return read_pool(form_of(path), Path(path))
 
 
-def read_records(path: str | Path) -> list[Any]:
+def read_records(path: str | Path) -> Sequence[Any]:
     """Read the records of a pool, unchecked; the position of a record is its uid.
 
     Raises:
@@ -61,13 +44,32 @@ def read_records(path: str | Path) -> list[Any]:
     return form_of(path).read(Path(path))
 
 
+def pool_digest(path: str | Path) -> str:
+    """Return a hash of all that a pool's records are read from."""
+    return form_of(path).digest(Path(path))
+
+
 def write_records(path: str | Path, records: Iterable[Any], pool: str | Path | None = None) -> None:
     """Write records, those of the file `pool` if it is given; a killed process leaves the old file or the new one.
 
     Raises:
         ValueError: `path` is of another form than `pool`.
     """
-    form = form_of(path)
-    if pool is not None and form is not form_of(pool):
-        raise ValueError(f"{path}: {pool} is {form_of(pool).name} and this name {form.name}; let it end as the pool's")
+    form = form_of(path) if pool is None else _form_to_write(path, pool)
     form.write(Path(path), records)
+
+
+def write_part(path: str | Path, pool: str | Path, uids: Sequence[int]) -> None:
+    """Write the records `uids` of a pool, in this order and in the pool's form.
+
+    Raises:
+        ValueError: the name `path` is not one of the pool's form.
+    """
+    _form_to_write(path, pool).write_part(Path(path), Path(pool), uids)
+
+
+def _form_to_write(path: str | Path, pool: str | Path) -> Form:
+    form, named = form_of(pool), form_of(path)
+    if not form.fits(Path(path)) or (named is not form and named not in FORMS[-1:]):
+        raise ValueError(f"{path}: {pool} is {form.name} and this name {named.name}; let it end as the pool's")
+    return form

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlmsel import runs
 from vlmsel.checks import quoted
+from vlmsel.data.formats.pictures import Picture
 from vlmsel.data.rows import kind_of
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.data.templates import IMAGE
@@ -28,11 +30,13 @@ class Form(ABC):
 
     @abstractmethod
     def claims(self, path: Path) -> bool:
-        """Tell by its name whether a file is of this form."""
+        """Tell by its name, or by its content where it exists, whether a file is of this form."""
 
     @abstractmethod
-    def read(self, path: Path) -> list[Any]:
+    def read(self, path: Path) -> Sequence[Any]:
         """Read the records of a file, unchecked; the position of a record is its uid.
+
+        A form for large pools gives a sequence that reads a record when it is asked for and can be pickled.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -51,18 +55,32 @@ class Form(ABC):
             ValueError: the record cannot be used; the message says why, without naming the record.
         """
 
+    def fits(self, path: Path) -> bool:
+        """Tell whether a choice may be written under this name."""
+        return self.claims(path)
+
+    def write_part(self, path: Path, pool: Path, uids: Sequence[int]) -> None:
+        """Write some records of a pool, in this order."""
+        records = self.read(pool)
+        self.write(path, (records[uid] for uid in uids))
+
+    def digest(self, path: Path) -> str:
+        """Return a hash of all that the records of a pool are read from, but for pictures' own files."""
+        return runs.file_hash(path)
+
 
 def checked_sample(
     uid: int, turns: Sequence[Turn], images: Sequence[str] = (), source: Any = None, weight: Any = None
 ) -> Sample:
     """Make a sample of what a record holds.
 
-    As in LLaVA (arXiv 2304.08485) an opening turn of the assistant is dropped and turns must alternate after it.
+    As in LLaVA (arXiv 2304.08485) an opening turn of the assistant is dropped and turns must alternate after it. A
+    system turn may come before all others; one without text is none.
 
     Args:
         uid: position in the file.
         turns: who said what, with a marker for each image.
-        images: paths relative to the image folder.
+        images: paths relative to the image folder, or pictures that know where they lie.
         source: name of the data set; where it is no text, the first image's path tells.
         weight: how much the sample counts; None where the file does not say.
 
@@ -74,7 +92,7 @@ def checked_sample(
         _require_text(f"turn {number}", turn.text)
     for path in images:
         _require_text("image path", path)
-        if problem := path_problem(path):
+        if not isinstance(path, Picture) and (problem := path_problem(path)):
             raise ValueError(problem)
     markers = sum(turn.text.count(IMAGE) for turn in kept)
     if markers != len(images):
@@ -94,7 +112,7 @@ def source_of(given: Any, images: Sequence[str]) -> str:
         return given
     if not images:
         return "text"
-    path = PurePosixPath(images[0])
+    path = PurePosixPath(images[0].named if isinstance(images[0], Picture) else images[0])
     if known := _KNOWN_SOURCE.match(str(path).lower()):
         return known.group(1)
     return path.parts[0] if len(path.parts) > 1 else "images"
@@ -117,16 +135,21 @@ def path_problem(path: str) -> str | None:
 
 
 def _alternating(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Drop an opening turn of the assistant and check that the others alternate."""
-    dropped = int(bool(turns) and turns[0].role == "gpt")
-    kept = turns[dropped:]
+    """Drop an opening turn of the assistant and check that the others alternate, behind a system turn or not."""
+    first = int(bool(turns) and turns[0].role == "system")
+    system = tuple(turn for turn in turns[:first] if turn.text.strip())
+    if any(IMAGE in turn.text for turn in system):
+        raise ValueError(f"an {IMAGE} marker stands in the system turn; put it into a question")
+    first += int(len(turns) > first and turns[first].role == "gpt")
+    kept = turns[first:]
     if not any(turn.role == "gpt" for turn in kept):
         raise ValueError("no turn from 'gpt' that answers a human, so that there is nothing to learn")
-    for number, turn in enumerate(kept):
-        if turn.role != (expected := ROLES[number % 2]):
-            place = number + dropped
-            raise ValueError(f"turn {place} is from {turn.role!r}, expected {expected!r}: turns must alternate")
-    return tuple(kept)
+    for number, turn in enumerate(kept, first):
+        if turn.role == "system":
+            raise ValueError(f"turn {number} is from 'system', which only the first may be")
+        if turn.role != (expected := ROLES[(number - first) % 2]):
+            raise ValueError(f"turn {number} is from {turn.role!r}, expected {expected!r}: turns must alternate")
+    return system + tuple(kept)
 
 
 def _checked_weight(weight: Any) -> float | None:

@@ -19,7 +19,7 @@ _OTHER = re.compile(f"(video|audio|sound|speech){_ENDING}", re.I)
 _FILE = re.compile(r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|mp4|avi|mkv|mov|webm|wav|mp3|flac)|data:image.*", re.I | re.S)
 _MARKER = re.compile(r"\A\s*<(video|audio)>|<(video|audio)>\s*\Z")
 _TEXTS = {
-    "system", "system_prompt", "system_message", "tools", "functions", "tool_calls", "function_call", "history",
+    "system_prompt", "system_message", "tools", "functions", "tool_calls", "function_call", "history",
     "conversation", "messages", "instruction", "prompt", "context", "documents", "reasoning_content",
     "content",
 }  # fmt: skip

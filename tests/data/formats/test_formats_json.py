@@ -1,13 +1,14 @@
-"""LLaVA files: what is read, what is reported instead, and that nothing shifts another sample's uid."""
+"""JSON files: what is read, what is reported instead, and that nothing shifts another sample's uid."""
 
 import json
+import pickle
 import re
 
 import pytest
 
 from vlmsel.data.formats import read_records, read_samples, write_records
 from vlmsel.data.formats.base import path_problem, source_of
-from vlmsel.data.formats.llava import Llava
+from vlmsel.data.formats.json_file import JsonFile
 from vlmsel.data.sample import Turn
 from vlmsel.data.world.files import WorldSizes, write_world
 
@@ -48,7 +49,24 @@ BAD = {
     "no conversations": {"id": 1},
     "non-empty list": {"conversations": []},
     "got a list": [],
-    "unknown role 'system'": {"conversations": talk(("system", "Be kind."), ("human", "a"), ("gpt", "b"))},
+    "turn 2 is from 'system', which only the first may be": {
+        "conversations": talk(("human", "a"), ("gpt", "b"), ("system", "Be kind."))
+    },
+    "marker stands in the system turn": {"conversations": talk(("system", "<image>"), ("human", "a"), ("gpt", "b"))},
+    "expected 'human': turns must": {"conversations": talk(("system", "a"), ("gpt", "b"), ("gpt", "c"))},
+    "'system' and the system turn differ": {
+        "system": "x",
+        "conversations": talk(("system", "y"), ("human", "a"), ("gpt", "b")),
+    },
+    "string under 'system', got a list": {"system": ["x"], "conversations": talk(("human", "a"), ("gpt", "b"))},
+    "turn 0: a part of type 'audio'": {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+    "turn 0: a part of type None": {"messages": [{"role": "user", "content": [None]}]},
+    "parts of turns name images, and so does the record": {
+        "images": ["a.png"],
+        "messages": [{"role": "user", "content": [{"type": "image", "image": "b.png"}]}],
+    },
+    "'history' 0: expected a question": {"instruction": "a", "output": "b", "history": ["x"]},
+    "round 0: expected an object with texts": {"texts": [{"user": "a"}]},
     "unknown role None": {"conversations": [{"value": "x"}]},
     "got null": {"conversations": [{"from": "human", "value": None}]},
     "got a number": {"conversations": [7]},
@@ -59,10 +77,10 @@ BAD = {
         "image": "a.png",
         "conversations": talk(("human", "<image><image>"), ("gpt", "b")),
     },
-    "0 <image> markers for 1 images": {"image": "a.png", "conversations": talk(("human", "a"), ("gpt", "b"))},
+    "1 <image> markers for 2 images": {"images": ["a.png", "b.png"], "conversations": [ASK, SAY]},
     "leaves the image folder": {"image": "../a.png", "conversations": [ASK, SAY]},
     "'/etc/a.png' leaves": {"image": "/etc/a.png", "conversations": [ASK, SAY]},
-    "under 'image', got a number": {"image": 3, "conversations": [ASK, SAY]},
+    "image 0: expected a path, got a number": {"image": 3, "conversations": [ASK, SAY]},
     "'image' and 'images' differ": {"image": "a.png", "images": ["b.png"], "conversations": [ASK, SAY]},
     "the weight must be a positive number, got 0": {**GOOD, "weight": 0},
     "the weight must be a positive number, got nan": {**GOOD, "weight": float("nan")},
@@ -81,7 +99,7 @@ def test_reasons_say_what_is_wrong(reason, write):
 
 
 def test_an_opening_turn_of_the_assistant_is_dropped():
-    sample = Llava().parse(0, {"conversations": talk(("gpt", "Hello!"), ("human", "a"), ("gpt", "b"))})
+    sample = JsonFile().parse(0, {"conversations": talk(("gpt", "Hello!"), ("human", "a"), ("gpt", "b"))})
     assert sample.turns == (Turn("human", "a"), Turn("gpt", "b"))
 
 
@@ -104,7 +122,6 @@ UNREAD = {  # what a record names, or marks, beside text
     "misspelt": ({"imgae": "1.PNG", "conversations": PLAIN}, "'imgae' names a picture"),
     "inline": ({"file": "data:image/png;base64,AAAA", "conversations": PLAIN}, "'file' names a picture"),
     "in a turn": ({"conversations": [{**PLAIN[0], "image": "a.png"}, PLAIN[1]]}, "'image' names a picture"),
-    "system": ({"system": "Be kind.", "conversations": PLAIN}, "'system' holds text that is not read"),
     "tools": ({"tools": [{"name": "f"}], "conversations": PLAIN}, "'tools' holds text"),
     "a call": ({"conversations": [PLAIN[0], {**PLAIN[1], "tool_calls": [1]}]}, "'tool_calls' holds text"),
     "twice": ({"messages": PLAIN, "conversations": PLAIN}, "'messages' holds text"),
@@ -117,7 +134,7 @@ UNREAD = {  # what a record names, or marks, beside text
 def test_what_names_something_that_is_not_read_is_left_out(case):
     record, reason = UNREAD[case]
     with pytest.raises(ValueError, match=f"^{re.escape(reason)}"):
-        Llava().parse(0, record)
+        JsonFile().parse(0, record)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +147,90 @@ def test_what_names_something_that_is_not_read_is_left_out(case):
     ],
 )
 def test_what_is_no_part_of_the_conversation_is_no_obstacle(more):
-    assert Llava().parse(0, {"conversations": PLAIN, **more}).said("gpt") in (("b",), ("A cat",))
+    assert JsonFile().parse(0, {"conversations": PLAIN, **more}).said("gpt") in (("b",), ("A cat",))
+
+
+KIND = Turn("system", "Be kind.")
+ROUND = (Turn("human", "a"), Turn("gpt", "b"))
+
+
+@pytest.mark.parametrize(
+    ("record", "turns"),
+    [
+        ({"system": "Be kind.", "conversations": PLAIN}, (KIND, *ROUND)),
+        ({"conversations": [*talk(("system", "Be kind.")), *PLAIN]}, (KIND, *ROUND)),
+        ({"system": " Be kind.", "conversations": [*talk(("system", "Be kind.")), *PLAIN]}, (KIND, *ROUND)),
+        ({"conversations": [*talk(("system", "Be kind."), ("gpt", "Hello!")), *PLAIN]}, (KIND, *ROUND)),
+        ({"system": "", "conversations": [*talk(("system", " ")), *PLAIN]}, ROUND),
+        ({"messages": [{"role": "system", "content": "Be kind."}, *PLAIN]}, (KIND, *ROUND)),
+        ({"instruction": "a", "input": "", "output": "b"}, ROUND),
+        ({"instruction": "", "input": "a", "output": "b", "system": None, "history": None}, ROUND),
+        ({"instruction": "a", "input": "x", "output": "b"}, (Turn("human", "a\nx"), ROUND[1])),
+        (
+            {"instruction": "a", "output": "b", "system": "Be kind.", "history": [["q", "r"]]},
+            (KIND, Turn("human", "q"), Turn("gpt", "r"), *ROUND),
+        ),
+        ({"texts": [{"user": "a", "assistant": "b", "source": "mine"}]}, ROUND),
+    ],
+)
+def test_ways_to_say_one_thing(record, turns):
+    sample = JsonFile().parse(0, record)
+    assert sample.turns == turns and sample.source == ("mine" if "texts" in record else "text")
+
+
+TEXT = {"type": "text", "text": "What?"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"images": ["a.png"], "messages": [{"role": "user", "content": [{"type": "image"}, TEXT]}, SAY]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, TEXT]}, SAY]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png", "text": None}, TEXT]}, SAY]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, TEXT]}, SAY]},
+        {"images": [{"path": "a.png", "bytes": None}], "messages": [{"role": "user", "content": "What?"}, SAY]},
+        {"image": "a.png", "messages": [{"role": "user", "content": [{"type": "image"}, "What?"]}, SAY]},
+        {"images": ["a.png"], "texts": [{"user": "What?", "assistant": "A cat"}]},
+        {"images": ["a.png"], "instruction": "What?", "output": "A cat"},
+        {"image": "a.png", "instruction": "<image>What?", "output": "A cat"},
+    ],
+)
+def test_ways_to_show_one_image(record):
+    sample = JsonFile().parse(0, record)
+    assert sample.images == ("a.png",)
+    assert sample.turns == (Turn("human", "<image>What?"), Turn("gpt", "A cat"))
+
+
+def test_an_image_list_in_one_record_and_a_text_in_the_next(write):
+    samples = read_samples(write([GOOD, {**GOOD, "image": ["coco/1.jpg"]}])).samples
+    assert samples[0].images == samples[1].images == ("coco/1.jpg",)
+
+
+def test_records_are_found_whatever_part_of_the_file_is_in_memory(write, monkeypatch):
+    records = [{"a": [1, {"b": 'é\u2028\\"]},'}], "n": n, "x": "y" * n} for n in range(40)] + [7, "text", None, []]
+    lists = (json.dumps(records, ensure_ascii=False, indent=2), json.dumps(records))
+    for part in (1, 7, 64, 1 << 20):
+        monkeypatch.setattr("vlmsel.data.formats.json_index.PART", part)
+        for text in (*lists, " \n[ ]", "[]"):
+            assert list(read_records(write(f"\ufeff{text}\n"))) == json.loads(text)
+
+
+def test_records_go_to_other_processes(write):
+    records = read_records(write([GOOD, {**GOOD, "id": "b"}]))
+    assert records[1]["id"] == "b" and pickle.loads(pickle.dumps(records))[1:] == [{**GOOD, "id": "b"}]
+
+
+def test_lists_are_written_as_json_does(tmp_path):
+    for records in ([], [GOOD], [GOOD, {"a": [1, {"b": "x\ny"}]}, 7]):
+        write_records(tmp_path / "out.json", iter(records))
+        assert (tmp_path / "out.json").read_text() == json.dumps(records, indent=1) + "\n"
 
 
 def test_turns_of_chats_are_read():
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     named = [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]
     for record in ({"messages": chat}, {"messages": chat, "conversations": None}, {"conversations": named}):
-        assert Llava().parse(0, record) == Llava().parse(0, {"conversations": PLAIN})
+        assert JsonFile().parse(0, record) == JsonFile().parse(0, {"conversations": PLAIN})
 
 
 @pytest.mark.parametrize(
@@ -145,30 +238,30 @@ def test_turns_of_chats_are_read():
 )
 def test_long_and_odd_paths_are_quoted_in_part(path):
     with pytest.raises(ValueError, match="image path '") as error:
-        Llava().parse(0, {**GOOD, "image": path})
+        JsonFile().parse(0, {**GOOD, "image": path})
     assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
 def test_ways_to_have_no_image(absent):
-    assert Llava().parse(0, {**absent, "conversations": talk(("human", "a"), ("gpt", "b"))}).images == ()
+    assert JsonFile().parse(0, {**absent, "conversations": talk(("human", "a"), ("gpt", "b"))}).images == ()
 
 
 @pytest.mark.parametrize("key", ["image", "images"])
 def test_several_images(key):
     turns = talk(("human", "<image>\n<image>\nWhich?"), ("gpt", "b"))
-    assert Llava().parse(0, {key: ["x/1.png", "x/2.png"], "conversations": turns}).images == ("x/1.png", "x/2.png")
+    assert JsonFile().parse(0, {key: ["x/1.png", "x/2.png"], "conversations": turns}).images == ("x/1.png", "x/2.png")
 
 
 @pytest.mark.parametrize("given", ["a", 7, 1.5, [1], None])
 def test_ids_of_any_type_are_no_obstacle(given):
-    assert Llava().parse(0, {**GOOD, "id": given}) == Llava().parse(0, GOOD)
+    assert JsonFile().parse(0, {**GOOD, "id": given}) == JsonFile().parse(0, GOOD)
 
 
 @pytest.mark.parametrize(("given", "kept"), [(2, 2.0), (0.5, 0.5), (None, None)])
 def test_a_weight_is_read(given, kept):
-    assert Llava().parse(0, {**GOOD, "weight": given}).weight == kept
-    assert Llava().parse(0, GOOD).weight is None
+    assert JsonFile().parse(0, {**GOOD, "weight": given}).weight == kept
+    assert JsonFile().parse(0, GOOD).weight is None
 
 
 def test_sources():
@@ -233,6 +326,9 @@ def test_line_separators_inside_texts_do_not_end_a_line(write):
         ("a.json", f"[{'9' * 5000}]", "not a JSON file"),
         ("a.jsonl", "{}\n[1,", "line 2: not JSON"),
         ("a.jsonl", "", "the file is empty"),
+        ("a.json", "[{}] x", "extra data behind the list"),
+        ("a.json", "[{} {}]", "expected ',', got '{'"),
+        ("a.json", "[{},]", "record 2"),
     ],
 )
 def test_files_that_are_no_conversation_files(name, content, words, write):
