@@ -98,6 +98,11 @@ def generation_ids(
     return _lay(template.segments(turns, images > 0, prompt=True), images, tokenizer, template)[0]
 
 
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the tokenizer begins every text with its BOS."""
+    return tokenizer.bos_token_id is not None and _known(tokenizer).first == [tokenizer.bos_token_id]
+
+
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, after: str = "") -> list[int]:
     """Give the ids of literal text that stands behind the text `after`, or behind a special token or image if empty.
 

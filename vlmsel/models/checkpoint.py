@@ -6,7 +6,8 @@
     language_model/           Hugging Face layout, only when the whole language model was trained
     tokenizer/
 
-Backbones that were not trained are named, not copied. Weights are safetensors; there is no pickle.
+Backbones that were not trained are named, not copied, but by `vlmsel convert`, which leaves them in `vision/` and
+`language_model/` and names them by paths that begin with `./`. Weights are safetensors; there is no pickle.
 
 `fingerprints` holds the hash of each backbone's weights (`vision weights`, `language weights`); one that is absent or
 empty makes no statement.
@@ -22,7 +23,7 @@ import peft
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlmsel.models.config import VLMConfig, absolute
+from vlmsel.models.config import VLMConfig, absolute, beside
 from vlmsel.models.damage import MEND, read_object, read_weights
 from vlmsel.models.language import load_language, quiet_transformers, unwrap
 from vlmsel.runs import atomic_folder, environment, write_json
@@ -125,9 +126,11 @@ def read_config(folder: Path) -> tuple[VLMConfig, dict[str, str]]:
     if not isinstance(fingerprints, dict):
         raise ValueError(f"{file}: fingerprints must be an object: {MEND}")
     try:
-        return VLMConfig.from_json(content.get("model")), fingerprints
+        config = VLMConfig.from_json(content.get("model"))
     except ValueError as problem:
         raise ValueError(f"{file}: {problem}") from None
+    vision = config.vision and beside(config.vision, folder)
+    return replace(config, vision=vision, language=beside(config.language, folder)), fingerprints
 
 
 def load_trained(model: Any, folder: str | Path) -> None:

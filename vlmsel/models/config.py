@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+HUGGING_FACE = "hf-clip:"  # before a folder with a vision tower in Hugging Face's layout
 ASSETS = Path(__file__).parent.parent / "assets"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -50,9 +51,10 @@ class VLMConfig:
     """The parts of one vision-language model, or of a language model that reads text only.
 
     Attributes:
-        vision: `assets:<name>`, `local-dir:<folder>` (open_clip's layout) or an open_clip architecture name; None for
-            a model without vision tower and projector, whose settings of images then mean nothing.
-        vision_weights: pretrained tag or weight file for an architecture name; the other two bring their own.
+        vision: `assets:<name>`, `local-dir:<folder>` (open_clip's layout), `hf-clip:<folder>` (Hugging Face's) or an
+            open_clip architecture name; None for a model without vision tower and projector, whose settings of images
+            then mean nothing.
+        vision_weights: pretrained tag or weight file for an architecture name; the others bring their own.
         quick_gelu: what the tower's activation must be; checked after loading. None makes no claim, which
             a weight file does not allow.
         vision_layer: which block's output is used, counted from the end; -2 is the penultimate block.
@@ -135,5 +137,25 @@ def resolve(source: str) -> str:
 
 def absolute(source: str) -> str:
     """Make a local folder's path absolute, so that it holds from any working directory; leave names as they are."""
-    prefix, path = ("local-dir:", source[10:]) if source.startswith("local-dir:") else ("", source)
+    prefix, path = split_source(source)
     return f"{prefix}{Path(path).resolve()}" if Path(path).is_dir() else source
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Part a source's prefix, which says how a folder is laid out, from its path.
+
+    >>> split_source("hf-clip:./vision"), split_source("ViT-B-32")
+    (('hf-clip:', './vision'), ('', 'ViT-B-32'))
+    """
+    prefix = next((prefix for prefix in ("local-dir:", HUGGING_FACE) if source.startswith(prefix)), "")
+    return prefix, source.removeprefix(prefix)
+
+
+def beside(source: str, folder: Path) -> str:
+    """Put `folder` before a path that begins with `./`: a converted model brings its backbones along, wherever it lies.
+
+    >>> beside("hf-clip:./vision", Path("/models/a")), beside("ViT-B-32", Path("/models/a"))
+    ('hf-clip:/models/a/vision', 'ViT-B-32')
+    """
+    prefix, path = split_source(source)
+    return f"{prefix}{folder.resolve() / path[2:]}" if path.startswith("./") else source

@@ -17,7 +17,8 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from vlmsel.models.config import VLMConfig, resolve
+from vlmsel.models.clip_layout import load_tower
+from vlmsel.models.config import HUGGING_FACE, VLMConfig, resolve
 from vlmsel.models.damage import check_folder, check_weights, loading
 
 
@@ -115,6 +116,11 @@ def load_vision(config: VLMConfig, dtype: torch.dtype = torch.float32) -> Vision
         ValueError: no such architecture, no weights, a damaged file, or the wrong activation.
     """
     assert config.vision is not None
+    if config.vision.startswith(HUGGING_FACE):
+        with torch.random.fork_rng(devices=[]):
+            tower = load_tower(Path(config.vision.removeprefix(HUGGING_FACE)))
+        check_activation(uses_quick_gelu(tower), config)
+        return VisionTower(tower.to(dtype), config.vision_layer)
     source = resolve(config.vision)
     if config.vision.startswith("assets:"):
         source = f"local-dir:{source}"
