@@ -41,6 +41,23 @@ def tracin_block_scale(gradients: Tensor, v: Tensor) -> Tensor:
     return v / mean_square(gradients)
 
 
+def adafactor(gradients: Tensor, v: Tensor, floor: float = 1e-6) -> Tensor:
+    n, rows, cols = gradients.shape
+    least = floor * mean_square(gradients)
+    second = [[0.0] * cols for _ in range(rows)]
+    for g in gradients.tolist():
+        for i in range(rows):
+            for j in range(cols):
+                second[i][j] += g[i][j] ** 2 / n
+    r = [max(sum(row) / cols, least) for row in second]
+    c = [max(sum(row[j] for row in second) / rows, least) for j in range(cols)]
+    h = torch.zeros_like(v)
+    for i in range(rows):
+        for j in range(cols):
+            h[i, j] = v[i, j] / (r[i] * c[j] / mean_square(gradients)) ** 0.5
+    return h
+
+
 def datainf(gradients: Tensor, v: Tensor, damping: float) -> Tensor:
     lam = damping * mean_square(gradients)
     total = torch.zeros_like(v)

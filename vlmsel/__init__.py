@@ -13,6 +13,7 @@ _HOMES = {
     "DataInf": "vlmsel.scorers",
     "LiSSA": "vlmsel.scorers",
     "TracIn": "vlmsel.scorers",
+    "Adafactor": "vlmsel.scorers",
     "Exact": "vlmsel.scorers",
     "Hidden": "vlmsel.scorers",
     "Embedding": "vlmsel.scorers",

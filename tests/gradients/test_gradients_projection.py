@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmsel.gradients import Block, DenseFactor, LookupFactor, OuterFactor, SumFactor
-from vlmsel.gradients.projection import Projection, projected
+from vlmsel.gradients.projection import Matrices, Projection, projected
 
 
 def random_factors(dtype=torch.float64, n=3, t=4, rows=7, cols=11):
@@ -33,6 +33,21 @@ def test_projected_factors_are_factors_of_projected_gradients(kind, kept):
     torch.testing.assert_close(found.dense(), expected, rtol=1e-12, atol=1e-12)
     if kept[0] >= 7 and kept[1] >= 11:
         assert found is factor
+
+
+@pytest.mark.parametrize("kind", ["outer", "lookup", "sum", "dense"])
+@pytest.mark.parametrize("sides", ["rows", "cols", "both"])
+def test_a_vector_stands_for_a_diagonal_matrix(kind, sides):
+    generator, factor = torch.Generator().manual_seed(5), random_factors()[kind]
+    a = torch.rand(7, generator=generator, dtype=torch.float64) if sides != "cols" else None
+    b = torch.rand(11, generator=generator, dtype=torch.float64) if sides != "rows" else None
+    expected = factor.dense().clone()
+    for i in range(7):
+        for j in range(11):
+            expected[:, i, j] *= (1 if a is None else a[i]) * (1 if b is None else b[j])
+    found = projected(factor, Matrices(a, b))
+    assert type(found) is type(factor)
+    torch.testing.assert_close(found.dense(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_factors_without_samples_or_tokens_are_projected():

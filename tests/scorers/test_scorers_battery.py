@@ -8,6 +8,7 @@ import torch
 
 from vlmsel.gradients.factors import OuterFactor
 from vlmsel.scorers import (
+    Adafactor,
     DataInf,
     Exact,
     GradientScorer,
@@ -25,6 +26,7 @@ BUILT_IN = [
     TracIn(),
     TracIn(block_scale=True, name="scaled"),
     TracIn(cosine=True, name="cosine"),
+    Adafactor(),
     DataInf(),
     DataInf(damping=100.0),
     LiSSA(),

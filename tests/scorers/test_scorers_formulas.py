@@ -9,7 +9,7 @@ import torch
 from vlmsel import score_gradients
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import OuterFactor
-from vlmsel.scorers import BlockTargets, DataInf, Exact, HyperINF, LiSSA, TracIn
+from vlmsel.scorers import Adafactor, BlockTargets, DataInf, Exact, HyperINF, LiSSA, TracIn
 
 SHAPES = [(5, 3), (3, 6), (4, 4), (1, 5), (5, 1)]  # rows, cols
 DEEP = LiSSA(depth=600, damping=1.0)
@@ -59,6 +59,33 @@ def test_tracin(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tracin_with_block_scale(shape):
     check(TracIn(block_scale=True), naive.tracin_block_scale, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_adafactor(shape):
+    check(Adafactor(), naive.adafactor, shape)
+
+
+def test_adafactor_floors_rows_and_columns_without_gradient():
+    gradients, targets = problem(4, 3)
+    gradients[:, 1] = gradients[:, :, 2] = 0
+    for v, h in zip(targets, solve_two(Adafactor(floor=0.01), gradients, targets).h, strict=True):
+        torch.testing.assert_close(h, naive.adafactor(gradients, v, 0.01))
+    assert not solve_two(Adafactor(), torch.zeros_like(gradients), targets).h.any()
+
+
+@pytest.mark.parametrize("scorer", [TracIn(), TracIn(block_scale=True), Adafactor(), HyperINF(0.5)], ids=repr)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_metric_is_the_square_of_what_is_preconditioned(scorer, shape):
+    gradients, _ = problem(*shape)
+    statistic = scorer.statistic(BlockTargets(gradients, naive.mean_square(gradients)))
+    if statistic is not None:
+        statistic.update(Factor.from_dense(gradients))
+    expected = [naive.dot(h, g) for h, g in zip(scorer.solve(statistic, gradients).h, gradients, strict=True)]
+    left, right = torch.linalg.qr(gradients.mT)  # g = rightᵀ leftᵀ, as a sum of outer products
+    for factor in (Factor.from_dense(gradients), OuterFactor(right.contiguous(), left.mT.contiguous())):
+        squares = scorer.metric(statistic).squares(factor)
+        torch.testing.assert_close(squares, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("damping", [0.1, 10.0])

@@ -22,10 +22,10 @@ from vlmsel.gradients import Block, DenseFactor, Factor, LookupFactor, OuterFact
 
 
 class Matrices(NamedTuple):
-    """What a block is projected with; None for a side that stays as it is."""
+    """What a block is projected with; None for a side that stays as it is, a vector for a diagonal matrix."""
 
-    rows: Float[Tensor, "k rows"] | None
-    cols: Float[Tensor, "l cols"] | None
+    rows: Float[Tensor, "*k rows"] | None
+    cols: Float[Tensor, "*l cols"] | None
 
     def to(self, like: Float[Tensor, "*shape"]) -> Matrices:
         """Return them with the dtype and on the device of a tensor."""
@@ -82,11 +82,17 @@ def projected(factor: Factor, matrices: Matrices) -> Factor:
         return OuterFactor(_mapped(factor.left, rows), _mapped(factor.right, cols))
     if isinstance(factor, LookupFactor):  # a token that looks up row r has the outer product of A's column r with B δ
         delta = _mapped(factor.delta, cols)
-        return LookupFactor(factor.ids, delta, factor.rows) if rows is None else OuterFactor(rows.T[factor.ids], delta)
+        if rows is None or rows.dim() == 1:
+            return LookupFactor(factor.ids, delta if rows is None else delta * rows[factor.ids][..., None], factor.rows)
+        return OuterFactor(rows.T[factor.ids], delta)
     across = _mapped(factor.dense(), cols)
-    return DenseFactor(across if rows is None else rows @ across)
+    if rows is None:
+        return DenseFactor(across)
+    return DenseFactor(rows[:, None] * across if rows.dim() == 1 else rows @ across)
 
 
 def _mapped(x: Tensor, matrix: Tensor | None) -> Tensor:
     """[..., size] -> [..., kept]"""
-    return x if matrix is None else x @ matrix.T
+    if matrix is None:
+        return x
+    return x * matrix if matrix.dim() == 1 else x @ matrix.T

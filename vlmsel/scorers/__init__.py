@@ -3,6 +3,7 @@
 The influence of sample i on target t is I(i, t) = -Σ_l ⟨h_t^l, g_i^l⟩: lowest = most helpful, highest = most harmful.
 """
 
+from vlmsel.scorers.adafactor import Adafactor
 from vlmsel.scorers.base import Features, FeatureScorer, GradientScorer, Samples, SampleScorer, Scorer, Solved
 from vlmsel.scorers.bm25 import BM25
 from vlmsel.scorers.datainf import DataInf
@@ -16,12 +17,14 @@ from vlmsel.scorers.statistics import BlockTargets, Statistic
 from vlmsel.scorers.tracin import TracIn
 
 BUILT_IN: dict[str, type[Scorer]] = {
-    scorer.__name__: scorer for scorer in (HyperINF, DataInf, LiSSA, TracIn, Exact, Hidden, Embedding, BM25, Random)
+    scorer.__name__: scorer
+    for scorer in (HyperINF, DataInf, LiSSA, TracIn, Adafactor, Exact, Hidden, Embedding, BM25, Random)
 }
 
 __all__ = [
     "BM25",
     "BUILT_IN",
+    "Adafactor",
     "BlockTargets",
     "DataInf",
     "Embedding",

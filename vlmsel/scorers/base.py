@@ -34,7 +34,7 @@ class Scorer(ABC):
 
 class Metric(NamedTuple):
     """A scorer's own squared norm on a block, ⟨P g, g⟩ = ‖A g Bᵀ‖²: A [rows, rows] and B [cols, cols], None for an
-    identity, and a factor."""
+    identity, a vector for a diagonal, and a factor."""
 
     rows: Tensor | None = None
     cols: Tensor | None = None

@@ -3,6 +3,7 @@
     Gram            S = Σ_j g_jᵀ g_j on one side of the block, or of vec(g_j) for the FIM
     KeptGradients   every g_j
     SquareSum       Σ_j ‖g_j‖²
+    SideSquares     Σ_j g_j² along rows and along columns
     Products        Σ_j ⟨v, g_j⟩ g_j / (λ + ‖g_j‖²) for every target v (DataInf)
 
 A statistic is made of tensors only, so that a pass can be stopped and resumed (`state`, `load`) and dealt among
@@ -290,6 +291,36 @@ class SquareSum(Statistic):
 
     def tensors(self) -> State:
         return {"squares": self.squares}
+
+
+class SideSquares(Statistic):
+    """Σ_j g_j², added up along each row, [rows], and along each column, [cols]."""
+
+    def __init__(self, block: BlockTargets) -> None:
+        super().__init__(block)
+        self.rows = block.targets.new_zeros(block.rows, dtype=torch.float64)
+        self.cols = block.targets.new_zeros(block.cols, dtype=torch.float64)
+
+    @property
+    def key(self) -> Hashable:
+        return "side squares"
+
+    def gather(self, factor: Factor) -> None:
+        rows, cols = torch.zeros_like(self.rows), torch.zeros_like(self.cols)
+        for piece in factor.pieces():
+            squares = piece.square()
+            rows += squares.sum((0, 2), dtype=torch.float64)
+            cols += squares.sum((0, 1), dtype=torch.float64)
+        self.rows += rows
+        self.cols += cols
+
+    @property
+    def mean_square(self) -> float:
+        """The mean over samples and entries of g²; 0 for no sample."""
+        return float(self.rows.sum()) / max(1, self.count * self.block.entries)
+
+    def tensors(self) -> State:
+        return {"rows": self.rows, "cols": self.cols}
 
 
 class Products(Statistic):
