@@ -21,26 +21,47 @@ from vlmsel import cli, runs
 from vlmsel.data.multiple_choice import read_choices
 from vlmsel.reporting.results import result_rows
 from vlmsel.reporting.tables import as_markdown, as_text, shown
-from vlmsel.studies.study import MAJORITY, Seed, Study, read_evaluations
+from vlmsel.studies.study import MAJORITY, Seed, Study, draws_of, kind_of, read_evaluations
 
 HERE = Path(__file__).parent
 TASK = "hellaswag"
-SCORERS = ("Random", "TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
+TOP = ("TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
+ROWS: dict[str, dict[str, Any]] = {  # row of the table -> options of select
+    "Random": {"scorer": "Random"},
+    **{name: {"scorer": name, "rule": "top", "target": TASK} for name in TOP},
+    "round robin, TracIn": {"scorer": "TracIn"},
+    "round robin, HyperINF": {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
+}
+DRAWS = 2  # of Random, averaged
 BEFORE, FULL = "untuned", "full_pool"
 Table = dict[str, dict[str, list[float]]]
 
 
-def run(command: str, yaml: str, out: Path, options: Mapping[str, Any], more: Sequence[str] = ()) -> None:
-    """Run one command with its YAML file; leave when it fails."""
+def run(command: str, yaml: str | None, out: Path, options: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Run one command, with its YAML file where it has one; leave when it fails."""
     print(f"\n== vlmsel {command} -> {out}", flush=True)
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    code = cli.main([command, "--config", str(HERE / f"{yaml}.yaml"), "--out", str(out), *words, *more])
+    config = [] if yaml is None else ["--config", str(HERE / f"{yaml}.yaml")]
+    code = cli.main([command, *config, "--out", str(out), *words, *more])
     if code:
         sys.exit(code)
 
 
-def label(scorer: str, fraction: float) -> str:
-    return f"{scorer}-{100 * fraction:g}"
+def label(row: str, fraction: float) -> str:
+    return f"{row}-{100 * fraction:g}"
+
+
+def arms(fractions: Sequence[float], seed: int) -> dict[str, dict[str, Any]]:
+    """Return what is chosen: arm -> options of select."""
+    found: dict[str, dict[str, Any]] = {}
+    for fraction in fractions:
+        for row, options in ROWS.items():
+            name, how = label(row, fraction), {**options, "fraction": fraction}
+            if row == "Random":
+                found |= {one: {**how, "seed": DRAWS * seed + k} for k, one in enumerate(draws_of(name, DRAWS))}
+            else:
+                found[name] = how
+    return found
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,7 @@ class LanguageStudy(Study[Path | None, Path, None]):
     """Warm up on a seed's pool and score it; tune the model from before the warm-up on every choice and ask it."""
 
     args: argparse.Namespace
-    choices: dict[str, tuple[str, float]]  # arm -> scorer and fraction
+    choices: dict[str, dict[str, Any]]  # arm -> options of select
     more: list[str]  # further options of the trainings
 
     def prepare(self, seed: Seed) -> None:
@@ -64,9 +85,7 @@ class LanguageStudy(Study[Path | None, Path, None]):
         pool, out = seed.folder / "data/pool.json", seed.folder / "selected" / f"{arm}.json"
         if arm not in self.choices:
             return pool if arm == FULL else None
-        scorer, fraction = self.choices[arm]
-        table = seed.folder / "score/scores.parquet"
-        run("select", "select", out, {"scores": table, "pool": pool, "scorer": scorer, "fraction": fraction})
+        run("select", None, out, {"scores": seed.folder / "score/scores.parquet", "pool": pool, **self.choices[arm]})
         return out
 
     def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:
@@ -90,9 +109,12 @@ def log_likelihoods(folder: Path, names: list[str]) -> Table:
     for seed in sorted(folder.glob("seed*")):
         right = {one.id: one.answer for one in read_choices(TASK, seed / "data/test.jsonl")}
         for name in names:
-            lines = (seed / "evaluate" / name / TASK / "predictions.jsonl").read_text().splitlines()
-            answers = {one["question_id"]: one["loglikelihoods"] for one in map(json.loads, lines)}
-            values = [answers[key][place] for key, place in right.items() if place is not None]
+            values = []
+            for path in sorted((seed / "evaluate").glob(f"*/{TASK}/predictions.jsonl")):
+                if kind_of(path.parts[-3]) != name:
+                    continue
+                answers = {one["question_id"]: one["loglikelihoods"] for one in map(json.loads, path.open())}
+                values += [answers[key][place] for key, place in right.items() if place is not None]
             found[name][TASK].append(sum(values) / len(values))
     return found
 
@@ -100,10 +122,10 @@ def log_likelihoods(folder: Path, names: list[str]) -> Table:
 def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
     """Return the table scorer x fraction, each with its difference to Random, paired by seed."""
     whole = [name for name in (MAJORITY, BEFORE) if name in values]
-    names = [*whole, *SCORERS, FULL]
+    names = [*whole, *ROWS, FULL]
     table = [[name] for name in ("", *names)]
     for fraction in fractions:
-        own = {name: values[label(name, fraction) if name in SCORERS else name] for name in names}
+        own = {name: values[label(name, fraction) if name in ROWS else name] for name in names}
         cells = result_rows(own, [TASK])
         cells[0][1:] = [f"{100 * fraction:g} %", "minus Random"]
         for line, more in zip(table, cells, strict=True):
@@ -144,7 +166,7 @@ def main() -> None:
     if args.table:
         show(args.out, args.fractions)
     else:
-        choices = {label(scorer, fraction): (scorer, fraction) for fraction in args.fractions for scorer in SCORERS}
+        choices = arms(args.fractions, args.seed)
         LanguageStudy(args, choices, more).run(args.out, [args.seed], [*choices, FULL, BEFORE])
 
 
