@@ -113,7 +113,9 @@ def log_likelihoods(folder: Path, names: list[str]) -> Table:
             for path in sorted((seed / "evaluate").glob(f"*/{TASK}/predictions.jsonl")):
                 if kind_of(path.parts[-3]) != name:
                     continue
-                answers = {one["question_id"]: one["loglikelihoods"] for one in map(json.loads, path.open())}
+                answers = {
+                    one["question_id"]: one["loglikelihoods"] for one in map(json.loads, path.read_text().splitlines())
+                }
                 values += [answers[key][place] for key, place in right.items() if place is not None]
             found[name][TASK].append(sum(values) / len(values))
     return found
