@@ -180,6 +180,14 @@ def test_the_list_has_every_sample_as_labelled_the_most_suspicious_first(finishe
     assert float(both["score"]) == pytest.approx(mean, rel=1e-4) and both["text"] == TRAIN[int(both["uid"])][0]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_two_labels_the_other_is_likely(finished, seed):
+    with open(finished / f"seed{seed}/likely.csv", newline="") as file:
+        likely = {int(row["uid"]): row["likely_label"] for row in csv.DictReader(file)}
+    given = [row["given_label"] for row in labels_of(finished / f"seed{seed}")]
+    assert likely == {uid: CLASSES[1 - CLASSES.index(label)] for uid, label in enumerate(given)}
+
+
 def test_batches_change_nothing_but_rounding(place, finished, tmp_path):
     done(place, tmp_path / "small", scorers=SCORERS, batch_tokens=25)
     small, whole = (read_table(folder / "seed0/scores.parquet")[0] for folder in (tmp_path / "small", finished))
@@ -255,7 +263,7 @@ def test_labels_as_given_make_a_list_alone_that_no_control_character_leaves(plac
     assert "detection" not in runs.read_json(tmp_path / "run/results.json")
     with open(tmp_path / "run/suspects.csv", newline="") as file:
         found = list(csv.DictReader(file))
-    assert list(found[0]) == ["rank", "uid", "given_label", "suspicion", "score", "seeds", "text"]
+    assert list(found[0]) == ["rank", "uid", "given_label", "likely_label", "suspicion", "score", "seeds", "text"]
     assert sorted(int(row["uid"]) for row in found) == [i for i in range(121) if i != 10]
     assert next(row for row in found if row["uid"] == "7")["text"] == rows[7][0]
 

@@ -12,7 +12,7 @@ from vlmsel.data.labelled import labelled_text
 from vlmsel.reporting.detection import detection_rows, heading, rank_suspects, write_suspects
 from vlmsel.reporting.figures import draw_rates
 from vlmsel.scoring.table import write_table
-from vlmsel.studies.detection import LABELS, POINTS, SCORES, TARGET, over_seeds
+from vlmsel.studies.detection import LABELS, LIKELY, POINTS, SCORES, TARGET, over_seeds
 
 
 def metrics(auc, spearman=None, wrong=3):
@@ -76,6 +76,18 @@ def test_suspects_are_ranked_by_the_mean_over_the_seeds_that_saw_the_label(tmp_p
                        "score": "5", "seeds": "1", "first": "text 1", "second": "more"}  # fmt: skip
 
 
+def test_the_likely_label_is_that_of_most_seeds_and_never_the_given_one(tmp_path):
+    for seed, likely in enumerate((["b", "b"], ["c", "a"], ["c", "a"])):
+        write_seed(tmp_path / f"seed{seed}", [2.0, 1.0], [[0, "a", "a"], [1, "a", "a"]])
+        with open(tmp_path / f"seed{seed}" / LIKELY, "w", newline="") as file:
+            csv.writer(file).writerows([["uid", "likely_label"], *enumerate(likely)])
+    found = rank_suspects(tmp_path, 3, "Mine")
+    assert [(one.uid, one.likely) for one in found] == [(0, "c"), (1, "b")]
+    write_suspects(tmp_path / "suspects.csv", found, ["text"], {0: ["x"], 1: ["y"]})
+    head, first, _ = (tmp_path / "suspects.csv").read_text().splitlines()
+    assert head.startswith("rank,uid,given_label,likely_label,true_label,") and first.startswith("1,0,a,c,a,")
+
+
 def test_the_picture_has_a_line_per_scorer_and_a_band_over_seeds(tmp_path):
     inspected, faint = np.linspace(0, 1, POINTS), []
     for seeds in (1, 3):
@@ -89,6 +101,6 @@ def test_the_picture_has_a_line_per_scorer_and_a_band_over_seeds(tmp_path):
 
 
 def test_reporting_needs_no_torch():
-    modules = "vlmsel.reporting.tables, vlmsel.reporting.figures, vlmsel.reporting.results, vlmsel.reporting.detection"
+    modules = "vlmsel.reporting.tables, vlmsel.reporting.figures, vlmsel.reporting.results, vlmsel.reporting.report"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,8 +4,6 @@ import base64
 import hashlib
 import io
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -24,6 +22,7 @@ from vlmsel.reporting.page import page, write_page
 from vlmsel.reporting.parts import Matrix, Prose, Section, Table, dots, histogram
 from vlmsel.reporting.report import write_report
 from vlmsel.reporting.scored import Scored
+from vlmsel.reporting.suspects import read_suspects
 from vlmsel.scoring.table import read_table
 
 VOID = {"meta", "link", "input", "img", "br", "rect", "path", "polyline", "line"}
@@ -247,6 +246,42 @@ def test_charts_lie_where_their_values_say():
     assert histogram("h", {"pool": np.array([np.nan])}) is None
 
 
-def test_the_room_needs_no_torch():
-    code = "import sys, vlmsel.reporting.report, vlmsel.reporting.results; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+# Suspects
+
+
+def make_detection(folder, likely):
+    """Write a finished run of detect over two classes, one of them hostile."""
+    begin(folder, "detect", train="t.csv")
+    results = {"title": "t.csv: 4 samples", "rank_by": "TracIn", "seeds": 1}
+    results |= {"validation": {"accuracy": [0.9], "majority": [0.5]}, "curves": {"TracIn": [[0.0] * 50 + [1.0] * 51]}}
+    rates = {"recall_20": [0.5], "recall_40": [0.75], "auc": [0.8], "average_precision": [0.6]}
+    runs.write_json(folder / "results.json", {**results, "detection": {"TracIn": rates}})
+    head = ["rank", "uid", "given_label", *likely, "suspicion", "score", "seeds", "text"]
+    rows = [
+        [i + 1, 10 + i, ("a", HOSTILE)[i % 2], *likely.values(), 1 - i / 4, 2.5, 1, f"{HOSTILE} {i}"] for i in range(4)
+    ]
+    runs.write_csv(folder / "suspects.csv", [head, *rows])
+    return folder
+
+
+def test_suspects_have_given_and_likely_labels_and_a_decision_each(tmp_path):
+    made = make_detection(tmp_path / "detect", {})
+    text = write_report((str(made),), tmp_path / "a.html", load_image, None, None, 3).read_text(encoding="utf-8")
+    tree = Tree(text)
+    rows = [one for one in tree.all("tr") if "data-uid" in one]
+    assert [(one["data-uid"], one["data-given"], one["data-likely"]) for one in rows] == [
+        ("10", "a", HOSTILE),
+        ("11", HOSTILE, "a"),
+        ("12", "a", HOSTILE),
+        ("13", HOSTILE, "a"),
+    ]
+    labels = [one["data-label"] for one in tree.all("option") if "data-label" in one]
+    assert labels == [HOSTILE, "a", HOSTILE, "a"] and len(tree.all("option")) == 16
+    assert len(tree.all("select")) == 4 and all(one["aria-label"] for one in tree.all("select"))
+    assert text.count("<script") == 1 and HOSTILE not in text and "Verdict" not in tree.text
+    assert "75.0" in tree.text and len(tree.all("polyline")) == 2
+
+
+def test_a_likely_label_of_the_run_goes_before_the_other_class(tmp_path):
+    rows, total, labels = read_suspects(make_detection(tmp_path / "d", {"likely_label": "third"}) / "suspects.csv", 3)
+    assert [one.likely for one in rows] == ["third"] * 3 and total == 4 and labels == sorted(["a", HOSTILE, "third"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from vlmsel.data.labelled import LabelledFile, plain
 from vlmsel.reporting.figures import draw_rates
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scoring.table import read_table
-from vlmsel.studies.detection import LABELS, SCORES, TARGET, over_seeds, suspicion
+from vlmsel.studies.detection import LABELS, LIKELY, SCORES, TARGET, over_seeds, suspicion
 from vlmsel.studies.intervals import differences
 
 HEADS = {
@@ -112,10 +113,12 @@ class Suspect:
     suspicion: float  # mean share of the other samples with a lower score
     score: float  # mean influence
     seeds: int
+    likely: str | None = None  # what most seeds' models take it for when the given label is ruled out
 
-    def labels(self) -> list[str]:
-        """Return the given label, and the true one if it is known."""
-        return [self.given] if self.true is None else [self.given, self.true]
+    def labels(self) -> dict[str, str]:
+        """Return the given label, and the likely and the true one where they are known."""
+        known = {"given_label": self.given, "likely_label": self.likely, "true_label": self.true}
+        return {name: label for name, label in known.items() if label is not None}
 
 
 def rank_suspects(folder: Path, seeds: int, scorer: str) -> list[Suspect]:
@@ -132,22 +135,37 @@ def rank_suspects(folder: Path, seeds: int, scorer: str) -> list[Suspect]:
         scores = influences[[uid for uid, *_ in keys]]
         for key, *one in zip(keys, suspicion(scores).tolist(), scores.tolist(), strict=True):
             found.setdefault(key, []).append((one[0], one[1]))
-    suspects = []
+    likely, suspects = _likely(folder, seeds), []
     for (uid, given, true), seen in found.items():
         rank, score = (sum(values) / len(values) for values in zip(*seen, strict=True))
-        suspects.append(Suspect(uid, given, true, rank, score, len(seen)))
+        votes = Counter({label: count for label, count in likely.get(uid, {}).items() if label != given})
+        suspects.append(
+            Suspect(uid, given, true, rank, score, len(seen), next((one for one, _ in votes.most_common(1)), None))
+        )
     return sorted(suspects, key=lambda one: (-one.suspicion, -one.score, one.uid))
+
+
+def _likely(folder: Path, seeds: int) -> dict[int, Counter[str]]:
+    """Return how many seeds' models take each sample for each class; runs of earlier versions do not say."""
+    found: dict[int, Counter[str]] = {}
+    for path in (folder / f"seed{seed}" / LIKELY for seed in range(seeds)):
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    found.setdefault(int(row["uid"]), Counter())[row["likely_label"]] += 1
+    return found
 
 
 def write_suspects(
     path: Path, suspects: Sequence[Suspect], text_names: Sequence[str], texts: Mapping[int, Sequence[str]]
 ) -> None:
-    """Write the list as CSV; `true_label` only where it is known."""
-    labels = ["given_label", "true_label"][: max(len(one.labels()) for one in suspects)]
+    """Write the list as CSV; `likely_label` and `true_label` only where they are known."""
+    labels = max((list(one.labels()) for one in suspects), key=len)
     rows: list[list[Any]] = [["rank", "uid", *labels, "suspicion", "score", "seeds", *text_names]]
     for rank, one in enumerate(suspects, 1):
         numbers = [f"{one.suspicion:.6f}", f"{one.score:.6g}", one.seeds]
-        rows.append([rank, one.uid, *one.labels(), *numbers, *texts[one.uid]])
+        own = one.labels()
+        rows.append([rank, one.uid, *(own.get(name, "") for name in labels), *numbers, *texts[one.uid]])
     runs.write_csv(path, rows)
 
 
@@ -156,9 +174,11 @@ def _print_suspects(suspects: Sequence[Suspect], rank_by: str, seeds: int, texts
     width = shutil.get_terminal_size((100, 24)).columns
     over = f", mean over {seeds} seeds" if seeds > 1 else ""
     print(f"most suspicious labels by {rank_by}{over} (score: influence, highest = most harmful):\n")
-    table = [["rank", "uid", *["given", "true"][: max(len(one.labels()) for one in suspects)], "score"]]
+    labels = max((list(one.labels()) for one in suspects), key=len)
+    table = [["rank", "uid", *(name.removesuffix("_label") for name in labels), "score"]]
     for rank, one in enumerate(suspects[:FIRST], 1):
-        table.append([str(rank), str(one.uid), *(plain(label)[:24] for label in one.labels()), f"{one.score:.3g}"])
+        own = (plain(one.labels().get(name, ""))[:24] for name in labels)
+        table.append([str(rank), str(one.uid), *own, f"{one.score:.3g}"])
     lines = as_text(table).split("\n")
     ends = ["text", "", *(plain(" | ".join(texts[one.uid])) for one in suspects[:FIRST])]
     for line, end in zip(lines, ends, strict=True):

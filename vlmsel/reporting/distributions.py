@@ -63,7 +63,7 @@ def _by_source(scored: Scored, scorer: str) -> list[Part]:
                 low, middle, high = (float(one) for one in np.quantile(own, [0.25, 0.5, 0.75]))
                 rows.append((source, middle, low, high, f"{middle:.0f} %"))
         caption = f"{scorer}/{target} by source: rank in % of the pool, median and middle half{more} (left = helpful)"
-        parts.append(dots(caption, rows, mark=50.0))
+        parts.append(dots(caption, rows, mark=50.0, within=(0.0, 100.0)))
     return parts
 
 
@@ -130,7 +130,7 @@ def curvature_section(scored: Scored) -> Section | None:
     head = [
         "scorer, block",
         "damping",
-        "largest eigenvalue at most / damping",
+        "condition at most",
         "steps",
         "residual",
         "converged",

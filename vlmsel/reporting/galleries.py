@@ -90,7 +90,7 @@ def _takers(choice: Choice, most: int) -> Iterator[Plan]:
     for file, uid in turns[:TAKERS]:
         own = [one for one, taker in zip(known["uids"], takers, strict=True) if taker == (file, uid)]
         count = min(len(own), most // 2)
-        note = f"It took {len(own)} samples by its unit affinity; {count} are shown, its first choices first."
+        note = f"Taken by its unit affinity: {len(own)}; shown: {count}, its first choices first."
         yield Plan(f"Target sample {uid} of {file} and what it took", note, own[: most // 2], said, (file, uid))
 
 

@@ -75,17 +75,23 @@ class Dots:
 
 
 def dots(
-    caption: str, rows: Iterable[tuple[str, float, float, float, str]], mark: float | None = None, form: str = ".3g"
+    caption: str,
+    rows: Iterable[tuple[str, float, float, float, str]],
+    mark: float | None = None,
+    within: tuple[float, ...] = (),
 ) -> Dots:
-    """Lay out rows of label, value, lower end, upper end and text; `mark` is a value that gets a line.
+    """Lay out rows of label, value, lower end, upper end and text; `mark` is a value that gets a line, and values
+    `within` are on the scale too.
 
     >>> dots("a", [("x", 1.0, 0.0, 2.0, "1 ± 1"), ("y", 4.0, 4.0, 4.0, "4")]).places[0]
     Place(label='x', shown='1 ± 1', dot=25.0, left=0.0, width=50.0)
     """
     given = list(rows)
-    ends = [value for _, *three, _ in given for value in three if np.isfinite(value)] + ([] if mark is None else [mark])
-    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    scale = 100 / ((high - low) or 1.0)
+    ends = [value for _, *three, _ in given for value in three if np.isfinite(value)]
+    ends += [*within, *([] if mark is None else [mark])]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 0.0)
+    low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
+    scale = 100 / (high - low)
 
     def at(value: float) -> float:
         return round(scale * (value - low), 2)
@@ -95,7 +101,7 @@ def dots(
         for label, value, first, last, shown in given
         if np.isfinite([value, first, last]).all()
     ]
-    return Dots(caption, places, f"{low:{form}}", f"{high:{form}}", None if mark is None else at(mark))
+    return Dots(caption, places, f"{low:.3g}", f"{high:.3g}", None if mark is None else at(mark))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vlmsel.studies.intervals import summary
 from vlmsel.studies.study import gather
 
 TARGET = "validation"
-METRICS, SCORES, LABELS = "metrics.json", "scores.parquet", "labels.csv"  # of a seed
+METRICS, SCORES, LABELS, LIKELY = "metrics.json", "scores.parquet", "labels.csv", "likely.csv"  # of a seed
 POINTS = 101  # of a curve, from 0 to 100 % inspected
 
 

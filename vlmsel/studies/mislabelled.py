@@ -2,7 +2,8 @@
 influence on clean validation samples, and measure what the scores find.
 
 `seed<k>/` gets `model/` and `phase.json` (the training), what the passes over a pool leave, `scores.parquet`,
-`labels.csv` and, last, `metrics.json`; what is there is not done again.
+`labels.csv`, `likely.csv` (the class that the model takes a sample for when the given one is ruled out) and, last,
+`metrics.json`; what is there is not done again.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
         train = self.data.train
         runs.report_left_out(seed.folder / "skipped.json", scored.left_out, train.total, train.name)
         write_labels(seed.folder / detection.LABELS, drawn)
+        likely = _likely(model.classifier, passes.pool.plan)
+        runs.write_csv(seed.folder / detection.LIKELY, [("uid", "likely_label"), *likely])
         about = {"pool": train.name, "pool_sha256": self.data.digests()["the training data"], "config": self.config}
         write_scores(seed.folder / detection.SCORES, records_of(model.train, {}, train.total), scored, about)
         metrics = {
@@ -143,6 +146,18 @@ def _accuracy(classifier: Classifier, plan: BatchPlan) -> dict[str, float]:
     """Return the classifier's accuracy on the samples of a plan."""
     pairs = [(classifier.predict(batch).tolist(), batch.labels.tolist()) for batch in plan.batches()]
     return detection.accuracy([p for own, _ in pairs for p in own], [label for _, own in pairs for label in own])
+
+
+@torch.no_grad()
+def _likely(classifier: Classifier, plan: BatchPlan) -> list[tuple[int, str]]:
+    """Return the most probable class of each sample other than the given one, by uid."""
+    found: list[tuple[int, str]] = []
+    for batch in plan.batches():
+        ruled_out = classifier.logits(batch).scatter(1, batch.labels[:, None], -math.inf)
+        found += zip(
+            batch.uids.tolist(), (classifier.classes[i] for i in ruled_out.argmax(dim=1).tolist()), strict=True
+        )
+    return sorted(found)
 
 
 def _told(learnt: Mapping[str, float]) -> str:
