@@ -35,6 +35,7 @@ COMMANDS = {
     "select": "write the part of the pool that target samples choose in turn, or another rule",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
+    "convert": "between our model folders and transformers' LLaVA, LLaVA-1.5's own checkpoints, Prismatic's",
     "detect": "rank the training samples of a text classifier by how likely their labels are wrong",
 }
 
