@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
     "inspect": "say what a pool or a checkpoint is made of and what is wrong with it, and write a clean pool",
     "report": "write one HTML page of what lies in run folders: verdict, results, scores, the choice and its samples",
+    "convert": "between our model folders and transformers' LLaVA, LLaVA-1.5's own checkpoints, Prismatic's",
     "detect": "rank the training samples of a text classifier by how likely their labels are wrong",
 }
 

@@ -44,6 +44,20 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def refuse_sharding() -> None:
+    """Refuse to train where a launcher asks for weights in shards: every process here holds the whole model.
+
+    Raises:
+        ValueError: it asks for FSDP or DeepSpeed; names the mend.
+    """
+    for name, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "").lower() in ("true", "1"):
+            raise ValueError(
+                f"the launcher asks for {what}, and every process here holds the whole model; take "
+                "recipes/accelerate/ddp.yaml, with --dtype bfloat16 and LoRA where memory is short"
+            )
+
+
 @contextmanager
 def first_speaks() -> Iterator[None]:
     """Let the first process tell a fault that all of them find; one that only another finds is told a bit later."""

@@ -137,7 +137,7 @@ BAD_SCORES = {
     "no scorer": ({"scorers": "[]"}, "no scorer given"),
     "no model": ({"model": "{folder}/none"}, "{folder}/none: no model; give a preset (tiny, llava-7b, tiny-text, "),
     "untrained": ({"model": "tiny"}, "the projector of tiny was never trained, so that it cannot see; align it"),
-    "dtype": ({"dtype": "float17"}, "dtype must be one of float32, bfloat16, got 'float17'"),
+    "dtype": ({"dtype": "float17"}, "dtype must be one of float32, bfloat16, 4bit, 8bit, got 'float17'"),
     "device": ({"device": "tpu9"}, "no device is called 'tpu9'; give auto, cpu"),
     "GPU": ({"device": "cuda:99"}, "there is no device cuda:99: torch sees"),
     "batch size": ({"batch_size": "0"}, "batch_size must be at least 1, got 0"),

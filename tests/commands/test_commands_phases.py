@@ -83,3 +83,16 @@ def test_a_killed_process_goes_on_to_the_same_weights(world, aligned, tmp_path):
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut/model").exists()
     assert cli.main(tune(world, aligned, tmp_path / "cut", *more)) == 0
     assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_half_precision_is_for_what_is_frozen_and_wants_autocast(world, aligned, tmp_path, capsys):
+    half = ["--dtype", "bfloat16"]
+    assert cli.main(tune(world, aligned, tmp_path / "run", *half)) == 2
+    assert "set --settings.precision bfloat16 too" in capsys.readouterr().err
+    assert cli.main(tune(world, aligned, tmp_path / "run", "--dtype", "float16")) == 2
+    assert "--dtype float32 or bfloat16, got 'float16'" in capsys.readouterr().err
+    assert cli.main(tune(world, aligned, tmp_path / "run", *half, "--settings.precision", "bfloat16")) == 0
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
+    capsys.readouterr()
+    assert cli.main(tune(world, aligned, tmp_path / "run", "--settings.precision", "bfloat16")) == 2  # other weights
+    assert "there: dtype: bfloat16; now: dtype: float32" in capsys.readouterr().err

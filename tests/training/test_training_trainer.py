@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -488,3 +489,33 @@ def test_a_trained_model_scores_as_in_training(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(sample_losses(model, batch), sample_losses(load(result.model), batch))
+
+
+def test_frozen_weights_in_half_precision_beside_float32_masters_go_on_bit_by_bit(tmp_path):
+    """What learns is float32, steps are close to those of float32 backbones, a stopped run ends with the same bits."""
+    settings = replace(SETTINGS, precision="bfloat16")
+    tiny_vlm(tmp_path / "backbones")
+
+    def run(name, collator=collate, dtype=torch.bfloat16):
+        model = tiny_vlm(tmp_path / "backbones", dtype)
+        return model, train(model, POOL, collator, settings, tmp_path / name)
+
+    whole, expected = run("whole")
+    kinds = {(tensor.dtype, tensor.requires_grad) for tensor in whole.parameters()}
+    assert kinds == {(torch.bfloat16, False), (torch.float32, True)}
+    assert all(p.dtype == torch.float32 for p in whole.projector.parameters())
+    assert expected.losses == pytest.approx(run("float32", dtype=torch.float32)[1].losses, rel=0.05)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", Interrupting(2))
+    again, result = run("stopped")
+    assert result.losses == expected.losses and equal(weights(again), weights(whole))
+
+
+def test_the_whole_language_model_learns_as_float32_masters_of_half_precision(tmp_path):
+    settings = replace(SETTINGS, precision="bfloat16", train="projector+lm")
+    model = tiny_vlm(tmp_path / "backbones", torch.bfloat16, lora=False)
+    train(model, POOL, collate, settings, tmp_path / "run")
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.vision.parameters()} == {torch.bfloat16}
+    stored = load(tmp_path / "run" / "model")
+    assert equal(weights(stored.language_model), weights(model.language_model))

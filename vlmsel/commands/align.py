@@ -7,7 +7,7 @@ from pathlib import Path
 from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading
 from vlmsel.models.open import open_subject
-from vlmsel.training.phases import PRESETS, PhaseSettings
+from vlmsel.training.phases import PRESETS, PhaseSettings, require_autocast
 from vlmsel.training.run import train_on
 
 __all__ = ["PRESETS", "align"]
@@ -24,6 +24,7 @@ def align(
     max_length: int = 2048,
     exif: bool | None = None,
     device: str = "auto",
+    dtype: str = "float32",
     config: str = "",
 ) -> None:
     """Train on captions and leave the model in `out/model`; the same command goes on where it stopped.
@@ -40,11 +41,14 @@ def align(
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         exif: turn pictures as their EXIF orientation says, or leave them; the model keeps it.
         device: auto, cpu, cuda or cuda:<number>.
+        dtype: of what is frozen, float32 or bfloat16, which halves its memory and wants `settings.precision bfloat16`;
+            what learns is float32 in any case.
         config: the resolved configuration as text.
     """
+    require_autocast(dtype, settings)
     if processes.is_main():
         runs.open_run(out, config)
-    subject, reading = open_subject(model, device), Reading(Path(images), max_length)
+    subject, reading = open_subject(model, device, dtype), Reading(Path(images), max_length)
     if subject.pictures(reading) is None:
         raise ValueError(f"{model} reads text only and has no projector to align; go on with vlmsel tune or score")
     subject.turn_pictures(exif)

@@ -61,7 +61,8 @@ def score(
             when left out projector+lora, and for text models lora, or last-block where there are no adapters.
         shard: i/n scores the i-th of n parts of the pool, as independent jobs on one folder do; the job that finds all
             parts done writes the table. Processes started together by torchrun need no shards.
-        dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better.
+        dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better. 4bit or 8bit
+            packs the language model by bitsandbytes, to score the adapters on it in less memory.
         reading: how samples are read.
         beside: what is read beside the pool.
         single: whether target samples count one by one.

@@ -9,7 +9,7 @@ from vlmsel import processes, runs
 from vlmsel.commands.options import ReadingOptions
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.open import open_subject
-from vlmsel.training.phases import PRESETS, PhaseSettings
+from vlmsel.training.phases import PRESETS, PhaseSettings, require_autocast
 from vlmsel.training.run import train_on
 
 __all__ = ["PRESETS", "tune"]
@@ -25,6 +25,7 @@ def tune(
     group_by_modality_length: bool = False,
     reading: ReadingOptions = ReadingOptions(),
     device: str = "auto",
+    dtype: str = "float32",
     config: str = "",
 ) -> None:
     """Tune on instructions and leave the model in `out/model`; the same command goes on where it stopped.
@@ -42,15 +43,18 @@ def tune(
         group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
         reading: how samples are read.
         device: auto, cpu, cuda or cuda:<number>.
+        dtype: of what is frozen, float32 or bfloat16, which halves its memory and wants `settings.precision bfloat16`;
+            what learns is float32 in any case.
         config: the resolved configuration as text.
     """
+    require_autocast(dtype, settings)
     if processes.is_main():
         runs.open_run(out, config)
     if lora is not None and "lora" not in settings.train:
         raise ValueError(
             f"settings.train is {settings.train}, so that fresh adapters would not learn; leave --lora out"
         )
-    subject = open_subject(model, device, template=reading.template)
+    subject = open_subject(model, device, dtype, reading.template)
     subject.turn_pictures(reading.exif)
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)

@@ -12,7 +12,7 @@ from vlmsel.models.config import LoraSpec
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
-from vlmsel.training.phases import PRESETS, PhaseSettings
+from vlmsel.training.phases import PRESETS, PhaseSettings, require_autocast
 from vlmsel.training.run import train_on
 from vlmsel.training.warmup import draw_part, mean_loss, part_size
 
@@ -33,6 +33,7 @@ def warmup(
     reading: ReadingOptions = ReadingOptions(),
     beside: FeatureOptions = FeatureOptions(),
     device: str = "auto",
+    dtype: str = "float32",
     config: str = "",
 ) -> None:
     """Tune on a random part of the pool and leave the model in `out/model`: score there, and tune the first model on
@@ -54,15 +55,18 @@ def warmup(
         reading: how samples are read.
         beside: what is read beside the pool.
         device: auto, cpu, cuda or cuda:<number>.
+        dtype: of what is frozen, float32 or bfloat16, which halves its memory and wants `settings.precision bfloat16`;
+            what learns is float32 in any case.
         config: the resolved configuration as text.
     """
     check_at_least_one(least=least)
+    require_autocast(dtype, settings)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
     folder = Path(out)
     if processes.is_main():
         runs.open_run(out, config)
-    subject = open_subject(model, device, template=reading.template)
+    subject = open_subject(model, device, dtype, reading.template)
     subject.turn_pictures(reading.exif)
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)

@@ -199,20 +199,19 @@ def llava_config(model: VLM, words: Words, dtype: torch.dtype = torch.float32) -
     language.update({"vocab_size": words.rows, "pad_token_id": words.tokenizer.pad_token_id, "dtype": dtype})
     vision = clip_config(model.tower.visual)
     vision.pop("model_type")
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision),
-        text_config=language,
-        image_token_index=words.image,
-        image_seq_length=model.tower.patches,
-        projector_hidden_act="gelu",
-        vision_feature_layer=model.tower.layer,
-        vision_feature_select_strategy="default",
-        multimodal_projector_bias=True,
-        tie_word_embeddings=bool(language.tie_word_embeddings),
-        architectures=["LlavaForConditionalGeneration"],
-        pad_token_id=words.tokenizer.pad_token_id,
-        dtype=dtype,
-    )
+    settings: dict[str, Any] = {
+        "image_token_index": words.image,
+        "image_seq_length": model.tower.patches,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": model.tower.layer,
+        "vision_feature_select_strategy": "default",
+        "multimodal_projector_bias": True,
+        "tie_word_embeddings": bool(language.tie_word_embeddings),
+        "architectures": ["LlavaForConditionalGeneration"],
+        "pad_token_id": words.tokenizer.pad_token_id,
+        "dtype": dtype,
+    }
+    return LlavaConfig(vision_config=CLIPVisionConfig(**vision), text_config=language, **settings)
 
 
 def generation(model: VLM, words: Words) -> GenerationConfig:
@@ -234,10 +233,10 @@ def processor(model: VLM, words: Words) -> LlavaProcessor:
     about: dict[str, Any] = {"image_mean": list(tower.image_mean), "image_std": list(tower.image_std)}
     about |= {"crop_size": square, "size": square if mode == "squash" else {"shortest_edge": size}}
     kind = LlavaImageProcessorPil if mode in ("pad", "letterbox") else CLIPImageProcessorPil
-    padding = {"do_pad": True} if kind is LlavaImageProcessorPil else {}
+    about |= {"do_pad": True} if kind is LlavaImageProcessorPil else {}
     begins = words.tokenizer.bos_token_id is not None and (template.forces_bos or begins_with_bos(words.tokenizer))
     return LlavaProcessor(
-        kind(do_center_crop=mode != "squash", **padding, **about),
+        kind(do_center_crop=mode != "squash", **about),
         words.tokenizer,
         patch_size=tower.visual.patch_size[0],
         vision_feature_select_strategy="default",

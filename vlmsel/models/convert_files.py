@@ -7,6 +7,7 @@ runs nothing that lies in it.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def weights_of(file: Path) -> Lazy:
     content = read_pickle(file)
     if not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{file} holds other things than weights by name; it is no checkpoint of weights")
-    return {name: _constant(tensor) for name, tensor in content.items()}
+    return {name: constant(tensor) for name, tensor in content.items()}
 
 
 def read_pickle(file: Path) -> dict[str, Any]:
@@ -69,7 +70,9 @@ def read_pickle(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; copy the whole folder again")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{file} holds more than weights, or is damaged, and is not opened: it could run a program; save its "
@@ -90,7 +93,8 @@ def _reader(file: Path, name: str) -> Callable[[], Tensor]:
     return read
 
 
-def _constant(tensor: Tensor) -> Callable[[], Tensor]:
+def constant(tensor: Tensor) -> Callable[[], Tensor]:
+    """Give a tensor that is in memory the form of one that is read."""
     return lambda: tensor
 
 
@@ -108,7 +112,7 @@ def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path, limit: int
     if len(names) == 1:
         (folder / "shard-1").rename(folder / "model.safetensors")
         return
-    index = {}
+    index: dict[str, str] = {}
     for number, held in enumerate(names, 1):
         file = f"model-{number:05d}-of-{len(names):05d}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)

@@ -7,6 +7,7 @@ import torch
 from vlmsel import processes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PACKED = {"4bit": torch.bfloat16, "8bit": torch.bfloat16}  # loaded so, then packed
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,11 +28,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str) -> torch.dtype:
-    """Return the dtype called `name`.
+    """Return the dtype called `name`, that of what is loaded and of all that is not packed into 4 or 8 bits later.
 
     Raises:
         ValueError: it is none that models are loaded in.
     """
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
+    known = DTYPES | PACKED
+    if name not in known:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+    return known[name]

@@ -13,9 +13,10 @@ import torch
 from vlmsel.data.templates import find_template
 from vlmsel.models import assembly, classifier_files, image_text, text
 from vlmsel.models.classifier import RECORD
-from vlmsel.models.devices import pick_device, pick_dtype
+from vlmsel.models.devices import PACKED, pick_device, pick_dtype
 from vlmsel.models.huggingface import has_any, kind_of
 from vlmsel.models.presets import PRESETS, SAVED
+from vlmsel.models.quantise import packer, quantise
 from vlmsel.models.subject import Subject
 
 
@@ -44,7 +45,7 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
         source: a run folder, a model folder (ours, Hugging Face's, or PEFT's with adapters), a preset, or the name of a
             causal language model on the hub.
         device: as for `pick_device`.
-        dtype: float32 or bfloat16, that of the backbones.
+        dtype: float32 or bfloat16, that of the backbones; 4bit or 8bit for a base that adapters are scored on.
         template: the conversation template of a Hugging Face model.
 
     Raises:
@@ -52,6 +53,7 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
         ValueError: a file is damaged, the model is of an unknown kind, or it has a template of its own.
     """
     kind, place = pick_dtype(dtype), pick_device(device)
+    pack = packer(dtype, place) if dtype in PACKED else None
     make = next((make for make in MAKES if make.claims(source)), None)
     if make is None:
         names = ", ".join([*PRESETS, *SAVED])
@@ -62,5 +64,7 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
     if template is not None and make is not MAKES[0]:
         find_template(template)
     subject = make.open(source, kind, template)
+    if pack is not None:
+        quantise(subject, pack)
     subject.module.to(place)
     return subject

@@ -18,8 +18,9 @@ import peft
 import torch
 from torch import nn
 
+from vlmsel.models.adapter_settings import foreign_setting, spec_of
 from vlmsel.models.assembly import build
-from vlmsel.models.config import LoraSpec, VLMConfig, resolve
+from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.damage import check_folder, loading, read_object, read_weights
 from vlmsel.models.huggingface import TOKENIZERS, has_any, kind_of, require_text_model, require_weights
 from vlmsel.models.image_text import PROCESSORS, ImageText, open_image_text
@@ -31,20 +32,6 @@ from vlmsel.models.vlm import VLM
 TEMPLATE = "text"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Settings of PEFT's LoRA that `LoraSpec` has, and those that change nothing of what the adapters are.
-SAID = ("r", "lora_alpha", "use_rslora", "target_modules", "lora_dropout")
-FREE = (
-    "base_model_name_or_path", "peft_version", "auto_mapping", "inference_mode", "fan_in_fan_out", "megatron_core",
-    "qalora_group_size", "runtime_config",
-)  # fmt: skip
-# Values of other settings that change nothing, beside None, False and nothing at all.
-PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "task_type": ("CAUSAL_LM",),
-    "revision": ("main",),
-    "bias": ("none",),
-    "init_lora_weights": (True, "gaussian"),
-}
 
 
 class AskedText(OnlyEvaluated, VLM):
@@ -117,7 +104,7 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
     plain = build(config, dtype)
     adapted, beside = _put_in(plain.language_model, folder)
     lost = _lost(content, adapted) or (f"weights of {beside[0]}" if beside else "")
-    config = replace(config, lora=None if lost else _spec(content))
+    config = replace(config, lora=None if lost else spec_of(content))
     tokenizer = load_tokenizer(source) if has_any(source, TOKENIZERS) else plain.tokenizer
     model = (AskedText if lost else VLM)(config, None, nn.Sequential(), adapted, tokenizer)
     if isinstance(model, AskedText):
@@ -146,22 +133,6 @@ def _put_in(language_model: Any, folder: Path) -> tuple[Any, list[str]]:
 
 def _lost(content: dict[str, Any], adapted: Any) -> str:
     """Name the first of PEFT's settings that our own description of adapters would lose; "" when there is none."""
-    for name, value in content.items():
-        nothing = value is None or value is False or value in ({}, [])
-        if not (nothing or name in (*SAID, *FREE) or value in PLAIN.get(name, ())):
-            return f"{name} {value!r}"
-    targets = content.get("target_modules")
-    if not isinstance(targets, list) or not adapts_all(adapted, _spec(content)):
-        return f"target_modules {targets!r}"
-    return ""
-
-
-def _spec(content: dict[str, Any]) -> LoraSpec:
-    """Read PEFT's configuration of adapters as ours."""
-    return LoraSpec(
-        r=content.get("r", 8),
-        alpha=content.get("lora_alpha", 8),
-        rslora=bool(content.get("use_rslora")),
-        targets=tuple(sorted({str(name).rpartition(".")[2] for name in content["target_modules"]})),
-        dropout=content.get("lora_dropout", 0.0),
-    )
+    if (lost := foreign_setting(content)) or adapts_all(adapted, spec_of(content)):
+        return lost
+    return f"target_modules {content.get('target_modules')!r}"

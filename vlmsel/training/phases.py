@@ -117,6 +117,21 @@ def phase_preset(name: str) -> PhaseSettings:
     return PRESETS[name]
 
 
+def require_autocast(dtype: str, settings: PhaseSettings) -> None:
+    """Refuse half-precision backbones without autocast: what learns is float32, and the two would not fit together.
+
+    Raises:
+        ValueError: says which setting to change.
+    """
+    if dtype == "bfloat16" and settings.precision != "bfloat16":
+        raise ValueError(
+            "--dtype bfloat16 holds what is frozen in half precision, beside which what learns runs in autocast; set "
+            "--settings.precision bfloat16 too"
+        )
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"training takes --dtype float32 or bfloat16, got {dtype!r}")
+
+
 def optimizer_groups(groups: Groups, settings: PhaseSettings) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: two rates, and no decay for vectors (biases, norms) unless asked for."""
     result = []

@@ -65,9 +65,10 @@ def train_phase(
     what the run begins with, by name; it goes on only from the same. `resume=False` starts anew.
 
     Raises:
-        ValueError: settings, model and data do not fit; `out` holds a run with other settings or inputs; a part gets no
-            gradient; a loss is not finite (names the samples).
+        ValueError: settings, model and data do not fit; a launcher wants the model in shards; `out` holds a run with
+            other settings or inputs; a part gets no gradient; a loss is not finite (names the samples).
     """
+    processes.refuse_sharding()
     out, main = Path(out), processes.is_main()
     count = len(dataset)  # type: ignore[arg-type]
     record = {"settings": settings.identity(), "samples": count, "inputs": dict(inputs or {})}
