@@ -1,4 +1,4 @@
-"""Choose a part of a pool by a rule, and write it in the format it came in."""
+"""Choose a part of a pool by a rule, and write it in the form it came in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.commands.options import refuse_idle
-from vlmsel.data.formats import pool_digest, write_part
+from vlmsel.data.formats import pool_digest
+from vlmsel.data.formats.choice import Written, write_choice
 from vlmsel.scoring import affinity
 from vlmsel.scoring.table import read_table, score_columns
 from vlmsel.selection import DRAWN, AffinityRule, Ask, Draw, Facts, Rule, combine_targets, describe, top
@@ -36,13 +37,14 @@ def select(
     ask: Ask = Ask(),
     affinities: AffinityRule = AffinityRule(),
     draw: Draw = Draw(),
+    write: Written = "pool",
     config: str = "",
 ) -> None:
     """Choose samples and write them in the pool's own form, with a manifest beside them.
 
     Args:
         pool: the pool that was scored; refused when it is another.
-        out: the file to write, of the pool's form; `<out>.manifest.json` says which samples it holds and why.
+        out: the file to write; `<out>.manifest.json` says which samples it holds and why.
         scores: the table `scores.parquet` of `vlmsel score`, or its run folder. Random needs none.
         scorer: whose scores or affinities decide; Random, Loss (highest first) and Length (longest first) need none.
         rule: round_robin (the default), herding, strata: by affinities to target samples; top: by influence on means.
@@ -51,6 +53,7 @@ def select(
         ask: how much to choose.
         affinities: how affinities decide.
         draw: how Random, Loss and Length choose.
+        write: the records in the pool's form, or JSON that copies none: their uids, or a weight (1, 0) for each record.
         config: the resolved configuration as text.
     """
     path = None if scores is None else Path(scores, "scores.parquet") if Path(scores).is_dir() else Path(scores)
@@ -76,7 +79,8 @@ def select(
         refuse_idle("rules on affinities", draw)
         found = affinity.beside(path, pool, scorer, about)
         picked = _by_affinity(found, scorer, rule or "round_robin", files, affinities, ask, facts)
-    _write(out, pool, picked, facts, {"config": config, "pool": pool, "pool_sha256": digest}, path)
+    write_choice(out, pool, picked.uids.tolist(), len(facts), write)
+    _tell(out, picked, facts, {"config": config, "pool": pool, "pool_sha256": digest, "written": write}, path)
 
 
 def _top(table: dict[str, np.ndarray], columns: list[str], combine: str, budget: Any) -> Picked:
@@ -97,10 +101,9 @@ def _by_affinity(
     return Picked(choice.taken.rows, said, about, found.norms(scorer, len(facts)))
 
 
-def _write(out: str, pool: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None) -> None:
-    """Write the choice and its manifest, and say what it looks like."""
+def _tell(out: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None) -> None:
+    """Write the manifest of a choice and say what it looks like."""
     uids = picked.uids.tolist()
-    write_part(out, pool, sorted(uids))
     sources = Counter(facts.sources[sorted(uids)].tolist())
     about["scores_sha256"] = None if path is None else runs.file_hash(path)
     about |= {"of": len(facts), "sources": dict(sources.most_common()), "uids": uids}

@@ -26,7 +26,7 @@ from vlmsel import processes
 from vlmsel.data.batches import Item
 from vlmsel.data.encoding import IGNORED, LossOn, generation_ids
 from vlmsel.data.features import FeatureReader
-from vlmsel.data.formats.pool import Samples
+from vlmsel.data.formats.pool import Samples, needs_folder
 from vlmsel.data.images import Pictures, require_folder
 from vlmsel.data.sample import Sample, Turn
 
@@ -84,7 +84,7 @@ class SampleDataset(Dataset[Any]):
     def __init__(self, samples: Sequence[Sample], subject: Reader, reading: Reading) -> None:
         self.samples, self.subject, self.reading = samples, subject, reading
         self.pictures = subject.pictures(reading)
-        if self.pictures is not None and (count := int((self.images() > 0).sum())):
+        if self.pictures is not None and (count := _placeless(samples)):
             if reading.images is None:
                 raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
             require_folder(reading.images)
@@ -182,6 +182,11 @@ class SampleDataset(Dataset[Any]):
         problem, digest = self.pictures.problem, self.pictures.digest
         names = (image for sample in self.samples for image in sample.images)
         return look_at_images(names, lambda name: (problem(name), digest(name)), "checking images")
+
+
+def _placeless(samples: Sequence[Sample]) -> int:
+    """Count the samples that need an image folder."""
+    return samples.placeless if isinstance(samples, Samples) else sum(map(needs_folder, samples))
 
 
 def look_at_images(

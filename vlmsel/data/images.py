@@ -18,6 +18,8 @@ the folder are its owner's and are followed wherever they lead.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from vlmsel import runs
 from vlmsel.checks import check_choice, quoted
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.base import path_problem
+from vlmsel.data.formats.pictures import InFolder, InPool
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 MODES = ("pad", "crop", "squash", "letterbox")
@@ -62,6 +65,8 @@ def find_image(folder: str | Path, relative: str) -> Path:
         FileNotFoundError: there is no such file.
         ValueError: the path climbs out of the folder.
     """
+    if isinstance(relative, InFolder):
+        folder, relative = relative.folder, relative.named
     if problem := path_problem(relative):
         raise ValueError(problem)
     found = next((name for name in _names(relative) if os.path.isfile(os.path.join(folder, name))), None)
@@ -78,15 +83,17 @@ def _names(relative: str) -> Iterator[str]:
 
 
 def load_image(folder: str | Path, relative: str, exif: bool = False) -> Image.Image:
-    """Open an image of `folder` as RGB, decoded to its last pixel; `exif` turns it as its orientation tag says.
+    """Open an image of `folder`, or one that knows where it lies, as RGB, decoded to its last pixel.
+
+    `exif` turns it as its orientation tag says.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the path leads out of the folder, or the file is broken, too large or of a format not read.
     """
-    path = find_image(folder, relative)
+    path = relative.content() if isinstance(relative, InPool) else find_image(folder, relative)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path, formats=FORMATS) as image:
             problem = size_problem(*image.size)
             if problem is None:
                 image.load()
@@ -124,8 +131,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def image_digest(folder: str | Path, relative: str) -> str:
-    """Return the SHA-256 of an image's bytes, "" where there is no such file."""
+    """Return the SHA-256 of an image's bytes, "" where they cannot be read."""
     try:
+        if isinstance(relative, InPool):
+            return hashlib.sha256(relative.content()).hexdigest()
         return runs.file_hash(find_image(folder, relative))
     except (ValueError, OSError):
         return ""
@@ -254,7 +263,7 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _first_line(error: Exception, path: Path, relative: str) -> str:
+def _first_line(error: Exception, path: Path | bytes, relative: str) -> str:
     """Tell an error without the path, which has been named, and on one line."""
     text = str(error).replace(repr(str(path)), quoted(relative)).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -10,6 +10,7 @@ from pathlib import Path
 from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.formats import pool_digest, read_samples
+from vlmsel.data.formats.pictures import Picture
 from vlmsel.models.subject import Subject
 
 
@@ -66,6 +67,8 @@ def open_pool(
     found, sha256 = read_samples(path), pool_digest(path)
     if features:
         names = [image for sample in found.samples for image in sample.images]
+        if any(isinstance(name, Picture) for name in names):
+            raise ValueError(f"{path}: features are kept of pictures in the image folder alone; leave --features out")
         reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))
     samples = SampleDataset(found.samples, subject, reading)
     problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()

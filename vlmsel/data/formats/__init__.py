@@ -10,11 +10,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmsel.data.formats.arrow_files import Hub, Parquet, Saved
 from vlmsel.data.formats.base import Form
+from vlmsel.data.formats.internvl import InternVL
 from vlmsel.data.formats.json_file import JsonFile
+from vlmsel.data.formats.llava_next import LlavaNext
 from vlmsel.data.formats.pool import Pool, read_pool
 
 FORMS: list[Form] = [
+    Saved(),
+    Parquet(),
+    InternVL(),
+    LlavaNext(),
+    Hub(),
     JsonFile(),  # the last, as it claims every file
 ]
 

@@ -18,12 +18,16 @@ class Picture(str):
 
     named: str = ""
 
+
+class InPool(Picture):
+    """A picture whose bytes stand in the pool's own file."""
+
     @abstractmethod
-    def place(self) -> Path | bytes:
-        """Return its file, or its bytes where it has none.
+    def content(self) -> bytes:
+        """Return its bytes.
 
         Raises:
-            OSError, ValueError: it cannot be read.
+            OSError, ValueError: they cannot be read.
         """
 
 
@@ -34,10 +38,7 @@ class InFolder(Picture):
 
     @classmethod
     def of(cls, folder: Path, relative: str) -> InFolder:
-        """Name the picture `relative`, whose path has been checked, in a folder."""
+        """Name the picture `relative` in a folder."""
         picture = cls(f"{folder}/{relative}")
         picture.folder, picture.named = folder, relative
         return picture
-
-    def place(self) -> Path:
-        return self.folder / self.named

@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 
 from vlmsel.data.formats.base import Form
+from vlmsel.data.formats.pictures import Picture
 from vlmsel.data.sample import Problem, Sample
 
 
@@ -27,6 +28,7 @@ class Samples(Sequence[Sample]):
         images: how many images each has.
         codes: its source, as a number in `names`.
         names: the sources.
+        placeless: how many have an image that lies in the image folder.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Samples(Sequence[Sample]):
         images: np.ndarray,
         codes: np.ndarray,
         names: Sequence[str],
+        placeless: int,
     ) -> None:
         self.form, self.records, self.uids, self.images, self.codes = form, records, uids, images, codes
-        self.names = tuple(names)
+        self.names, self.placeless = tuple(names), placeless
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -89,7 +92,7 @@ def read_pool(form: Form, path: Path) -> Pool:
     records = form.read(path)
     uids, images, codes = array("q"), array("i"), array("i")
     names: dict[str, int] = {}
-    problems = []
+    problems, placeless = [], 0
     for uid, record in enumerate(records):
         try:
             sample = form.parse(uid, record)
@@ -98,6 +101,13 @@ def read_pool(form: Form, path: Path) -> Pool:
             continue
         uids.append(uid)
         images.append(len(sample.images))
+        placeless += needs_folder(sample)
         codes.append(names.setdefault(sample.source, len(names)))
     counts, told = np.array(images, np.int32), np.array(codes, np.int32)
-    return Pool(Samples(form, records, np.array(uids, np.int64), counts, told, list(names)), problems, records)
+    samples = Samples(form, records, np.array(uids, np.int64), counts, told, list(names), placeless)
+    return Pool(samples, problems, records)
+
+
+def needs_folder(sample: Sample) -> bool:
+    """Tell whether a sample has an image that does not know where it lies."""
+    return not all(isinstance(image, Picture) for image in sample.images)

@@ -72,6 +72,14 @@ def parse_record(uid: int, record: Any, named: Named = path_of) -> Sample:
     return checked_sample(uid, turns, images, source, record.get("weight"))
 
 
+def images_of(record: dict[str, Any]) -> list[Any]:
+    """Return what stands for the images of a record that can be used, in the order in which `named` is given them."""
+    own: list[Any] = []
+    if key := next((key for key in CONVERSATIONS if record.get(key)), None):
+        _turns(record, key, own)
+    return _images(record, own)
+
+
 def _turns(record: dict[str, Any], key: str, own: list[Any]) -> list[Turn]:
     """Read a list of turns, or of rounds; images that parts name are put into `own`."""
     given = record.get(key)
