@@ -226,7 +226,7 @@ def test_a_missing_folder_that_could_be_a_name_on_the_hub_says_both(monkeypatch,
     monkeypatch.chdir(tmp_path)
     words = ("tune", "--model", "nobody/nothing-at-all", "--data", "d.json", "--out", "run")
     line = refused(*words, capsys=capsys)
-    assert "nobody/nothing-at-all: no such folder, and no causal language model of this name can be loaded" in line
+    assert "nobody/nothing-at-all: no such folder, and no model of this name can be loaded from the hub" in line
 
 
 def test_checkpoints_of_text_models_are_summed(home, warm, tmp_path):

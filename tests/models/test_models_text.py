@@ -230,7 +230,8 @@ def test_samples_are_cut_at_the_model_s_own_positions(make, tmp_path, capsys):
     assert subject.positions == 64 and found.samples.lengths()[1:] == [64, 0]
     assert found.problems == {2: "no supervised token is left within 64 positions"}
     line = "1 of 3 samples fill the model's 64 positions; what is longer is cut there, before max_length 2048"
-    assert capsys.readouterr().out == f"{tmp_path / 'pool.json'}: {line}\n"
+    pool = tmp_path / "pool.json"
+    assert capsys.readouterr().out == f"{pool}: read with text\n{pool}: {line}\n"
     losses = subject.losses(subject.collate([found.samples[0], found.samples[1]]))
     cut = open_pool(subject, tmp_path / "pool.json", Reading(max_length=64))
     assert torch.equal(losses, subject.losses(subject.collate([cut.samples[0], cut.samples[1]])))

@@ -27,7 +27,7 @@ from vlmsel.data.batches import Item
 from vlmsel.data.encoding import IGNORED, LossOn, generation_ids
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.pool import Samples, needs_folder
-from vlmsel.data.images import Pictures, require_folder
+from vlmsel.data.images import Opener, require_folder
 from vlmsel.data.sample import Sample, Turn
 
 
@@ -64,7 +64,7 @@ class Reader(Protocol):
     def size(self, sample: Sample, reading: Reading) -> Size:
         """Return the tokens that a sample takes, without reading pictures."""
 
-    def pictures(self, reading: Reading) -> Pictures | None:
+    def pictures(self, reading: Reading) -> Opener | None:
         """Return what reads a sample's pictures; None for a model that reads text only."""
 
 

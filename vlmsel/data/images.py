@@ -22,6 +22,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -152,8 +153,56 @@ def size_problem(width: int, height: int) -> str | None:
     return None
 
 
+class Opener:
+    """Opens the pictures of one folder, tells their bytes apart, and says which cannot be used."""
+
+    folder: Path
+    exif: bool
+
+    def digest(self, relative: str) -> str:
+        """Return the hash of a picture's bytes, "" where there is no file."""
+        return image_digest(self.folder, relative)
+
+    def problem(self, relative: str) -> str | None:
+        """Say why a picture cannot be used, None when it can."""
+        try:
+            load_image(self.folder, relative, self.exif)
+        except (ValueError, OSError) as reason:
+            return str(reason)
+        return None
+
+
 @dataclass(frozen=True)
-class Pictures:
+class Photos(Opener):
+    """Opens pictures as they are, for a model whose processor does the rest; fields as for `Pictures`."""
+
+    folder: Path
+    exif: bool = False
+
+    def __call__(self, relative: str) -> Image.Image:
+        """Return a picture as RGB.
+
+        Raises:
+            FileNotFoundError, ValueError: it is missing or cannot be used.
+        """
+        return load_image(self.folder, relative, self.exif)
+
+    def size(self, relative: str) -> tuple[int, int]:
+        """Return a picture's width and height, from its header where that tells them.
+
+        Raises:
+            FileNotFoundError, ValueError: as for opening it.
+        """
+        path = find_image(self.folder, relative)
+        with suppress(Exception), Image.open(path, formats=FORMATS) as image:  # what is wrong is said below
+            if image.format != "TIFF":  # which Pillow turns when it reads it
+                turned = self.exif and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return (image.height, image.width) if turned else image.size
+        return self(relative).size
+
+
+@dataclass(frozen=True)
+class Pictures(Opener):
     """Reads pictures of one folder as a vision tower wants them, or what the tower made of them.
 
     Attributes:
@@ -200,7 +249,7 @@ class Pictures:
         """Return the hash of a picture's bytes, "" where there is no file."""
         if self.features is not None and relative in self.features:
             return self.features.digests[relative]
-        return image_digest(self.folder, relative)
+        return super().digest(relative)
 
     def problem(self, relative: str) -> str | None:
         """Say why a picture cannot be used, None when it can, which one with features has shown already."""

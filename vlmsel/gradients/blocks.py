@@ -18,7 +18,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 SUPPORTED = "nn.Linear, transformers Conv1D, nn.Embedding, nn.LayerNorm, RMSNorm"
-PROJECTORS = {"projector", "multi_modal_projector", "mm_projector"}
+PROJECTORS = {
+    "projector", "multi_modal_projector", "mm_projector", "merger", "deepstack_merger_list", "connector", "mlp1",
+    "aligner",
+}  # fmt: skip
 LANGUAGE = {"language_model", "text_model", "llm"}  # path segments of the language model inside a larger model
 VISION = re.compile(r"vision|visual|image|audio|clip", re.IGNORECASE)
 LORA = re.compile(r"\.lora_(embedding_)?[AB]\.")
@@ -138,7 +141,7 @@ def select_blocks(model: nn.Module, spec: str) -> list[Block]:
 def _named_tests(model: nn.Module, spec: str) -> list[Callable[[str], bool]]:
     """Turn a specification into predicates on parameter names."""
     known: dict[str, Callable[[], Callable[[str], bool]]] = {
-        "projector": lambda: lambda name: not PROJECTORS.isdisjoint(name.split(".")[:-1]),
+        "projector": lambda: in_projector,
         "lora": lambda: lambda name: LORA.search("." + name) is not None,
         "last-block": lambda: _last_block_test(model),
     }
@@ -152,6 +155,15 @@ def _named_tests(model: nn.Module, spec: str) -> list[Callable[[str], bool]]:
             f"blocks {spec!r} are neither of {', '.join(known)} (joined by +) nor a regular expression: {problem}"
         ) from None
     return [lambda name: bool(spec) and pattern.search(name) is not None]
+
+
+def in_projector(name: str) -> bool:
+    """Tell from a parameter's name whether it is of a map from what a tower sees to what a language model reads.
+
+    >>> in_projector("model.visual.merger.mlp.0.weight"), in_projector("model.visual.blocks.0.mlp.fc1.weight")
+    (True, False)
+    """
+    return not PROJECTORS.isdisjoint(name.split(".")[:-1])
 
 
 def left_out(model: nn.Module, spec: str, blocks: Sequence[Block]) -> str:

@@ -55,6 +55,16 @@ def kind_of(folder: str | Path) -> Kind | None:
     )
 
 
+def within_run(source: str) -> str:
+    """Return where a Hugging Face model lies: the folder itself, or `model` in it where that is a run's.
+
+    >>> within_run("owner/name")
+    'owner/name'
+    """
+    inside, names = Path(source) / "model", ("config.json", "adapter_config.json")
+    return str(inside) if has_any(inside, names) and not has_any(source, names) else source
+
+
 def only_evaluated(source: str, kind: Kind) -> str:
     """Say that a model can be asked, and not trained or scored."""
     return (

@@ -6,6 +6,7 @@ land in the vision tower too. Here they are attached to the language model befor
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,23 +20,26 @@ from transformers.pytorch_utils import Conv1D
 from vlmsel.models.config import LoraSpec
 
 
-def attach_lora(language_model: Any, spec: LoraSpec, seed: int = 0, task: str | None = "CAUSAL_LM") -> Any:
+def attach_lora(
+    language_model: Any, spec: LoraSpec, seed: int = 0, task: str | None = "CAUSAL_LM", inside: nn.Module | None = None
+) -> Any:
     """Wrap a language model with fresh adapters (B = 0, so its outputs stay the same) and freeze everything else.
 
     A is drawn from `seed`; the global random state is left alone. Adapters are float32 whatever the model's dtype.
-    `task` is PEFT's task type; None for a model of any other kind, such as a text classifier.
+    `task` is PEFT's task type; None for a model of any other kind, such as a text classifier. Of a model that sees,
+    `inside` is the part that reads text.
 
     Raises:
         ValueError: the model has adapters already, or a target names no linear module of it.
     """
     if hasattr(language_model, "peft_config"):
         raise ValueError("the language model has LoRA adapters already; merge them first (merge_lora)")
-    layers = target_layers(language_model, spec)
+    layers = target_layers(inside or language_model, spec)
     config = peft.LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
         use_rslora=spec.rslora,
-        target_modules=list(spec.targets),
+        target_modules=list(spec.targets) if inside is None else _within(language_model, inside, spec),
         lora_dropout=spec.dropout,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         task_type=task,
@@ -51,6 +55,12 @@ def target_layers(language_model: nn.Module, spec: LoraSpec) -> dict[str, nn.Mod
     if absent := [target for target in spec.targets if target not in _leaves(linear)]:
         raise ValueError(f"no linear module is called {', '.join(absent)}; the model has {sorted(_leaves(linear))}")
     return {name: module for name, module in linear.items() if _leaves([name]) & set(spec.targets)}
+
+
+def _within(model: nn.Module, inside: nn.Module, spec: LoraSpec) -> str:
+    """Return the expression that PEFT finds the targets by that lie inside a part of a model."""
+    name = next(name for name, module in model.named_modules() if module is inside)
+    return rf"{re.escape(name)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, spec.targets))})"
 
 
 def _leaves(names: Iterable[str]) -> set[str]:

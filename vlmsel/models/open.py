@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import torch
 
+from vlmsel.data.chat import CHAT
 from vlmsel.data.templates import find_template
-from vlmsel.models import assembly, classifier_files, image_text, text
+from vlmsel.models import assembly, classifier_files, huggingface_vlm, text
 from vlmsel.models.classifier import RECORD
 from vlmsel.models.devices import PACKED, pick_device, pick_dtype
-from vlmsel.models.huggingface import has_any, kind_of
+from vlmsel.models.hub import could_be_on_hub
+from vlmsel.models.huggingface import has_any, kind_of, within_run
 from vlmsel.models.presets import PRESETS, SAVED
 from vlmsel.models.quantise import packer, quantise
 from vlmsel.models.subject import Subject
@@ -30,11 +32,11 @@ class Make(NamedTuple):
 MAKES = [
     Make(lambda source: assembly.saved_folder(source) is not None or source in PRESETS, assembly.open_own),
     Make(lambda source: has_any(source, (RECORD,)), classifier_files.open_saved),
-    Make(lambda source: kind_of(source) == "image-text", image_text.open_image_text),
+    Make(lambda source: kind_of(source) == "image-text", huggingface_vlm.open_image_text),
     Make(lambda source: kind_of(source) == "classifier", classifier_files.open_asked),
     Make(lambda source: kind_of(source) == "causal", text.open_causal),
     Make(lambda source: kind_of(source) == "adapter", text.open_adapter),
-    Make(text.could_be_on_hub, text.open_from_hub),
+    Make(could_be_on_hub, text.open_from_hub),
 ]
 
 
@@ -43,7 +45,7 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
 
     Args:
         source: a run folder, a model folder (ours, Hugging Face's, or PEFT's with adapters), a preset, or the name of a
-            causal language model on the hub.
+            causal language model or an image-text model on the hub.
         device: as for `pick_device`.
         dtype: float32 or bfloat16, that of the backbones; 4bit or 8bit for a base that adapters are scored on.
         template: the conversation template of a Hugging Face model.
@@ -54,14 +56,15 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
     """
     kind, place = pick_dtype(dtype), pick_device(device)
     pack = packer(dtype, place) if dtype in PACKED else None
+    source = within_run(source)
     make = next((make for make in MAKES if make.claims(source)), None)
     if make is None:
         names = ", ".join([*PRESETS, *SAVED])
         raise FileNotFoundError(
-            f"{source}: no model; give a preset ({names}), or a folder that align or tune wrote or that holds a causal "
-            "language model"
+            f"{source}: no model; give a preset ({names}), or a folder that align or tune wrote or that holds a Hugging "
+            "Face model"
         )
-    if template is not None and make is not MAKES[0]:
+    if template is not None and make is not MAKES[0] and template != CHAT:
         find_template(template)
     subject = make.open(source, kind, template)
     if pack is not None:

@@ -64,6 +64,8 @@ def open_pool(
         FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, no folder is named and
             there are images, or no sample can be used.
     """
+    if subject.reads_with and processes.is_main():
+        print(f"{path}: read with {subject.reads_with}")
     found, sha256 = read_samples(path), pool_digest(path)
     if features:
         names = [image for sample in found.samples for image in sample.images]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vlmsel.data.dataset import Reading, Size
 from vlmsel.data.features import FeatureReader
-from vlmsel.data.images import Pictures
+from vlmsel.data.images import Opener
 from vlmsel.data.sample import Sample
 from vlmsel.gradients import Block, select_blocks
 from vlmsel.models.config import LoraSpec
@@ -49,6 +49,11 @@ class Subject(ABC):
         return None
 
     @property
+    def reads_with(self) -> str:
+        """The name of the template that it reads conversations with; "" where it reads none."""
+        return ""
+
+    @property
     def device(self) -> torch.device:
         """Where it lies."""
         return next(self.module.parameters()).device
@@ -71,7 +76,7 @@ class Subject(ABC):
             ValueError: the sample cannot be used; says why.
         """
 
-    def pictures(self, reading: Reading) -> Pictures | None:
+    def pictures(self, reading: Reading) -> Opener | None:
         """Return what reads a sample's pictures; None for a model that reads text only."""
         return None
 
@@ -115,6 +120,11 @@ class Subject(ABC):
     def row_samples(self, batch: Any) -> Mapping[str, Tensor]:
         """Say, by module name, which sample each row of a module's input belongs to, where rows are not samples."""
         return {}
+
+    def reaches(self, batch: Any, group: str) -> bool:
+        """Tell whether a group of parameters that learn has anything to learn from a batch, as far as is known."""
+        rows = self.row_samples(batch)
+        return group not in rows or len(rows[group]) > 0
 
     # What it makes of samples, for scorers without gradients
 
@@ -166,6 +176,10 @@ class Subject(ABC):
         return
 
     # What it is
+
+    def note(self, **facts: Any) -> None:
+        """Take note of what it is trained on, for a model card, where it is saved with one."""
+        return
 
     def reads(self) -> Any:
         """Return the settings, beyond weights and tokenizer, that results depend on."""

@@ -8,7 +8,6 @@ saved. What a setting means must be known here for adapters to be taken as our o
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,19 +17,22 @@ import peft
 import torch
 from torch import nn
 
+from vlmsel.data.chat import CHAT
 from vlmsel.models.adapter_settings import foreign_setting, spec_of
 from vlmsel.models.assembly import build
 from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.damage import check_folder, loading, read_object, read_weights
+from vlmsel.models.hub import could_be_on_hub, fetched
 from vlmsel.models.huggingface import TOKENIZERS, has_any, kind_of, require_text_model, require_weights
-from vlmsel.models.image_text import PROCESSORS, ImageText, open_image_text
+from vlmsel.models.huggingface_vlm import PROCESSORS, open_image_text, read_as_saved
+from vlmsel.models.image_text import ImageText
+from vlmsel.models.image_text_files import check_base
 from vlmsel.models.language import load_tokenizer, quiet_transformers
-from vlmsel.models.lora import adapts_all, merge_lora, quiet_peft
-from vlmsel.models.subject import OnlyEvaluated
+from vlmsel.models.lora import adapts_all, quiet_peft
+from vlmsel.models.subject import OnlyEvaluated, Subject
 from vlmsel.models.vlm import VLM
 
 TEMPLATE = "text"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -38,47 +40,49 @@ class AskedText(OnlyEvaluated, VLM):
     """A language model with adapters that can be evaluated only."""
 
 
-def could_be_on_hub(source: str) -> bool:
-    """Tell whether a source has the form `owner/name` and is no path that exists.
+def open_causal(
+    source: str, dtype: torch.dtype = torch.float32, template: str | None = None, name: str | None = None
+) -> VLM:
+    """Build a text model of a folder with a Hugging Face causal language model, which goes by `name` when it is saved.
 
-    >>> could_be_on_hub("meta-llama/Llama-2-7b-hf"), could_be_on_hub("/runs/tune"), could_be_on_hub("runs/a/model")
-    (True, False, False)
-    """
-    return HUB_NAME.fullmatch(source) is not None and not Path(source).exists()
-
-
-def open_causal(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM:
-    """Build a text model of a folder with a Hugging Face causal language model.
+    It is read with its tokenizer's own chat template where it has one and no other is named.
 
     Raises:
         FileNotFoundError: weights or tokenizer are missing.
         ValueError: a file is damaged, or the model is of a kind that is not supported.
     """
     require_text_model(source)
-    return build(VLMConfig(vision=None, language=source, template=template or TEMPLATE), dtype)
+    return build(VLMConfig(vision=None, language=name or source, template=template or own_template(source)), dtype)
 
 
-def open_from_hub(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM:
-    """Build a text model of the hub's.
+def own_template(source: str) -> str:
+    """Return `chat` where the tokenizer in a folder has a chat template, else `text`."""
+    return CHAT if getattr(load_tokenizer(source), "chat_template", None) else TEMPLATE
+
+
+def open_from_hub(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> Subject:
+    """Build a model of the hub's, a causal language model or one that sees.
 
     Raises:
         FileNotFoundError: it cannot be loaded; the line also says what else the name could be.
+        ValueError: it is of another kind.
     """
     print(f"{source}: no folder of this name; looking for it on the hub", flush=True)
-    try:
-        return build(VLMConfig(vision=None, language=source, template=template or TEMPLATE), dtype)
-    except (OSError, ValueError, ImportError) as problem:
-        reason = " ".join(str(problem).split())[:200].rstrip(".")
-        raise FileNotFoundError(
-            f"{source}: no such folder, and no causal language model of this name can be loaded from the hub "
-            f"({reason}); mend the path or the name, or fetch the model into a folder first"
-        ) from problem
+    folder = fetched(source)
+    kind = kind_of(folder)
+    if kind == "image-text":
+        found = open_image_text(folder, dtype, template)
+        found.source = source
+        return found
+    if kind == "causal":
+        return open_causal(folder, dtype, template, source)
+    if kind == "adapter":
+        return open_adapter(folder, dtype, template)
+    raise ValueError(f"{source}: a {kind or 'folder without a'} model; give a causal language model or one that sees")
 
 
 def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str | None = None) -> VLM | ImageText:
     """Build the model that adapters in a folder were made for, with these adapters.
-
-    Those of an image-text model are merged into it, as it is only asked.
 
     Raises:
         FileNotFoundError: the adapters' weights or their model are missing.
@@ -98,9 +102,9 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
     require_weights(source)
     check_folder(folder)
     if Path(resolve(base)).is_dir() and kind_of(resolve(base)) == "image-text":
-        asked = open_image_text(resolve(base), dtype, template, source if has_any(source, PROCESSORS) else None)
-        return ImageText(merge_lora(_put_in(asked.model, folder)[0]).eval(), asked.processor, template, source)
-    config = VLMConfig(vision=None, language=base, template=template or TEMPLATE)
+        return _adapted_image_text(folder, content, resolve(base), dtype, template)
+    home = source if has_any(source, TOKENIZERS) else resolve(base)
+    config = VLMConfig(vision=None, language=base, template=template or own_template(home))
     plain = build(config, dtype)
     adapted, beside = _put_in(plain.language_model, folder)
     lost = _lost(content, adapted) or (f"weights of {beside[0]}" if beside else "")
@@ -113,6 +117,32 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
             "merge_and_unload) and give that"
         )
     return model.eval()
+
+
+def _adapted_image_text(
+    folder: Path, content: dict[str, Any], base: str, dtype: torch.dtype, template: str | None
+) -> ImageText:
+    """Put adapters, and other modules that PEFT keeps with them, into an image-text model; PEFT saves them again.
+
+    Raises:
+        ValueError: they were made for another model.
+    """
+    asked = open_image_text(base, dtype, template, str(folder) if has_any(folder, PROCESSORS) else None)
+    try:
+        adapted, beside = _put_in(asked.model, folder)
+        if beside:
+            raise ValueError(f"{folder}: {len(beside)} weights are of none of its adapters, the first is {beside[0]}")
+    except ValueError as problem:
+        raise ValueError(f"{problem}; adapters of {base}, which {ADAPTER} names, were expected") from None
+    adapted.requires_grad_(False)
+    found = read_as_saved(ImageText(adapted, asked.processor, template, base), str(folder))
+    if (init := content.get("init_lora_weights", True)) not in (True, False, "gaussian"):
+        found.refusal = (
+            f"{folder / ADAPTER}: adapters with init_lora_weights {init!r} change their model's own weights; merge "
+            "them into it (PEFT's merge_and_unload) and give that"
+        )
+    check_base(found, folder, base)
+    return found.eval()
 
 
 def _put_in(language_model: Any, folder: Path) -> tuple[Any, list[str]]:

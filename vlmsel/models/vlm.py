@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmsel.data.batches import Batch, Collator, Item
+from vlmsel.data.chat import CHAT, ChatEncoder
 from vlmsel.data.dataset import Reading, Size
 from vlmsel.data.encoding import Encoded, encode
 from vlmsel.data.features import FeatureReader
@@ -58,7 +59,8 @@ class VLM(nn.Module, Subject):
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
-        find_template(config.template)
+        if config.template != CHAT or vision is not None:
+            find_template(config.template)
         self.vlm_config = config
         self.vision = vision
         self.projector = projector
@@ -109,15 +111,33 @@ class VLM(nn.Module, Subject):
     def _ids(self, sample: Sample, reading: Reading) -> Encoded:
         if sample.images and self.vision is None:
             raise ValueError("it has an image and this model reads text only")
+        limit = min(reading.max_length, self.positions or reading.max_length)
+        if self.vlm_config.template == CHAT:
+            return self._chat.encode(sample.turns, limit, reading.loss_on)
         return encode(
             sample.turns,
             len(sample.images),
             self.tokenizer,
             self.vlm_config.template,
-            max_length=min(reading.max_length, self.positions or reading.max_length),
+            max_length=limit,
             image_tokens=self._image_tokens,
             loss_on=reading.loss_on,
         )
+
+    @cached_property
+    def _chat(self) -> ChatEncoder:
+        template = self.tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not template:
+            raise ValueError("the tokenizer has no chat template; name one of ours with --template, such as text")
+        return ChatEncoder(self.tokenizer, template)
+
+    @property
+    def reads_with(self) -> str:
+        """The template, which a model with eyes has as a part of it."""
+        template = self.vlm_config.template if self.vision is None else ""
+        return "the model's own chat template" if template == CHAT else template
 
     @property
     def _image_tokens(self) -> int:
@@ -276,7 +296,8 @@ class VLM(nn.Module, Subject):
         config = self.vlm_config
         adapters = config.lora and (config.lora.scale, config.lora.dropout)
         pictures = config.image_mode, config.exif, config.vision_layer
-        return config.template, *pictures, self.positions, adapters
+        chat = self._chat.template if config.template == CHAT else None
+        return config.template, *pictures, self.positions, adapters, *([chat] if chat else [])
 
     def save(self, folder: str | Path) -> None:
         checkpoint.save(self, folder)

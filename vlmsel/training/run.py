@@ -32,6 +32,7 @@ def train_on(
     pool.report(Path(out) / "skipped.json")
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
     inputs = {**pool.inputs("the data"), "the model": subject.digest(), "what the loss is taken on": reading.loss_on}
+    subject.note(**_facts(data, pool.sha256, len(usable)))
     inputs |= {f"the version of {name}": number for name, number in runs.versions().items()}
     result = train_phase(subject, Subset(samples, usable), settings, out, order=order, inputs=inputs)
     tail = result.losses[-max(1, len(result.losses) // 10) :]
@@ -39,6 +40,17 @@ def train_on(
         end = f"final loss {sum(tail) / len(tail):.3f}; model: {result.model}"
         print(f"{result.steps} steps on {len(usable)} samples, {end}")
     return result
+
+
+def _facts(data: str | Path, sha256: str, usable: int) -> dict[str, str]:
+    """Say what data these are, and how they were chosen where a manifest lies beside them."""
+    facts = {"Data": f"{data} ({usable} samples, SHA-256 {sha256})"}
+    manifest = Path(f"{data}.manifest.json")
+    if manifest.is_file():
+        about = runs.read_json(manifest)
+        names = ("rule", "scorer", "scores", "pool", "pool_sha256", "seed")
+        facts["Choice"] = ", ".join(f"{name} {about[name]}" for name in names if about.get(name) is not None)
+    return facts
 
 
 def _grouped(signed_lengths: list[int], settings: PhaseSettings) -> Order:

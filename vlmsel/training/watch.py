@@ -120,9 +120,8 @@ class GradientWatch(TrainerCallback):
     def see(self, batch: Any) -> None:
         """Take note of which modules a batch has rows for."""
         if self.pending:
-            rows = self.subject.row_samples(batch)
             for name in self.pending:
-                self.reached[name] = self.reached[name] or name not in rows or len(rows[name]) > 0
+                self.reached[name] = self.reached[name] or self.subject.reaches(batch, name)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.pending:

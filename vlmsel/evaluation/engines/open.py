@@ -47,7 +47,7 @@ def _classifier(subject: Classifier, template: str | None, name: str) -> Engine:
 
 
 def _image_text(subject: ImageText, template: str | None, name: str) -> Engine:
-    return ImageTextEngine(subject.model, subject.processor, template or subject.template)
+    return ImageTextEngine(subject.backbone, subject.processor, template or subject.template)
 
 
 def _refuse_template(kind: str, template: str | None, name: str) -> None:
