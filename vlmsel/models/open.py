@@ -61,8 +61,8 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
     if make is None:
         names = ", ".join([*PRESETS, *SAVED])
         raise FileNotFoundError(
-            f"{source}: no model; give a preset ({names}), or a folder that align or tune wrote or that holds a Hugging "
-            "Face model"
+            f"{source}: no model; give a preset ({names}), or a folder that align or tune wrote or that holds a model "
+            "of transformers"
         )
     if template is not None and make is not MAKES[0] and template != CHAT:
         find_template(template)
