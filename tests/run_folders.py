@@ -79,3 +79,18 @@ def make_choice(path: Path, data: Path, uids: list[int], scorer: str = "HyperINF
         found |= {"target_file": [name for name, _ in turns], "target_uid": [uid for _, uid in turns]}
     runs.write_json(f"{path}.manifest.json", found)
     return path.parent
+
+
+def make_detection(folder: Path, likely: dict[str, str]) -> Path:
+    """Write a finished run of detect over two classes, one of them hostile."""
+    begin(folder, "detect", train="t.csv")
+    results = {"title": "t.csv: 4 samples", "rank_by": "TracIn", "seeds": 1}
+    results |= {"validation": {"accuracy": [0.9], "majority": [0.5]}, "curves": {"TracIn": [[0.0] * 50 + [1.0] * 51]}}
+    rates = {"recall_20": [0.5], "recall_40": [0.75], "auc": [0.8], "average_precision": [0.6]}
+    runs.write_json(folder / "results.json", {**results, "detection": {"TracIn": rates}})
+    head = ["rank", "uid", "given_label", *likely, "suspicion", "score", "seeds", "text"]
+    rows = [
+        [i + 1, 10 + i, ("a", HOSTILE)[i % 2], *likely.values(), 1 - i / 4, 2.5, 1, f"{HOSTILE} {i}"] for i in range(4)
+    ]
+    runs.write_csv(folder / "suspects.csv", [head, *rows])
+    return folder

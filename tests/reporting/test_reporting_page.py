@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from run_folders import HOSTILE, begin, make_choice, make_pool, make_scored
+from run_folders import HOSTILE, begin, make_choice, make_detection, make_pool, make_scored
 from scipy import stats
 
 from vlmsel import runs
@@ -247,21 +247,6 @@ def test_charts_lie_where_their_values_say():
 
 
 # Suspects
-
-
-def make_detection(folder, likely):
-    """Write a finished run of detect over two classes, one of them hostile."""
-    begin(folder, "detect", train="t.csv")
-    results = {"title": "t.csv: 4 samples", "rank_by": "TracIn", "seeds": 1}
-    results |= {"validation": {"accuracy": [0.9], "majority": [0.5]}, "curves": {"TracIn": [[0.0] * 50 + [1.0] * 51]}}
-    rates = {"recall_20": [0.5], "recall_40": [0.75], "auc": [0.8], "average_precision": [0.6]}
-    runs.write_json(folder / "results.json", {**results, "detection": {"TracIn": rates}})
-    head = ["rank", "uid", "given_label", *likely, "suspicion", "score", "seeds", "text"]
-    rows = [
-        [i + 1, 10 + i, ("a", HOSTILE)[i % 2], *likely.values(), 1 - i / 4, 2.5, 1, f"{HOSTILE} {i}"] for i in range(4)
-    ]
-    runs.write_csv(folder / "suspects.csv", [head, *rows])
-    return folder
 
 
 def test_suspects_have_given_and_likely_labels_and_a_decision_each(tmp_path):

@@ -21,7 +21,7 @@ from PIL import Image
 BANDS, ROWS = 16, 4
 SHINGLE = 3  # words
 LIKE = 0.8  # Jaccard similarity of near-duplicates
-CELL, STEP, SHIFTS = 12, 24, 16
+CELL, STEP, SHIFTS = 16, 24, 16
 LEADERS = 50  # of a bucket that a candidate is compared with
 PRIME = (1 << 31) - 1
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from vlmsel import runs
-from vlmsel.data.formats import read_samples
+from vlmsel.data.formats import form_of, read_records
 from vlmsel.data.sample import Sample
 from vlmsel.data.templates import IMAGE
 from vlmsel.reporting.parts import Card, Picture
@@ -75,15 +76,19 @@ class Texts:
     @classmethod
     def read(cls, path: str | Path, uids: Iterable[int], sha256: str | None = None) -> Texts:
         """Read some samples of a file; one that is missing, damaged or changed is a problem that the page tells."""
-        wanted = set(uids)
         if not Path(path).is_file():
             return cls({}, f"Texts are not shown: {path} is not there; start the report where the run was started.")
         if sha256 is not None and runs.file_hash(path) != sha256:
             return cls({}, f"Texts are not shown: {path} changed since it was scored.")
         try:
-            return cls({one.uid: one for one in read_samples(path).samples if one.uid in wanted})
+            records, form = read_records(path), form_of(path)
         except (ValueError, OSError) as reason:
             return cls({}, f"Texts are not shown: {reason}")
+        samples = {}
+        for uid in sorted(uid for uid in set(uids) if uid < len(records)):
+            with suppress(ValueError):  # such a record was left out, and the card says that its text is not known
+                samples[uid] = form.parse(uid, records[uid])
+        return cls(samples)
 
 
 @dataclass(frozen=True)
