@@ -33,7 +33,8 @@ def measured(look: Look, count: int, key: Any) -> Looks:
 
 def _measured(look: Look, count: int) -> Found:
     dealt = range(processes.rank(), count, processes.count())
-    sizes, reasons = np.zeros((count, 2), np.int32), {}
+    sizes = np.zeros((count, 2), np.int32)
+    reasons: dict[int, str] = {}
     for own, looks in looked_at(look, dealt, "measuring samples"):
         sizes[own.start : own.stop : own.step] = [size for size, _ in looks]
         reasons |= {i: reason for i, (_, reason) in zip(own, looks, strict=True) if reason}

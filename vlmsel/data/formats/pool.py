@@ -127,7 +127,7 @@ def _looked(form: Form, records: Sequence[Any]) -> Found:
         images.append(found[1])
         codes.append(names.setdefault(found[0], len(names)))
         placeless += found[2]
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "uids": np.array(uids, np.int64),
         "images": np.array(images, np.int32),
         "codes": np.array(codes, np.int32),
