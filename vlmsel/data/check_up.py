@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vlmsel import runs
 from vlmsel.data.contamination import asked, contaminated
 from vlmsel.data.dataset import look_at_images
 from vlmsel.data.duplicates import Look, groups, plain_text, similar_pictures, similar_texts
 from vlmsel.data.formats import Pool
-from vlmsel.data.images import FORMATS, find_image, load_image, require_folder
+from vlmsel.data.formats.pictures import InPool
+from vlmsel.data.images import FORMATS, find_image, image_digest, load_image, require_folder
 from vlmsel.data.sample import Sample
 
 DROPPED = ("unreadable record", "missing picture", "broken picture", "empty answer", "exact duplicate", "contaminated")
@@ -115,16 +115,16 @@ def _pictures(found: CheckUp, samples: Sequence[Sample], folder: Path) -> dict[s
 
     def look(name: str) -> tuple[str | None, str]:
         try:
-            path = find_image(folder, name)
-            digest, picture = runs.file_hash(path), load_image(folder, name)
+            picture, digest = load_image(folder, name), image_digest(folder, name)
+            fault = "" if isinstance(name, InPool) else _extension_fault(name, find_image(folder, name))
         except FileNotFoundError as reason:
             return f"missing: {reason}", ""
         except (ValueError, OSError) as reason:
             return str(reason), ""
-        seen[name] = Seen(digest, _extension_fault(name, path), Look(picture))
+        seen[name] = Seen(digest, fault, Look(picture))
         return None, digest
 
-    problems, _ = look_at_images(users, look, "looking at pictures")
+    problems, _ = look_at_images(lambda: users, look, "looking at pictures")
     for name, problem in problems.items():
         kind = "missing picture" if problem.startswith("missing: ") else "broken picture"
         found.faults[kind].update(dict.fromkeys(users[name], problem.removeprefix("missing: ")))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +30,7 @@ from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.pool import Samples, needs_folder
 from vlmsel.data.images import Opener, require_folder
 from vlmsel.data.sample import Sample, Turn
+from vlmsel.data.sizes import Looks, distinct, measured
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,22 @@ class SampleDataset(Dataset[Any]):
         samples: what `read_samples` gave, or a part of it.
         subject: the model that reads them.
         reading: how.
+        key: all that the samples' sizes depend on, by which they are kept; None where that is not known.
 
     Raises:
         FileNotFoundError: samples have images and there is no image folder.
         ValueError: samples have images and no folder is named.
     """
 
-    def __init__(self, samples: Sequence[Sample], subject: Reader, reading: Reading) -> None:
-        self.samples, self.subject, self.reading = samples, subject, reading
+    def __init__(self, samples: Sequence[Sample], subject: Reader, reading: Reading, key: Any = None) -> None:
+        self.samples, self.subject, self.reading, self.key = samples, subject, reading, key
         self.pictures = subject.pictures(reading)
         if self.pictures is not None and (count := _placeless(samples)):
             if reading.images is None:
                 raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
             require_folder(reading.images)
         self._pictures_digest = ""
-        self._sizes: list[Size] | None = None
+        self._measured: Looks | None = None
         self._usable: list[int] | None = None
 
     def __len__(self) -> int:
@@ -133,20 +136,25 @@ class SampleDataset(Dataset[Any]):
         Several processes deal the work among them.
         """
         broken, self._pictures_digest = self._look_at_pictures()
-        dealt = range(processes.rank(), len(self.samples), processes.count())
-        own = [(i, *self._look(self.samples[i], broken)) for i in shown(dealt, "checking samples", "sample")]
-        looks = sorted(look for part in processes.gather(own) for look in part)
-        self._sizes = [size for _, size, _ in looks]
-        self._usable = [position for position, _, reason in looks if not reason]
-        return {self.samples[position].uid: reason for position, _, reason in looks if reason}
+        looks, reasons = self._looks(), dict(self._looks().reasons)
+        for position in np.flatnonzero(self.images()).tolist() if broken else ():
+            images = self.samples[position].images
+            if reason := next((broken[image] for image in images if image in broken), None):
+                reasons[position] = reason
+        self._usable = [position for position in range(len(looks.sizes)) if position not in reasons]
+        return {self.samples[position].uid: reasons[position] for position in sorted(reasons)}
 
-    def _look(self, sample: Sample, broken: Mapping[str, str]) -> tuple[Size, str]:
-        """Return a sample's size, 0 where it cannot be encoded, and why it cannot be used, "" when it can."""
-        reason = next((broken[image] for image in sample.images if image in broken), "")
+    def _looks(self) -> Looks:
+        """Return the samples' sizes, 0 where one cannot be encoded, and why it cannot."""
+        if self._measured is None:
+            self._measured = measured(self._look, len(self.samples), self.key)
+        return self._measured
+
+    def _look(self, position: int) -> tuple[Size, str]:
         try:
-            return self.subject.size(sample, self.reading), reason
+            return self.subject.size(self.samples[position], self.reading), ""
         except ValueError as error:
-            return Size(0, 0), reason or str(error)
+            return Size(0, 0), str(error)
 
     def usable(self) -> list[int]:
         """Return the positions of samples without a problem, checking them if that was not done."""
@@ -162,26 +170,28 @@ class SampleDataset(Dataset[Any]):
 
     def lengths(self) -> list[int]:
         """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
-        return [size.tokens for size in self.sizes()]
+        return self._looks().sizes[:, 0].tolist()
 
     def sizes(self) -> list[Size]:
         """Return the size of each sample by position; 0 where encoding fails."""
-        if self._sizes is None:
-            self._sizes = [self._look(s, {})[0] for s in shown(self.samples, "measuring samples", "sample")]
-        return self._sizes
+        return [Size(*size) for size in self._looks().sizes.tolist()]
 
     def signed_lengths(self) -> list[int]:
         """Return `lengths`, negative for samples without an image, as `modality_length_order` wants them."""
         pairs = zip(self.images().tolist(), self.lengths(), strict=True)
         return [length if images else -length for images, length in pairs]
 
+    def _image_names(self) -> Iterator[str]:
+        """Give the images of all samples, reading those alone that have any."""
+        for position in np.flatnonzero(self.images()).tolist():
+            yield from self.samples[position].images
+
     def _look_at_pictures(self) -> tuple[dict[str, str], str]:
         """Decode every distinct picture; return why some cannot be used, by path, and the hash of all their bytes."""
         if self.pictures is None:
             return {}, ""
         problem, digest = self.pictures.problem, self.pictures.digest
-        names = (image for sample in self.samples for image in sample.images)
-        return look_at_images(names, lambda name: (problem(name), digest(name)), "checking images")
+        return look_at_images(self._image_names, lambda name: (problem(name), digest(name)), "checking images")
 
 
 def _placeless(samples: Sequence[Sample]) -> int:
@@ -190,29 +200,30 @@ def _placeless(samples: Sequence[Sample]) -> int:
 
 
 def look_at_images(
-    names: Iterable[str], look: Callable[[str], tuple[str | None, str]], what: str
+    names: Callable[[], Iterable[str]], look: Callable[[str], tuple[str | None, str]], what: str
 ) -> tuple[dict[str, str], str]:
     """Look at every distinct image once, in threads (Pillow and hashing work outside Python's lock).
 
     Several processes deal the work among them.
 
     Args:
-        names: the images, as samples name them.
+        names: gives the images, as samples name them; twice the same.
         look: says what is wrong with an image, if anything, and gives the hash of its bytes.
         what: the text of the progress bar.
 
     Returns:
         What is wrong by name, and a hash of all names and bytes, whatever their order.
     """
-    distinct = list(dict.fromkeys(names))
-    own = distinct[processes.rank() :: processes.count()]
+    count, every = distinct(names)
+    own = islice(every, processes.rank(), None, processes.count())
+    problems, total = {}, 0
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        looks = list(shown(pool.imap(look, own, chunksize=16), what, "image", len(own)))
-    problems = {name: problem for name, (problem, _) in zip(own, looks, strict=True) if problem}
-    total = sum(
-        int.from_bytes(hashlib.sha256(f"{name}\0{digest}".encode(errors="surrogatepass")).digest(), "big")
-        for name, (_, digest) in zip(own, looks, strict=True)
-    )
+        looks = pool.imap(lambda name: (name, *look(name)), own, chunksize=16)
+        for name, problem, digest in shown(looks, what, "image", count // processes.count()):
+            if problem:
+                problems[name] = problem
+            part = hashlib.sha256(f"{name}\0{digest}".encode(errors="surrogatepass")).digest()
+            total += int.from_bytes(part, "big")
     parts = processes.gather((problems, total))
     return {name: problem for part, _ in parts for name, problem in part.items()}, f"{sum(one for _, one in parts):x}"
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading, SampleDataset
@@ -72,13 +73,21 @@ def open_pool(
         if any(isinstance(name, Picture) for name in names):
             raise ValueError(f"{path}: features are kept of pictures in the image folder alone; leave --features out")
         reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))
-    samples = SampleDataset(found.samples, subject, reading)
+    samples = SampleDataset(found.samples, subject, reading, _key(subject, reading, sha256))
     problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()
     if not samples.usable():
         first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()] or [": the list is empty"]
         raise ValueError(f"{path}: no usable sample{first[0]}")
     _say_cut(samples, path, subject.positions)
     return Pool(Path(path), sha256, samples, problems, len(found.records))
+
+
+def _key(subject: Subject, reading: Reading, sha256: str) -> Any:
+    """Return what the sizes of a pool's samples depend on; None where the model does not say all of it."""
+    if (settings := subject.measures()) is None:
+        return None
+    how = sha256, reading.max_length, reading.loss_on, settings, type(subject).__qualname__
+    return how, sorted(runs.versions().items())
 
 
 def _say_cut(samples: SampleDataset, path: str | Path, limit: int | None) -> None:

@@ -185,6 +185,10 @@ class Subject(ABC):
         """Return the settings, beyond weights and tokenizer, that results depend on."""
         return None
 
+    def measures(self) -> Any:
+        """Return all settings that `size` depends on, by which sizes are kept; None: measure at every start."""
+        return None
+
     def digest(self) -> str:
         """Return a hash that tells this model from any other: all its weights, its settings, how it reads samples."""
         about = self.reads(), model_settings(self.backbone), tokenizer_settings(self.tokenizer)

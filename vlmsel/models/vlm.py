@@ -30,7 +30,7 @@ from vlmsel.data.templates import find_template
 from vlmsel.models import checkpoint
 from vlmsel.models.config import LoraSpec, VLMConfig
 from vlmsel.models.features import open_features
-from vlmsel.models.fingerprints import fingerprint
+from vlmsel.models.fingerprints import fingerprint, tokenizer_settings
 from vlmsel.models.language import hidden_states, mean_of_rows, pad_id, positions, unwrap
 from vlmsel.models.logits import changes_logits
 from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
@@ -298,6 +298,10 @@ class VLM(nn.Module, Subject):
         pictures = config.image_mode, config.exif, config.vision_layer
         chat = self._chat.template if config.template == CHAT else None
         return config.template, *pictures, self.positions, adapters, *([chat] if chat else [])
+
+    def measures(self) -> Any:
+        seen = None if self.vision is None else self.vision.patches
+        return self.vlm_config.template, self.positions, seen, tokenizer_settings(self.tokenizer)
 
     def save(self, folder: str | Path) -> None:
         checkpoint.save(self, folder)

@@ -69,13 +69,18 @@ def read_table(path: str | Path, pool: str | Path | None = None) -> tuple[dict[s
     about = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
     if about is None or not set(FIXED) <= set(table.column_names):
         raise ValueError(f"{path}: not a score table (it needs the columns {', '.join(FIXED)} and vlmsel's metadata)")
-    if pool is not None and not Path(pool).is_file():
-        raise FileNotFoundError(f"{pool}: no such file; give the pool that was scored ({about['pool']})")
-    if pool is not None and about["pool_sha256"] != pool_digest(pool):
+    if pool is not None and about["pool_sha256"] != _digest(pool, about["pool"]):
         raise ValueError(
             f"{path}: these scores belong to another pool ({about['pool']}) than {pool}; score this pool first"
         )
     return {name: table[name].to_numpy() for name in table.column_names}, about
+
+
+def _digest(pool: str | Path, scored: str) -> str:
+    try:
+        return pool_digest(pool)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{pool}: no such file; give the pool that was scored ({scored})") from None
 
 
 def score_columns(columns: Mapping[str, Any], scorer: str, targets: Sequence[str] | None = None) -> list[str]:

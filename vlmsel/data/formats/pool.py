@@ -15,6 +15,8 @@ import numpy as np
 
 from vlmsel.data.formats.base import Form
 from vlmsel.data.formats.pictures import Picture
+from vlmsel.data.kept import MANY, Found, kept, looked_at
+from vlmsel.data.rows import Unread
 from vlmsel.data.sample import Problem, Sample
 
 
@@ -83,29 +85,54 @@ class Pool:
 
 
 def read_pool(form: Form, path: Path) -> Pool:
-    """Go through the records of a file once and say which can be used.
+    """Go through the records of a file once and say which can be used; of a large one what is found is kept.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file as a whole cannot be read.
     """
     records = form.read(path)
+    key = ("records", form.name, form.digest(path)) if len(records) >= MANY else None
+    arrays, about = kept(len(records), key, lambda: _looked(form, records))
+    samples = Samples(form, records, **arrays, names=about["names"], placeless=about["placeless"])
+    return Pool(samples, [Problem(*problem) for problem in about["problems"]], records)
+
+
+def _looked(form: Form, records: Sequence[Any]) -> Found:
+    """Parse every record; each process of a run does, as all want to know."""
     uids, images, codes = array("q"), array("i"), array("i")
     names: dict[str, int] = {}
     problems, placeless = [], 0
-    for uid, record in enumerate(records):
+
+    def look(uid: int) -> tuple[str, int, bool] | str | Unread:
+        try:
+            record = records[uid]
+        except ValueError as problem:  # of the whole file; raised here it would bring a worker's traceback with it
+            return Unread(str(problem))
         try:
             sample = form.parse(uid, record)
         except ValueError as reason:
-            problems.append(Problem(uid, str(reason)))
+            return str(reason)
+        return sample.source, len(sample.images), needs_folder(sample)
+
+    every = range(len(records))
+    looks = looked_at(look, every, "reading samples") if len(records) >= MANY else [(every, map(look, every))]
+    for uid, found in (pair for own, results in looks for pair in zip(own, results, strict=True)):
+        if isinstance(found, Unread):
+            raise ValueError(found.reason)
+        if isinstance(found, str):
+            problems.append((uid, found))
             continue
         uids.append(uid)
-        images.append(len(sample.images))
-        placeless += needs_folder(sample)
-        codes.append(names.setdefault(sample.source, len(names)))
-    counts, told = np.array(images, np.int32), np.array(codes, np.int32)
-    samples = Samples(form, records, np.array(uids, np.int64), counts, told, list(names), placeless)
-    return Pool(samples, problems, records)
+        images.append(found[1])
+        codes.append(names.setdefault(found[0], len(names)))
+        placeless += found[2]
+    arrays: dict[str, np.ndarray] = {
+        "uids": np.array(uids, np.int64),
+        "images": np.array(images, np.int32),
+        "codes": np.array(codes, np.int32),
+    }
+    return Found(arrays, {"names": list(names), "placeless": placeless, "problems": problems})
 
 
 def needs_folder(sample: Sample) -> bool:

@@ -79,8 +79,8 @@ class VisualTask(Task, ABC):
 
     def images_digest(self, images: Path) -> str:
         """Return the hash of the bytes of all questions' images."""
-        names = (question.image for question in self.questions)
-        return look_at_images(names, lambda name: (None, image_digest(images, name)), "comparing images")[1]
+        names = [question.image for question in self.questions]
+        return look_at_images(lambda: names, lambda name: (None, image_digest(images, name)), "comparing images")[1]
 
     def pairs(self, answers: Answers) -> list[tuple[Question, Any]]:
         """Pair questions with their answers."""

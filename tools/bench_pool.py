@@ -1,0 +1,103 @@
+"""A pool of a million records: resident memory and time to the first batch.
+
+    python tools/bench_pool.py [--records 1000000] [--form jsonl|json|parquet] [--batches 50]
+
+Writes a pool of short conversations into a temporary folder, opens it as `vlmsel score` does with a tiny text model (a
+new process each: the first measures all samples, the second finds that kept) and reads batches. Printed are the times,
+the resident memory after imports and the model, what came to it by then and at most, in this process without workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORDS = "a small red circle stands left of the large green square that lies under one blue triangle".split()
+
+
+def record(number: int) -> dict:
+    """Make a conversation of two rounds whose length differs from its neighbours'."""
+    text = " ".join(WORDS[(number * 7 + i) % len(WORDS)] for i in range(5 + number % 20))
+    said = [("human", f"{number}: what is this?"), ("gpt", text), ("human", "And its colour?"), ("gpt", "green")]
+    turns = [{"from": role, "value": value} for role, value in said]
+    return {"id": f"{number}", "source": f"set{number % 7}", "conversations": turns}
+
+
+def write(path: Path, count: int) -> None:
+    """Write the pool in the form its name ends in."""
+    if path.suffix == ".parquet":
+        import datasets
+
+        datasets.Dataset.from_generator(lambda: map(record, range(count)), cache_dir=str(path.parent)).to_parquet(path)
+        return
+    mark, between, end = ("[", ",", "]") if path.suffix == ".json" else ("", "\n", "\n")
+    with open(path, "w") as file:
+        file.write(mark)
+        for number in range(count):
+            file.write((between if number else "") + json.dumps(record(number)))
+        file.write(end)
+
+
+def resident() -> float:
+    """Return the resident memory of this process in MB, without pages of mapped files."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1024
+
+
+def peak() -> float:
+    """Return the most resident memory so far in MB, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(pool: Path, batches: int) -> None:
+    """Open a pool, read batches and print what it took."""
+    from vlmsel.data.dataset import Reading
+    from vlmsel.models.open import open_subject
+    from vlmsel.models.pool import open_pool
+    from vlmsel.scoring.batches import Batching
+
+    subject = open_subject("tiny-text", "cpu")
+    base, top, start = resident(), peak(), time.perf_counter()
+    found = open_pool(subject, pool, Reading(max_length=256))
+    opened = time.perf_counter() - start
+    plan = Batching(max_tokens=4096).plan(subject, found.samples)
+    reader = plan.batches()
+    next(reader)
+    first = time.perf_counter() - start
+    for _, _ in zip(range(batches), reader, strict=False):
+        pass
+    print(
+        f"{pool.name}: {found.total} records; first batch after {first:.1f} s (opened in {opened:.1f} s); "
+        f"memory after imports {base:.0f} MB, now {resident() - base:+.0f} MB, at most {peak() - top:+.0f} MB"
+    )
+
+
+def main() -> None:
+    """Write the pool, and measure in fresh processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--form", choices=("jsonl", "json", "parquet"), default="jsonl")
+    parser.add_argument("--batches", type=int, default=50)
+    parser.add_argument("--pool", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.pool is not None:
+        return measure(args.pool, args.batches)
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Path(folder) / f"pool.{args.form}"
+        write(pool, args.records)
+        print(f"{pool.name}: {pool.stat().st_size / 1e6:.0f} MB", flush=True)
+        cache = {**os.environ, "XDG_CACHE_HOME": folder, "HF_DATASETS_CACHE": folder}
+        for _ in range(2):
+            own = [sys.executable, __file__, "--pool", str(pool), "--batches", str(args.batches)]
+            subprocess.run(own, env=cache, check=True)
+
+
+if __name__ == "__main__":
+    main()
