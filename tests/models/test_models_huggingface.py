@@ -81,7 +81,7 @@ def test_all_weights_are_loaded_as_they_were_saved(home):
         ({"model_type": None, "architectures": None}, "a model of type None (no architecture); give an image-text"),
         (
             {"architectures": ["LlavaLlamaForCausalLM"]},
-            "convert LLaVA's own checkpoints to Hugging Face's format first",
+            "convert LLaVA's own checkpoints first (vlmsel convert)",
         ),
     ],
 )

@@ -48,7 +48,7 @@ def kind_of(folder: str | Path) -> Kind | None:
     raise ValueError(
         f"{folder}/config.json: cannot evaluate a model of type {kind!r} ({', '.join(names) or 'no architecture'}); "
         + (
-            "convert LLaVA's own checkpoints to Hugging Face's format first"
+            "convert LLaVA's own checkpoints first (vlmsel convert)"
             if str(kind).startswith("llava")
             else "give an image-text-to-text model, a causal language model or a sequence classifier"
         )
