@@ -63,6 +63,8 @@ VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
     "patch_size": 4, "initializer_range": 0.3,
 }  # fmt: skip
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+OUT = {"hidden_size": 16}  # what towers give that project by themselves
 
 
 def special_tokenizer(names: list[str], **named: str) -> PreTrainedTokenizerFast:
@@ -101,7 +103,7 @@ def _qwen(kind: str, processor: str, vision: dict[str, Any], chat: str) -> tuple
     )
     shown = chat.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     made = getattr(transformers, processor)(images, tokenizer, videos, chat_template=shown)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    rope: dict[str, Any] = dict(ROPE)
     if kind == "Qwen3VL":
         rope["mrope_interleaved"] = True
     at = {
@@ -139,7 +141,8 @@ def qwen2_5_vl(chat: str = IM) -> tuple[Any, Any]:
     """The same with windows, whose patches come in another order."""
     vision = {
         "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4, "window_size": 16,
-        "spatial_merge_size": 2, "out_hidden_size": 16, "fullatt_block_indexes": [1], "initializer_range": 0.3,
+        "spatial_merge_size": 2, "out_hidden_size": OUT["hidden_size"], "fullatt_block_indexes": [1],
+        "initializer_range": 0.3,
     }  # fmt: skip
     return _qwen("Qwen2_5_VL", "Qwen2_5_VLProcessor", vision, chat)
 
@@ -148,7 +151,8 @@ def qwen3_vl() -> tuple[Any, Any]:
     """The same with mergers of earlier layers."""
     vision = {
         "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,
-        "spatial_merge_size": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+        "spatial_merge_size": 2, "out_hidden_size": OUT["hidden_size"], "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
         "initializer_range": 0.3,
     }  # fmt: skip
     return _qwen("Qwen3VL", "Qwen3VLProcessor", vision, IM)
