@@ -11,7 +11,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -68,9 +68,10 @@ class JsonRecords(Sequence[Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) and self._handle[0] == os.getpid():  # type: ignore[index]
-            os.close(self._handle[1])  # type: ignore[index]
+    def __del__(self, close: Callable[[int], None] = os.close, process: Callable[[], int] = os.getpid) -> None:
+        # by default arguments, as modules may be gone when the interpreter ends
+        if (handle := getattr(self, "_handle", None)) is not None and handle[0] == process():
+            close(handle[1])
 
     def _bytes(self, uid: int) -> bytes:
         if self._handle is None:
