@@ -12,14 +12,14 @@ import argparse
 from pathlib import Path
 
 from vlmsel.reporting.results import show_results
-from vlmsel.studies.demo import ARMS
+from vlmsel.studies.demo import ROWS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    show_results(folder, folder.name, ARMS, {})
+    show_results(folder, folder.name, ROWS, {})
 
 
 if __name__ == "__main__":
