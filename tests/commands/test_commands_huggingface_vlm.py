@@ -69,8 +69,10 @@ def test_the_recipe_runs_on_tiny_models_of_the_same_classes(name, home, tmp_path
 def test_choose_and_validate_take_such_a_model(home, tmp_path):
     model = save_vlm(tmp_path / "model", "llava")
     words = ("--model", model, "--pool", home / "pool.json", "--images", home / "images", "--device", "cpu")
-    choose = ("choose", *words, "--targets.task", home / "target.json", "--fraction", 0.5, "--least", 6, "--lora.r", 2)
+    choose = ("choose", *words, "--targets.task", home / "target.json", "--fraction", 0.5, "--lora.r", 2)
     assert run(*choose, "--settings.max_steps", 1, "--settings.train", "lora", "--out", tmp_path / "choose") == 0
+    validate = ("validate", "--run", tmp_path / "choose", "--fraction", 0.5, "--seeds", 1, "--draws", 1, "--epochs", 1)
+    assert run(*validate, "--device", "cpu", "--out", tmp_path / "validate") == 0
 
 
 def refused(*words, capsys):
