@@ -83,6 +83,11 @@ def _names(relative: str) -> Iterator[str]:
     yield from (stem + extension for extension in EXTENSIONS)
 
 
+def _file(folder: str | Path, relative: str) -> Path | io.BytesIO:
+    """Return what holds an image: its file, or its bytes where they stand in the pool."""
+    return io.BytesIO(relative.content()) if isinstance(relative, InPool) else find_image(folder, relative)
+
+
 def load_image(folder: str | Path, relative: str, exif: bool = False) -> Image.Image:
     """Open an image of `folder`, or one that knows where it lies, as RGB, decoded to its last pixel.
 
@@ -92,9 +97,9 @@ def load_image(folder: str | Path, relative: str, exif: bool = False) -> Image.I
         FileNotFoundError: there is no such file.
         ValueError: the path leads out of the folder, or the file is broken, too large or of a format not read.
     """
-    path = relative.content() if isinstance(relative, InPool) else find_image(folder, relative)
+    path = _file(folder, relative)
     try:
-        with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             problem = size_problem(*image.size)
             if problem is None:
                 image.load()
@@ -193,7 +198,7 @@ class Photos(Opener):
         Raises:
             FileNotFoundError, ValueError: as for opening it.
         """
-        path = find_image(self.folder, relative)
+        path = _file(self.folder, relative)
         with suppress(Exception), Image.open(path, formats=FORMATS) as image:  # what is wrong is said below
             if image.format != "TIFF":  # which Pillow turns when it reads it
                 turned = self.exif and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
@@ -312,7 +317,8 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _first_line(error: Exception, path: Path | bytes, relative: str) -> str:
+def _first_line(error: Exception, path: Path | io.BytesIO, relative: str) -> str:
     """Tell an error without the path, which has been named, and on one line."""
-    text = str(error).replace(repr(str(path)), quoted(relative)).strip()
+    shown = repr(path) if isinstance(path, io.BytesIO) else repr(str(path))
+    text = str(error).replace(shown, quoted(relative)).strip()
     return text.splitlines()[0] if text else type(error).__name__
