@@ -120,6 +120,21 @@ def test_gradients_of_a_batch_are_those_of_its_samples_alone(name, folder):
         )
 
 
+@pytest.mark.parametrize("name", [*NAMES, "paligemma vicuna_v1"])
+def test_no_token_sees_what_it_is_to_say(name, folder):
+    """The last token of an answer changes no loss but its own."""
+    model, processor = tiny_vlm(name.split()[0])
+    subject = ImageText(model.double(), processor, "vicuna_v1" if " " in name else None, name).eval()
+    for sample in SAMPLES if " " in name else usable(name):
+        batch = subject.collate([subject.encode(sample, Reading(folder))])
+        before = subject.token_losses(batch).losses
+        last = int((batch.labels[0] >= 0).nonzero()[-1])
+        batch.input_ids[0, last] = batch.labels[0, last] = 65
+        after = subject.token_losses(batch).losses
+        torch.testing.assert_close(after[:-1], before[:-1], rtol=1e-6, atol=0)
+        assert abs(after[-1] - before[-1]) > 1e-3
+
+
 def test_the_projector_of_gemma_is_refused_by_name():
     with pytest.raises(ValueError, match="mm_input_projection_weight belongs to a layer of class .*Gemma3MultiModal"):
         opened("gemma3").blocks("projector")

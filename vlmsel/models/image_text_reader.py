@@ -73,6 +73,11 @@ class ProcessorReader:
                 kinds[name] = "token" if by_token else "sample" if len(tensor) == 1 else "packed"
         return kinds
 
+    @property
+    def _suffixed(self) -> bool:
+        """Whether what stands before the answers sees itself whole, as PaliGemma's does, and token types say so."""
+        return "labels" in self.processor.model_input_names
+
     def encode(self, sample: Sample, images: Sequence[Image.Image], reading: Reading, limit: int) -> ImageTextItem:
         """Encode a sample with its images, cut at `limit` tokens.
 
@@ -83,6 +88,9 @@ class ProcessorReader:
             ids, labels, shown, found = self._in_ours(sample, images, reading)
         else:
             ids, labels, shown, found = self._in_its_own(sample, images, reading)
+        if self._suffixed:
+            first = next((i for i, label in enumerate(labels) if label != IGNORED), len(ids))
+            found["token_type_ids"] = (torch.arange(len(ids)) >= first).long()[None]
         length = self._fitting(ids, labels, shown, limit)
         tensors: dict[str, Tensors] = {"token": {}, "sample": {}, "packed": {}}
         for name, tensor in found.items():
@@ -131,9 +139,6 @@ class ProcessorReader:
         old, new = [one[0] for one in replaced], [one[1] for one in replaced]
         shown = _within(offsets, new)
         labels = self.chat.labels(ids, offsets, _moved(chat, text, old, new), reading.loss_on, shown)
-        if "labels" in found:  # PaliGemma's: a prefix that sees itself whole, then what is to be learnt
-            first = next((i for i, label in enumerate(labels) if label != IGNORED), len(ids))
-            found["token_type_ids"] = (torch.arange(len(ids)) >= first).long()[None]
         return ids, labels, shown, found
 
     def _in_places(
