@@ -35,6 +35,13 @@ def test_the_choice_is_that_of_the_ordinary_commands(world, chosen, tmp_path, ca
     assert runs.read_json(tmp_path / "again.json") == records
 
 
+def test_samples_of_the_warm_up_are_marked(chosen, capsys):
+    warm = runs.read_json(chosen / "warmup/warmup.json")["uids"]
+    assert read_table(chosen / "score/scores.parquet")[1]["warmed_up"] == warm
+    manifest = runs.read_json(chosen / "chosen.json.manifest.json")
+    assert manifest["warmed_up"] == len(set(warm) & set(manifest["uids"])) > 0
+
+
 def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
     before = (chosen / "chosen.json").read_bytes()
     assert choose(world, aligned, chosen, "--fraction", "0.5") == 0

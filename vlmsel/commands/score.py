@@ -21,6 +21,7 @@ from vlmsel.scoring.pool_pass import Share
 from vlmsel.scoring.pool_table import records_of, write_pool_affinities, write_scores
 from vlmsel.scoring.store_pass import write_store
 from vlmsel.scoring.table import check_target_names
+from vlmsel.training.warmup import warmed_up
 
 MOVED = {
     "from_store": "`vlmsel rescore --store DIR` scores from a gradient store",
@@ -118,7 +119,8 @@ def score(
     if scored.left_out:
         found.report(folder / "skipped.json", scored.left_out)
     path = folder / "scores.parquet"
-    write_scores(path, records, scored, known | {"config": config})
+    marks = {"warmed_up": warmed_up(model, found.sha256)}  # their gradients are those of samples learnt already
+    write_scores(path, records, scored, known | marks | {"config": config})
     if scored.affinities is not None:
         write_pool_affinities(folder / AFFINITIES, scored.affinities, known | {"config": config})
     count = len(scored.uids) - len(scored.left_out)

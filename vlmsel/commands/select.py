@@ -80,7 +80,8 @@ def select(
         found = affinity.beside(path, pool, scorer, about)
         picked = _by_affinity(found, scorer, rule or "round_robin", files, affinities, ask, facts)
     write_choice(out, pool, picked.uids.tolist(), len(facts), write)
-    _tell(out, picked, facts, {"config": config, "pool": pool, "pool_sha256": digest, "written": write}, path)
+    origin = {"config": config, "pool": pool, "pool_sha256": digest, "written": write}
+    _tell(out, picked, facts, origin, path, about.get("warmed_up", []))
 
 
 def _top(table: dict[str, np.ndarray], columns: list[str], combine: str, budget: Any) -> Picked:
@@ -101,12 +102,18 @@ def _by_affinity(
     return Picked(choice.taken.rows, said, about, found.norms(scorer, len(facts)))
 
 
-def _tell(out: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None) -> None:
-    """Write the manifest of a choice and say what it looks like."""
+def _tell(
+    out: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None, warmed_up: list[int]
+) -> None:
+    """Write the manifest of a choice and say what it looks like; `warmed_up` are uids that the scored model knows."""
     uids = picked.uids.tolist()
     sources = Counter(facts.sources[sorted(uids)].tolist())
     about["scores_sha256"] = None if path is None else runs.file_hash(path)
+    about["warmed_up"] = known = int(np.isin(picked.uids, warmed_up).sum())
     about |= {"of": len(facts), "sources": dict(sources.most_common()), "uids": uids}
     runs.write_json(Path(f"{out}.manifest.json"), about | picked.about)
     lines, warnings = describe(facts, picked.uids, picked.norms)
+    if warmed_up:
+        share = 100 * len(warmed_up) / len(facts)
+        lines.append(f"in the warm-up: {100 * known / len(uids):.1f} % of the choice (pool {share:.1f} %)")
     print("\n".join([f"{out}: {len(uids)} of {len(facts)} samples by {picked.how}", *lines, *warnings]))

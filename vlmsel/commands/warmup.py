@@ -14,7 +14,7 @@ from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.training.phases import PRESETS, PhaseSettings, require_autocast
 from vlmsel.training.run import train_on
-from vlmsel.training.warmup import draw_part, mean_loss, part_size
+from vlmsel.training.warmup import RECORD, draw_part, mean_loss, part_size
 
 __all__ = ["PRESETS", "warmup"]
 
@@ -86,7 +86,7 @@ def warmup(
     after = _losses(subject, goals)
     if processes.is_main():
         about = {"pool": pool, "pool_sha256": found.sha256, "uids": uids, "steps": result.steps}
-        runs.write_json(folder / "warmup.json", {**about, "loss_before": before, "loss_after": after})
+        runs.write_json(folder / RECORD, {**about, "loss_before": before, "loss_after": after})
         for name in goals:
             print(f"target {name}: mean loss {before[name]:.3f} before, {after[name]:.3f} after the warm-up")
 

@@ -7,13 +7,17 @@ a random part, drawn in equal proportion from every source, they tell samples ap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from vlmsel import runs
 from vlmsel.data.batches import length_batches
 from vlmsel.data.dataset import SampleDataset, shown
 from vlmsel.models.subject import Subject
+
+RECORD = "warmup.json"  # in the run folder of `vlmsel warmup`
 
 
 def part_size(total: int, fraction: float, least: int) -> int:
@@ -38,6 +42,15 @@ def draw_part(sources: Sequence[str], count: int, seed: int) -> list[int]:
     order = np.random.default_rng(seed).permutation(len(rows))
     drawn = [order[rows[order] == source][:size] for source, size in enumerate(places)]
     return [int(position) for position in np.sort(np.concatenate(drawn))]
+
+
+def warmed_up(model: str | Path, pool_sha256: str) -> list[int]:
+    """Return the uids of the pool's samples that a model was warmed up on, by the record in its run folder."""
+    for folder in (Path(model), Path(model).parent):
+        if (folder / RECORD).is_file():
+            record = runs.read_json(folder / RECORD)
+            return record["uids"] if record["pool_sha256"] == pool_sha256 else []
+    return []
 
 
 @torch.no_grad()
