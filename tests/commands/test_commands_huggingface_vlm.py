@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_vlms import save_vlm
 
 from vlmsel import cli
-from vlmsel.models import hub
+from vlmsel.data import hub
 from vlmsel.scoring.table import read_table
 
 RECIPE = Path(__file__).parents[2] / "recipes/hf_vlm"

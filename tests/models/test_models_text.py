@@ -247,3 +247,13 @@ def test_positions_are_those_that_rotary_ones_are_stretched_to():
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     assert limit(rope_scaling=yarn) == 128
     assert limit(rope_scaling=yarn | {"factor": 1.5}) == 64
+
+
+def test_kept_sizes_depend_on_the_chat_template(tmp_path):
+    """Of a large pool they are found once; a template changed in the same folder must not be given those of the old."""
+    folder, told = save_language(tmp_path / "llama"), []
+    form = "{% for m in messages %}" + "{{ 'MARK' + m['content'] + eos_token }}" + "{% endfor %}"
+    for mark in ("a", "longer"):
+        (folder / "chat_template.jinja").write_text(form.replace("MARK", mark))
+        told.append(open_subject(str(folder), "cpu").measures())
+    assert told[0] != told[1]

@@ -6,21 +6,14 @@ connection first, and what is in the cache is taken where it does not answer.
 
 from __future__ import annotations
 
-import re
-import socket
-from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import snapshot_download
 
+from vlmsel.data.hub import HUB_NAME, hub_answers
 from vlmsel.models.language import quiet_transformers
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILES = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.txt"]
-WAIT = 3.0  # seconds
 
 
 def could_be_on_hub(source: str) -> bool:
@@ -49,23 +42,3 @@ def fetched(source: str) -> str:
             f"{source}: no such folder, and no model of this name can be loaded from the hub ({reason}); mend the "
             "path or the name, or fetch the model into a folder first"
         ) from problem
-
-
-def hub_answers() -> bool:
-    """Tell whether the hub's machine takes a connection within seconds; true behind a proxy, which is not asked."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    address = urlsplit(constants.ENDPOINT)
-    if address.scheme in getproxies():
-        return True
-    place = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
-    asked: list[bool] = []
-
-    def ask() -> None:
-        with suppress(OSError), socket.create_connection(place, timeout=WAIT):
-            asked.append(True)
-
-    thread = Thread(target=ask, daemon=True)  # names are looked up without a limit of time
-    thread.start()
-    thread.join(WAIT)
-    return bool(asked)

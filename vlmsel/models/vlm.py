@@ -301,7 +301,9 @@ class VLM(nn.Module, Subject):
 
     def measures(self) -> Any:
         seen = None if self.vision is None else self.vision.patches
-        return self.vlm_config.template, self.positions, seen, tokenizer_settings(self.tokenizer)
+        template = self.vlm_config.template
+        chat = self._chat.template if template == CHAT else None  # which the tokenizer's settings do not have
+        return template, chat, self.positions, seen, tokenizer_settings(self.tokenizer)
 
     def save(self, folder: str | Path) -> None:
         checkpoint.save(self, folder)

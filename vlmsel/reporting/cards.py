@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmsel import runs
-from vlmsel.data.formats import form_of, read_records
+from vlmsel.data.formats import form_of, pool_digest, read_records
+from vlmsel.data.formats.pictures import Picture as Placed
 from vlmsel.data.sample import Sample
 from vlmsel.data.templates import IMAGE
 from vlmsel.reporting.parts import Card, Picture
@@ -23,6 +23,7 @@ from vlmsel.reporting.parts import Card, Picture
 SIDE, QUALITY = 176, 72  # of a thumbnail: pixels, JPEG's quality
 PICTURES = 3  # of a sample
 BEGINNING = 160  # characters of a card's first lines
+SPEAKERS = {"system": "System", "human": "Human", "gpt": "Assistant"}
 MOST = 20_000  # characters of a turn
 Opener = Callable[[Path, str], Image.Image]  # folder, path in it; ValueError or OSError where it cannot be read
 
@@ -50,10 +51,10 @@ class Thumbnails:
 
     def _address(self, name: str) -> str:
         if name not in self._made:
-            if self.folder is None or not self.folder.is_dir():
+            if not isinstance(name, Placed) and (self.folder is None or not self.folder.is_dir()):
                 where = "no image folder is known" if self.folder is None else f"{self.folder} is not there"
                 raise ValueError(f"picture {name} is not shown: {where} (--images DIR)")
-            self._made[name] = address(self.opened(self.folder, name))
+            self._made[name] = address(self.opened(self.folder or Path(), name))  # a placed one needs no folder
         return self._made[name]
 
 
@@ -76,9 +77,9 @@ class Texts:
     @classmethod
     def read(cls, path: str | Path, uids: Iterable[int], sha256: str | None = None) -> Texts:
         """Read some samples of a file; one that is missing, damaged or changed is a problem that the page tells."""
-        if not Path(path).is_file():
+        if not Path(path).exists():
             return cls({}, f"Texts are not shown: {path} is not there; start the report where the run was started.")
-        if sha256 is not None and runs.file_hash(path) != sha256:
+        if sha256 is not None and pool_digest(path) != sha256:
             return cls({}, f"Texts are not shown: {path} changed since it was scored.")
         try:
             records, form = read_records(path), form_of(path)
@@ -103,7 +104,7 @@ class Cards:
         sample = self.texts.samples.get(uid)
         if sample is None:
             return Card(uid, title, "text not known", (), facts=tuple(facts), keys=keys)
-        turns = [("Human" if turn.role == "human" else "Assistant", _cut(turn.text, MOST)) for turn in sample.turns]
+        turns = [(SPEAKERS[turn.role], _cut(turn.text, MOST)) for turn in sample.turns]
         said = " → ".join(" ".join(text.replace(IMAGE, " ").split()) for _, text in turns)
         pictures, missing = self.thumbnails.of(sample)
         return Card(uid, title, _cut(said, BEGINNING, ""), turns, pictures, missing, tuple(facts), keys)

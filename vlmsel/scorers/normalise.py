@@ -14,13 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlmsel.scorers.base import GradientScorer
-
-
-def normalised_columns(scorers: Sequence[GradientScorer], targets: int) -> tuple[bool, ...]:
-    """Tell which columns are divided by norms, where each scorer has one per target."""
-    return tuple(scorer.normalised for scorer in scorers for _ in range(targets))
-
 
 def over_norm(values: Float[Tensor, "*shape"], squares: Float[Tensor, "*_squares"]) -> Float[Tensor, "*shape"]:
     """Return values / √squares in the dtype of the values, 0 where the square is 0; squares broadcast to the values.

@@ -219,7 +219,7 @@ def test_a_name_on_the_hub_that_cannot_be_had_is_told_soon(monkeypatch):
     def nobody(address, timeout):
         raise OSError("no network")
 
-    monkeypatch.setattr("vlmsel.data.formats.hub.socket.create_connection", nobody)
+    monkeypatch.setattr("vlmsel.data.hub.socket.create_connection", nobody)
     assert form_of("nobody/nothing").name == "a data set of the hub"
     with pytest.raises(FileNotFoundError, match=r"nobody/nothing: no such file, nor a data set that the hub gives"):
         read_samples("nobody/nothing")

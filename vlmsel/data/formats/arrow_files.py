@@ -6,7 +6,6 @@ A choice of parquet is a parquet file, of the others a folder of `save_to_disk`;
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from vlmsel import runs
 from vlmsel.data.formats.arrow_rows import Rows, files_of, is_saved, quiet
 from vlmsel.data.formats.base import Form
 from vlmsel.data.formats.records import parse_record
+from vlmsel.data.hub import HUB_NAME
 from vlmsel.data.sample import Sample
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ENDINGS = (".json", ".jsonl", ".parquet", ".yaml", ".yml", ".csv", ".tsv", ".txt")
 
 
@@ -87,4 +86,4 @@ class Hub(Saved):
 
     def claims(self, path: Path) -> bool:
         known = path.suffix in _ENDINGS or path.exists() or path.parent.is_dir()
-        return not known and _NAME.fullmatch(path.as_posix()) is not None
+        return not known and HUB_NAME.fullmatch(path.as_posix()) is not None

@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
-from vlmsel.data.formats.hub import cache_alone, reachable
 from vlmsel.data.formats.pictures import InPool
 from vlmsel.data.formats.records import CONVERSATIONS, images_of, path_of
+from vlmsel.data.hub import cache_alone, hub_answers
 
 AT_ONCE = 256  # rows brought from Arrow to Python together
 SAVED = ("state.json", "dataset_dict.json")
@@ -136,7 +136,7 @@ def load(pool: str) -> Any:
             elif files := files_of(pool):
                 found = datasets.Dataset.from_parquet([str(file) for file in files])
             else:
-                with cache_alone(not reachable()):
+                with cache_alone(not hub_answers()):
                     found = datasets.load_dataset(pool, split=HUB)
         except Exception as problem:  # of many kinds: of the network, of file formats, of the hub
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
