@@ -20,10 +20,11 @@ ASSET = Path(__file__).parents[1] / "vlmsel" / "assets" / "aligned"
 
 
 def build(out: Path) -> None:
-    """Align into a folder of its own, and copy the model without the name of the machine."""
+    """Align into a folder of its own, and copy the model without the machine's name and the tokenizer, a copy."""
     with tempfile.TemporaryDirectory() as folder:
         Demo(Path(folder), PRESETS["full"], call).align()
-        shutil.copytree(Path(folder, "align", "model"), out, dirs_exist_ok=True)
+        copies = shutil.ignore_patterns("tokenizer")  # it is the language model's
+        shutil.copytree(Path(folder, "align", "model"), out, ignore=copies, dirs_exist_ok=True)
     path = out / "vlmsel_config.json"
     content = json.loads(path.read_text())
     content["environment"].pop("platform", None)
