@@ -8,7 +8,7 @@ from typing import Any
 from vlmsel import runs
 from vlmsel.data.check_up import FAULTS, CheckUp, check_up
 from vlmsel.data.dataset import Reading
-from vlmsel.data.formats import Pool, read_samples, write_records
+from vlmsel.data.formats import Pool, read_samples, write_part
 from vlmsel.models.open import open_subject
 from vlmsel.reporting.checkpoint import is_checkpoint, read_checkpoint
 from vlmsel.reporting.tables import as_text
@@ -60,8 +60,9 @@ def inspect(
         found = looked.to_json()
         print("\n".join(_pool_lines(path, looked, images)))
         if write_clean is not None:
-            kept = [record for uid, record in enumerate(pool.records) if uid not in looked.dropped()]
-            write_records(write_clean, kept, path)
+            dropped = looked.dropped()
+            kept = [uid for uid in range(looked.total) if uid not in dropped]
+            write_part(write_clean, path, kept)
             print(f"{write_clean}: {len(kept)} of {looked.total} records")
     if json is not None:
         runs.write_json(json, found)
