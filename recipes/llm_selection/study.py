@@ -51,12 +51,12 @@ def label(row: str, fraction: float) -> str:
     return f"{row}-{100 * fraction:g}"
 
 
-def arms(fractions: Sequence[float], seed: int) -> dict[str, dict[str, Any]]:
+def arms(fractions: Sequence[float], seed: int, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what is chosen: arm -> options of select."""
     found: dict[str, dict[str, Any]] = {}
     for fraction in fractions:
-        for row, options in ROWS.items():
-            name, how = label(row, fraction), {**options, "fraction": fraction}
+        for row in rows:
+            name, how = label(row, fraction), {**ROWS[row], "fraction": fraction}
             if row == "Random":
                 found |= {one: {**how, "seed": DRAWS * seed + k} for k, one in enumerate(draws_of(name, DRAWS))}
             else:
@@ -124,7 +124,8 @@ def log_likelihoods(folder: Path, names: list[str]) -> Table:
 def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
     """Return the table scorer x fraction, each with its difference to Random, paired by seed."""
     whole = [name for name in (MAJORITY, BEFORE) if name in values]
-    names = [*whole, *ROWS, FULL]
+    rows = [row for row in ROWS if label(row, fractions[0]) in values]
+    names = [*whole, *rows, FULL]
     table = [[name] for name in ("", *names)]
     for fraction in fractions:
         own = {name: values[label(name, fraction) if name in ROWS else name] for name in names}
@@ -163,12 +164,13 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=2000)
     parser.add_argument("--target", type=int, default=300)
     parser.add_argument("--test", type=int, default=700)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="what is chosen; all rows")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2])
     args, more = parser.parse_known_args()
     if args.table:
         show(args.out, args.fractions)
     else:
-        choices = arms(args.fractions, args.seed)
+        choices = arms(args.fractions, args.seed, args.rows)
         LanguageStudy(args, choices, more).run(args.out, [args.seed], [*choices, FULL, BEFORE])
 
 

@@ -13,7 +13,8 @@ from vlmsel.data.world.files import TASKS
 from vlmsel.models.open import open_subject
 from vlmsel.studies.demo import BEFORE, CHOSEN, MIXTURE, PRESETS, RANDOM, ROWS, TOP, Demo
 from vlmsel.studies.demo import FULL as FULL_POOL
-from vlmsel.studies.study import MAJORITY
+from vlmsel.studies.demo_rules import WAYS
+from vlmsel.studies.study import MAJORITY, Seed
 
 SIZES = {"pool": 20, "target": 2, "questions": 3, "fit_samples": 8, "align_epochs": 1, "tune_epochs": 1}
 FULL = {"captions": 4, "mixture": "true", "scorers": "true", "draws": 2}
@@ -79,6 +80,29 @@ def test_the_quick_demo_takes_the_aligned_model_of_the_package(tmp_path):
     subject = open_subject(quick.aligned)
     subject.require_ready()
     assert quick.settings.arms == [BEFORE, f"{RANDOM} 1", TOP, CHOSEN, FULL_POOL]
+
+
+def test_rules_are_chosen_by_scores_at_both_models(tmp_path):
+    study, called = Demo(tmp_path, PRESETS["rules"], lambda *given, **options: called.append((given, options))), []
+    arms = [arm for arm in study.settings.arms if arm in WAYS]
+    assert arms == list(WAYS) and len(arms) == 15
+    study.subset(Seed(7, tmp_path), "round_robin TracIn, warmed up")
+    (name, out), options = called.pop()
+    assert name == "select" and out.name == "round_robin TracIn, warmed up.json"
+    scored = str(tmp_path / "rules" / "warmed up")
+    assert {"scores": scored, "scorer": "TracIn", "rule": "round_robin"}.items() <= options.items()
+    study.subset(Seed(7, tmp_path), "Loss, aligned")
+    assert "rule" not in called.pop()[1]  # Loss draws: select takes no rule for it
+
+
+@pytest.mark.slow  # fifteen small models
+def test_every_rule_is_tuned_and_evaluated(tmp_path):
+    sizes = {"draws": 1, "mixture": "true", "rules": "true", "pool": 40}
+    assert demo(tmp_path / "demo", "--first_seed", "3", **sizes) == 0
+    results = json.loads((tmp_path / "demo/results.json").read_text())
+    assert set(WAYS) < set(results["percent"]) and (tmp_path / "demo/seed3/tune/Loss, aligned").is_dir()
+    heads = (tmp_path / "demo/table.md").read_text().splitlines()[0]
+    assert heads.endswith("| mean - Random | mean - same mixture |")
 
 
 @pytest.mark.slow  # every step of it has its own test of this

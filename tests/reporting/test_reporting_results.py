@@ -33,6 +33,13 @@ def test_without_the_base_there_are_no_gains():
     assert [row[-1] for row in result_rows({"Mine": VALUES["Mine"]}, ["gqa"])] == ["gqa - Random", ""]
 
 
+def test_a_choice_s_own_mixture_is_a_second_control():
+    table = result_rows({**VALUES, "same mixture": {"gqa": [55.0, 60.0], "pope": [55.0, 60.0]}}, ["gqa", "pope"])
+    assert table[0][-2:] == ["mean - Random", "mean - same mixture"]
+    assert table[3][-2:] == [shown([10.0, 30.0], "+.1f"), shown([5.0, 10.0], "+.1f")]
+    assert table[4][-2:] == [shown([5.0, 20.0], "+.1f"), ""]  # the control itself
+
+
 def test_text_is_in_columns_and_markdown_in_cells():
     table = [["model", "gqa"], ["a", "1.0"], ["longest", "10.0"]]
     assert as_text(table) == "model     gqa\n-------------\na         1.0\nlongest  10.0"

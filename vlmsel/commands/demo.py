@@ -20,6 +20,7 @@ __all__ = ["PRESETS", "demo"]
 def demo(
     out: str = "runs/demo",
     seeds: int = 1,
+    first_seed: int = 0,
     preset: str = "quick",
     settings: DemoSettings = PRESETS["quick"],
     config: str = "",
@@ -29,7 +30,9 @@ def demo(
     Args:
         out: the run folder.
         seeds: how many worlds; intervals need at least 2.
-        preset: the settings that `settings` starts from: quick, or full, with alignment and every scorer.
+        first_seed: the first world's number.
+        preset: the settings that `settings` starts from: quick; full, with alignment and every scorer; or rules, the quick
+            world with every rule by every scorer.
         settings: how large the demo is.
         config: the resolved configuration as text.
     """
@@ -40,8 +43,8 @@ def demo(
     runs.same_inputs(folder, {})
     study = Demo(folder, settings, call)
     study.align()
-    study.run(folder, range(seeds), settings.arms)
+    study.run(folder, range(first_seed, first_seed + seeds), settings.arms)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
     show_results(folder, title, ROWS, {"settings": asdict(settings)})
-    print(f"per seed under {folder / 'seed0'}: world/ choose/ tune/ evaluate/")
+    print(f"per seed under {folder / f'seed{first_seed}'}: world/ choose/ tune/ evaluate/")
     print("next, with your own files: vlmsel choose --help")

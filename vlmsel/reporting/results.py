@@ -1,6 +1,6 @@
 """A study's result: the table model x task with intervals over seeds, as text, Markdown, numbers and a picture.
 
-The last column is the gain over Random, paired by seed.
+The last columns are the gains over Random, and over random samples of a choice's own mixture where there are such, paired by seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vlmsel import runs
 from vlmsel.reporting.figures import draw_results
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.studies.intervals import differences
-from vlmsel.studies.study import Values, read_evaluations, with_mean
+from vlmsel.studies.study import MIXTURE, RANDOM, Values, read_evaluations, with_mean
 
 
 def show_results(folder: Path, title: str, first: Sequence[str], about: Mapping[str, Any]) -> None:
@@ -29,12 +29,19 @@ def show_results(folder: Path, title: str, first: Sequence[str], about: Mapping[
     print(f"table: {folder / 'table.md'}   picture: {folder / 'table.png'}   numbers: {folder / 'results.json'}")
 
 
-def result_rows(values: Values, tasks: Sequence[str], against: str = "Random") -> list[list[str]]:
-    """Return the table's cells, head first: model, each task, their mean if they are several, and its gain."""
+def result_rows(values: Values, tasks: Sequence[str]) -> list[list[str]]:
+    """Return the table's cells, head first: model, each task, their mean if they are several, and its gains."""
     full, columns = with_mean(values, tasks)
-    table = [["model", *columns, f"{columns[-1]} - {against}"]]
+    measure, controls = columns[-1], [RANDOM, *([MIXTURE] if MIXTURE in full else [])]
+    table = [["model", *columns, *(f"{measure} - {control}" for control in controls)]]
     for model, row in full.items():
-        paired = against in full and model != against
-        gain = shown(differences(row[columns[-1]], full[against][columns[-1]]), "+.1f") if paired else ""
-        table.append([model, *(shown(row[column]) for column in columns), gain])
+        gains = [_gain(full, measure, model, control) for control in controls]
+        table.append([model, *(shown(row[column]) for column in columns), *gains])
     return table
+
+
+def _gain(values: Values, measure: str, model: str, control: str) -> str:
+    """Return a model's gain over a control; nothing for the control itself, or where there is none."""
+    if control not in values or model == control:
+        return ""
+    return shown(differences(values[model][measure], values[control][measure]), "+.1f")

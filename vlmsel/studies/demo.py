@@ -10,6 +10,7 @@ subsets; the aligned model is shared. Every step is an ordinary command on ordin
     choose             what `vlmsel choose` chooses
     TracIn ... HyperINF   as `top`, by scores at the aligned model, which was not warmed up
     full_pool          the whole pool, with as many more steps
+    rule scorer, model   every rule by every scorer at both models (`demo_rules`)
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
-from vlmsel.studies.study import Seed, Study, draws_of
+from vlmsel.studies import demo_rules
+from vlmsel.studies.study import MIXTURE, RANDOM, Seed, Study, draws_of
 from vlmsel.training.phases import PhaseSettings, phase_preset
 
 SCORERS = ("TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
 ALIGNED = "tiny-aligned"
-RANDOM, MIXTURE, TOP, CHOSEN, FULL, BEFORE = "Random", "same mixture", "top", "choose", "full_pool", "not tuned"
-ROWS = (BEFORE, RANDOM, MIXTURE, TOP, *SCORERS, CHOSEN, FULL)
+TOP, CHOSEN, FULL, BEFORE = "top", "choose", "full_pool", "not tuned"
+ROWS = (BEFORE, RANDOM, MIXTURE, TOP, *SCORERS, *demo_rules.WAYS, CHOSEN, FULL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class DemoSettings:
         draws: random subsets per seed, of either kind.
         mixture: tune on random subsets with the choice's mixture of sources too.
         scorers: tune on every scorer's choice for `targets` at the aligned model too, as the papers choose.
-        targets: the tasks that these select for. POPE is left out: the aligned model does it already, and there the
+        rules: tune on what every rule of `demo_rules` chooses too.
+        targets: the tasks that `scorers` select for. POPE is left out: the aligned model does it already, and there the
             largest gradients are those of wrong answers.
         align_epochs: passes over the captions.
         tune_epochs: passes over what was selected, the same for every model.
@@ -60,6 +63,7 @@ class DemoSettings:
     draws: int = 1
     mixture: bool = False
     scorers: bool = False
+    rules: bool = False
     targets: tuple[str, ...] = ("vqav2", "gqa", "textvqa")
     align_epochs: float = 2.0
     tune_epochs: float = 3.0
@@ -71,7 +75,8 @@ class DemoSettings:
         """What models are tuned on, in the order of the table."""
         kinds = (RANDOM, MIXTURE) if self.mixture else (RANDOM,)
         drawn = [draw for kind in kinds for draw in draws_of(kind, self.draws)]
-        return [BEFORE, *drawn, TOP, *(SCORERS if self.scorers else ()), CHOSEN, FULL]
+        more = [*(SCORERS if self.scorers else ()), *(demo_rules.WAYS if self.rules else ())]
+        return [BEFORE, *drawn, TOP, *more, CHOSEN, FULL]
 
 
 PRESETS = {
@@ -79,6 +84,7 @@ PRESETS = {
     "full": DemoSettings(
         captions=4000, pool=5000, target=100, questions=240, draws=2, mixture=True, scorers=True, fit_samples=1000
     ),
+    "rules": DemoSettings(draws=3, mixture=True, rules=True),
 }
 
 
@@ -117,6 +123,10 @@ class Demo(Study[Path | None, Path | str, None]):
             scorers = _scorers(settings.damping)
             how = {"scorers": scorers, "each_target": False, **self._scored(seed)}
             self.call("score", seed.folder / "score", model=self.aligned, **how)
+        for name in demo_rules.MODELS if settings.rules else ():
+            model = self.aligned if name == demo_rules.MODELS[0] else str(seed.folder / "choose" / "warmup")
+            how = {"scorers": demo_rules.SCORERS, **self._scored(seed)}
+            self.call("score", seed.folder / "rules" / name, model=model, **how)
 
     def subset(self, seed: Seed, arm: str) -> Path | None:
         pool, chosen = seed.folder / "world" / "pool.json", seed.folder / "choose" / "chosen.json"
@@ -127,6 +137,8 @@ class Demo(Study[Path | None, Path | str, None]):
         if kind in (RANDOM, MIXTURE):
             like = {"like": str(chosen)} if kind == MIXTURE else {}
             options |= {"scorer": "Random", "seed": 1000 * seed.number + int(draw), **like}
+        elif arm in demo_rules.WAYS:
+            options = demo_rules.WAYS[arm].options(seed.folder / "rules")
         elif arm == TOP:
             options |= {"scorer": "HyperINF", "rule": "top"}
         else:

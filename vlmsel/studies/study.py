@@ -22,6 +22,7 @@ Answer = TypeVar("Answer")
 Value = TypeVar("Value")
 Values = Mapping[str, Mapping[str, Sequence[float]]]  # row -> measure -> one value per seed
 MAJORITY = "majority answer"
+RANDOM, MIXTURE = "Random", "same mixture"  # controls: random samples, and as many of every source as a choice has
 
 
 class Seed(NamedTuple):
