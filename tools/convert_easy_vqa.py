@@ -113,6 +113,29 @@ def write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1))
 
 
+def convert(archive: Path, out: Path, seed: int = 0, size: int = 4000, wrong: float = 0.2, test: int = 1000) -> None:
+    """Write one seed's files: `size` questions in the pool, a share `wrong` of answers spoilt, and `test` asked."""
+    questions, images = read_archive(archive)
+    rng = random.Random(f"easy-VQA {seed}")
+    first_target = max(image for _, _, image in questions["train"]) + 1 - TARGET_IMAGES
+    trained = [q for q in questions["train"] if q[2] < first_target]
+    held = [q for q in questions["train"] if q[2] >= first_target]
+    for name, content in images.items():
+        split, number = name.split("/")
+        relative = f"train/{number}.png" if split == "train" else f"test/COCO_easyvqa_{int(number):012d}.png"
+        (out / "images" / relative).parent.mkdir(parents=True, exist_ok=True)
+        (out / "images" / relative).write_bytes(content)
+    records, truth = pool(trained, size, wrong, rng)
+    write(out / "captions.json", captions(trained))
+    write(out / "pool.json", records)
+    write(out / "pool_truth.json", truth)
+    write(out / "target.json", pool(held, 200, 0.0, rng)[0])
+    asked, noted = vqav2(random.Random(0).sample(questions["test"], test))
+    write(out / "questions.json", asked)
+    write(out / "annotations.json", noted)
+    print(f"{len(records)} pool samples, {sum(t['flaw'] != 'none' for t in truth)} with wrong answers, under {out}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
@@ -122,27 +145,7 @@ def main() -> None:
     parser.add_argument("--wrong", type=float, default=0.2, help="share of wrong answers in the pool")
     parser.add_argument("--test", type=int, default=1000, help="test questions (drawn with a fixed seed)")
     args = parser.parse_args()
-    questions, images = read_archive(args.archive)
-    rng = random.Random(f"easy-VQA {args.seed}")
-    first_target = max(image for _, _, image in questions["train"]) + 1 - TARGET_IMAGES
-    trained = [q for q in questions["train"] if q[2] < first_target]
-    held = [q for q in questions["train"] if q[2] >= first_target]
-    for name, content in images.items():
-        split, number = name.split("/")
-        relative = f"train/{number}.png" if split == "train" else f"test/COCO_easyvqa_{int(number):012d}.png"
-        (args.out / "images" / relative).parent.mkdir(parents=True, exist_ok=True)
-        (args.out / "images" / relative).write_bytes(content)
-    records, truth = pool(trained, args.pool, args.wrong, rng)
-    write(args.out / "captions.json", captions(trained))
-    write(args.out / "pool.json", records)
-    write(args.out / "pool_truth.json", truth)
-    write(args.out / "target.json", pool(held, 200, 0.0, rng)[0])
-    asked, noted = vqav2(random.Random(0).sample(questions["test"], args.test))
-    write(args.out / "questions.json", asked)
-    write(args.out / "annotations.json", noted)
-    print(
-        f"{len(records)} pool samples, {sum(t['flaw'] != 'none' for t in truth)} with wrong answers, under {args.out}"
-    )
+    convert(args.archive, args.out, args.seed, args.pool, args.wrong, args.test)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def demo(
         out: the run folder.
         seeds: how many worlds; intervals need at least 2.
         first_seed: the first world's number.
-        preset: the settings that `settings` starts from: quick; full, with alignment and every scorer; or rules, the quick
-            world with every rule by every scorer.
+        preset: the settings that `settings` starts from: quick; full, with alignment and every scorer; or rules, the
+            quick world with every rule by every scorer.
         settings: how large the demo is.
         config: the resolved configuration as text.
     """

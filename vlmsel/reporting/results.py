@@ -1,6 +1,7 @@
 """A study's result: the table model x task with intervals over seeds, as text, Markdown, numbers and a picture.
 
-The last columns are the gains over Random, and over random samples of a choice's own mixture where there are such, paired by seed.
+The last columns are the gains over Random and, where there are such, over random samples of `choose`'s own mixture,
+paired by seed.
 """
 
 from __future__ import annotations

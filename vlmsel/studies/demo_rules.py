@@ -1,9 +1,9 @@
-"""The demo's arms `rule scorer, model`: what every rule chooses by every scorer, at the aligned and at the warmed-up model.
+"""The arms `rule scorer, model`: what every rule chooses by every scorer, at the aligned and the warmed-up model.
 
-    round_robin        turns of single target samples, by unit affinity (`vlmsel select`'s default)
-    herding            the choice's mean kept at the targets' mean, by unit affinity
-    top                lowest influence on each target file's mean
-    Loss               the samples that the model does worst, for no target
+round_robin        turns of single target samples, by unit affinity (`vlmsel select`'s default)
+herding            the choice's mean kept at the targets' mean, by unit affinity
+top                lowest influence on each target file's mean
+Loss               the samples that the model does worst, for no target
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCORERS = ("TracIn", "HyperINF(damping=10)", "Hidden", "BM25")
 
 
 class Way(NamedTuple):
-    """How a choice comes about: rule (none for a scorer that draws), scorer and the model that the pool is scored at."""
+    """How a choice comes about: rule (none for a scorer that draws), scorer, and the model that scores the pool."""
 
     rule: str | None
     scorer: str

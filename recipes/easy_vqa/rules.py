@@ -1,0 +1,120 @@
+"""easy-VQA: every rule by every scorer at the aligned and the warmed-up model, and random choices beside them.
+
+    python recipes/easy_vqa/rules.py easy_vqa.tar.gz --seeds 10 11 12 --out runs/rules [--arms "Random 1" "Random 2"]
+
+Per seed: other questions, other spoilt answers and another aligned model. The pool is scored at the aligned model and
+after a warm-up on a tenth; the aligned model is tuned on 20 % of the pool, once per choice, and asked 1,000 questions.
+Every step is the ordinary command; a stopped study goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tools.convert_easy_vqa import convert
+from vlmsel import runs
+from vlmsel.commands.call import call
+from vlmsel.reporting.results import show_results
+from vlmsel.studies.demo_rules import MODELS, SCORERS, WAYS
+from vlmsel.studies.study import RANDOM, Seed, Study, draws_of, kind_of
+from vlmsel.training.phases import phase_preset
+
+TASK, FRACTION = "easy_vqa", 0.2
+BEFORE, TOKENS = "not tuned", "Random of equal tokens"
+ARMS = (BEFORE, *draws_of(RANDOM, 2), *draws_of(TOKENS, 2), *WAYS)
+DEFAULT = WAYS["round_robin HyperINF, warmed up"]  # `vlmsel choose`
+
+
+@dataclass(frozen=True)
+class EasyVQA(Study[Path | None, Path, None]):
+    """Score a seed's pool at both models; tune the aligned model on every choice and ask it."""
+
+    archive: Path
+    out: Path
+
+    def data(self, seed: Seed) -> Path:
+        return self.out / f"data{seed.number}"
+
+    def prepare(self, seed: Seed) -> None:
+        data = self.data(seed)
+        if not (data / "annotations.json").is_file():
+            convert(self.archive, data, seed.number)
+        files = {"pool": str(data / "pool.json"), "images": str(data / "images")}
+        goals = {"targets": {TASK: str(data / "target.json")}, "seed": seed.number, **files}
+        aligned, warm = seed.folder / "align", seed.folder / "warmup"
+        phase = replace(phase_preset("tiny-align"), epochs=3, seed=seed.number)
+        call("align", aligned, model="tiny", data=str(data / "captions.json"), images=files["images"], settings=phase)
+        settings = replace(phase_preset("tiny-tune"), epochs=4, seed=seed.number)
+        call("warmup", warm, model=str(aligned), fraction=0.1, settings=settings, **goals)
+        for name, model in zip(MODELS, (aligned, warm), strict=True):
+            call("score", seed.folder / "rules" / name, model=str(model), scorers=SCORERS, fit_samples=1000, **goals)
+
+    def subset(self, seed: Seed, arm: str) -> Path | None:
+        if arm == BEFORE:
+            return None
+        out, draw = seed.folder / "selected" / f"{arm}.json", arm.rpartition(" ")[2]
+        how = WAYS.get(arm, DEFAULT).options(seed.folder / "rules")
+        if draw.isdigit():
+            how = {"scores": how["scores"], "scorer": RANDOM, "seed": 1000 * seed.number + int(draw)}
+        how |= {"tokens": self._tokens(seed)} if kind_of(arm) == TOKENS else {"fraction": FRACTION}
+        call("select", out, pool=str(self.data(seed) / "pool.json"), **how)
+        return out
+
+    def _tokens(self, seed: Seed) -> int:
+        """Return how many tokens the default choice teaches."""
+        chosen = runs.read_json(Path(f"{self.subset(seed, DEFAULT.row)}.manifest.json"))["uids"]
+        tokens = pd.read_parquet(seed.folder / "rules" / DEFAULT.model / "scores.parquet")["tokens"]
+        return int(np.asarray(tokens)[chosen].sum())
+
+    def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:
+        if data is None:
+            return seed.folder / "align"
+        out, images = seed.folder / "tune" / arm, str(self.data(seed) / "images")
+        settings = replace(phase_preset("tiny-tune"), epochs=2, seed=seed.number)
+        call("tune", out, model=str(seed.folder / "align"), data=str(data), images=images, settings=settings)
+        return out
+
+    def ask(self, seed: Seed, arm: str, model: Path) -> None:
+        data = self.data(seed)
+        files = {name: str(data / f"{name}.json") for name in ("questions", "annotations")}
+        asked = {"task": "vqav2", "protocol": "bare", "images": str(data / "images" / "test"), **files}
+        call("evaluate", seed.folder / "evaluate" / arm / TASK, model=str(model), **asked)
+
+
+def spoilt(study: EasyVQA, seeds: list[int]) -> Mapping[str, list[float]]:
+    """Return the share of spoilt answers in every choice, in percent, by seed; draws of one kind are averaged."""
+    found: dict[str, list[float]] = {}
+    for seed in (Seed(number, study.out / f"seed{number}") for number in seeds):
+        truth = runs.read_json(study.data(seed) / "pool_truth.json")
+        wrong = np.asarray([one["flaw"] != "none" for one in truth])
+        own: dict[str, list[float]] = {"whole pool": [100 * float(wrong.mean())]}
+        for path in sorted((seed.folder / "selected").glob("*.manifest.json")):
+            uids = runs.read_json(path)["uids"]
+            own.setdefault(kind_of(path.name.split(".json")[0]), []).append(100 * float(wrong[uids].mean()))
+        for name, values in own.items():
+            found.setdefault(name, []).append(sum(values) / len(values))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path, help="easy-VQA, packed")
+    parser.add_argument("--out", type=Path, default=Path("runs/easy_vqa_rules"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    given = parser.parse_args()
+    study = EasyVQA(given.archive, given.out)
+    study.run(given.out, given.seeds, given.arms)
+    show_results(given.out, "20 % of easy-VQA", [kind_of(arm) for arm in ARMS], {})
+    for name, shares in spoilt(study, given.seeds).items():
+        print(f"spoilt answers, {name}: {', '.join(f'{share:.1f}' for share in shares)} %")
+
+
+if __name__ == "__main__":
+    main()
