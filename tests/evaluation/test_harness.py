@@ -76,6 +76,18 @@ def test_a_stopped_run_goes_on(tmp_path, stop):
     assert len(lines(path)) == len(ASKED)
 
 
+def test_a_full_disk_is_named_and_what_was_answered_stays(tmp_path, small_disk):
+    class Talkative(Model):
+        def respond(self, ids):
+            return [1500 * "é" + one for one in super().respond(ids)]
+
+    path, model = tmp_path / "predictions.jsonl", Talkative()
+    with small_disk(8192), pytest.raises(OSError, match=r"predictions.jsonl: cannot be written \(.* GB free"):
+        answer(Talkative(), path, batch_size=1)
+    answer(model, path, batch_size=1)
+    assert 0 < len(model.asked) < len(ASKED) and len(lines(path)) == len(ASKED)
+
+
 def test_the_next_batch_is_prepared_while_one_is_answered(tmp_path):
     model, seen = Model(), []
 

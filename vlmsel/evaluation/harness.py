@@ -163,7 +163,7 @@ def _require_same(earlier: Mapping[str, Line], asked: Mapping[str, Line], path: 
 def _append(path: Path, lines: Sequence[Line]) -> None:
     """Add a batch to the file, which is made with the first answers: before them there is nothing to go on from."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
+    with runs.writing(path), path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(_text(lines))
 
 

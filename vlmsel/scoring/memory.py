@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vlmsel import runs
 from vlmsel.scorers.statistics import Zeros, zeros_on
 
 Place = Literal["device", "host", "disk"]
@@ -115,10 +116,9 @@ class DiskZeros:
         self.folder.mkdir(parents=True, exist_ok=True)
         number, path = tempfile.mkstemp(prefix="curvature.", suffix=".map", dir=self.folder)
         try:
-            _reserve(number, size)
+            with runs.writing(path):
+                _reserve(number, size)
             return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
-        except OSError as problem:
-            raise OSError(f"{self.folder}: no room for {size / 1e6:.0f} MB of curvature ({problem.strerror})") from None
         finally:
             os.close(number)
             os.unlink(path)
