@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yaml import safe_load
+
 from tools.convert_choices import convert
 from vlmsel import cli, runs
 from vlmsel.data.multiple_choice import read_choices
 from vlmsel.reporting.results import result_rows
 from vlmsel.reporting.tables import as_markdown, as_text, shown
+from vlmsel.scorers.load import load_scorers
 from vlmsel.studies.study import MAJORITY, Seed, Study, draws_of, kind_of, read_evaluations
 
 HERE = Path(__file__).parent
@@ -79,7 +82,7 @@ class LanguageStudy(Study[Path | None, Path, None]):
         pool, warm = data / "pool.json", seed.folder / "warmup"
         self._train(seed, f"warmup_{args.method}", warm, pool)
         options = {"model": warm, "pool": pool, f"targets.{TASK}": data / "target.json", "seed": seed.number}
-        run("score", "score", seed.folder / "score", options)
+        run("score", "score", seed.folder / "score", {**options, "scorers": _scorers(args.rows)})
 
     def subset(self, seed: Seed, arm: str) -> Path | None:
         pool, out = seed.folder / "data/pool.json", seed.folder / "selected" / f"{arm}.json"
@@ -101,6 +104,13 @@ class LanguageStudy(Study[Path | None, Path, None]):
         options = {"model": self.args.model, "data": data, "settings.seed": seed.number}
         run("tune", yaml, out, options, self.more)
         return out
+
+
+def _scorers(rows: Sequence[str]) -> str:
+    """Return those scorers of `score.yaml` that some rows need, as an option."""
+    specs = safe_load((HERE / "score.yaml").read_text())["scorers"]
+    wanted = {ROWS[row]["scorer"] for row in rows}
+    return json.dumps([spec for spec in specs if load_scorers((spec,))[0].name in wanted])
 
 
 def log_likelihoods(folder: Path, names: list[str]) -> Table:

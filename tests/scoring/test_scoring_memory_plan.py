@@ -233,7 +233,9 @@ def test_a_full_disk_is_an_error_when_room_is_asked_for(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(places, "_reserve", full)
-    with pytest.raises(OSError, match=r"curvature\..*\.map: cannot be written \(No space left on device\); its disk has .* GB free"):
+    with pytest.raises(
+        OSError, match=r"curvature\..*\.map: cannot be written \(No space left on device\); its disk has .* GB free"
+    ):
         DiskZeros(tmp_path)((4,), torch.float32)
     assert list(tmp_path.iterdir()) == []
 
