@@ -59,8 +59,8 @@ def contribution(
 
 @torch.no_grad()
 def read(
-    module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Shaped[Tensor, "..."]
-) -> Shaped[Tensor, "..."]:
+    module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Shaped[Tensor, "*shape"]
+) -> Shaped[Tensor, "*read"]:
     """Return what a call's contributions follow from beside δ: what the layer read, or its parameter multiplies."""
     kind = layer_kind(module)
     if kind == "magnitude":
