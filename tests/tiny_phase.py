@@ -2,6 +2,7 @@
 
 import torch
 from tiny_models import TinyBatch, pad, random_batch
+from torch.distributed.tensor import DTensor
 
 
 class Pool(torch.utils.data.Dataset):
@@ -38,4 +39,6 @@ def collate(items):
 
 
 def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    """Return a model's weights, those in shards gathered from all processes."""
+    state = model.state_dict()
+    return {name: x.full_tensor() if isinstance(x, DTensor) else x.clone() for name, x in state.items()}

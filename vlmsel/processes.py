@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+FSDP = "ACCELERATE_USE_FSDP"
 GRACE = 10.0  # seconds; what starts several processes ends the others as soon as one has failed
 
 
@@ -44,18 +45,33 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def refuse_sharding() -> None:
-    """Refuse to train where a launcher asks for weights in shards: every process here holds the whole model.
+def wants_shards() -> bool:
+    """Tell whether a launcher asks for frozen weights in shards, and there are several processes to hold them."""
+    return count() > 1 and _asked(FSDP)
+
+
+@contextmanager
+def sharding() -> Iterator[bool]:
+    """Tell whether weights are to be in shards, and keep accelerate, which would wrap the whole model, from asking.
 
     Raises:
-        ValueError: it asks for FSDP or DeepSpeed; names the mend.
+        ValueError: the launcher asks for DeepSpeed; names the mend.
     """
-    for name, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(name, "").lower() in ("true", "1"):
-            raise ValueError(
-                f"the launcher asks for {what}, and every process here holds the whole model; take "
-                "recipes/accelerate/ddp.yaml, with --dtype bfloat16 and LoRA where memory is short"
-            )
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "the launcher asks for DeepSpeed, which is not supported; take recipes/accelerate/fsdp.yaml, or ddp.yaml "
+            "where a GPU holds the whole model"
+        )
+    wanted, said = wants_shards(), os.environ.pop(FSDP, None)
+    try:
+        yield wanted
+    finally:
+        if said is not None:
+            os.environ[FSDP] = said
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("true", "1")
 
 
 @contextmanager

@@ -151,8 +151,11 @@ def test_what_a_selection_implies_and_lacks_is_told_with_its_share():
     assert left_out(model, "q_proj.weight", select_blocks(model, "q_proj.weight")) == ""
 
 
-def test_dora_magnitudes_are_told():
+def test_dora_magnitudes_are_blocks():
     model = tiny_bert(use_dora=True)
-    told = left_out(model, "lora", select_blocks(model, "lora"))
+    blocks = select_blocks(model, "lora")
+    assert [block.rows for block in blocks if "lora_magnitude_vector" in block.name] == [1] * 6 and len(blocks) == 18
+    assert left_out(model, "lora", blocks) == ""
+    told = left_out(model, "lora", [block for block in blocks if "magnitude" not in block.name])
     assert told.startswith("blocks lora: 6 of 18 parameters") and "lora_magnitude_vector" in told
     assert left_out(tiny_bert(r=2), "lora", select_blocks(tiny_bert(r=2), "lora")) == ""

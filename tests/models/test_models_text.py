@@ -124,7 +124,6 @@ def test_adapters_whose_files_do_not_fit_are_refused(changes, line, adapted, tmp
 
 
 OTHERS = [
-    ({"use_dora": True}, "use_dora True"),
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern {'q_proj': 2}"),
     ({"bias": "all"}, "bias 'all'"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save ['lm_head']"),

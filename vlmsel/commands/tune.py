@@ -54,7 +54,8 @@ def tune(
         raise ValueError(
             f"settings.train is {settings.train}, so that fresh adapters would not learn; leave --lora out"
         )
-    subject = open_subject(model, device, dtype, reading.template)
+    place = "cpu" if processes.wants_shards() else device  # shards go to their GPUs, the whole would not fit one
+    subject = open_subject(model, place, dtype, reading.template)
     subject.turn_pictures(reading.exif)
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)

@@ -29,6 +29,7 @@ from vlmsel.data.encoding import IGNORED, LossOn, generation_ids
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.pool import Samples, needs_folder
 from vlmsel.data.images import Opener, require_folder
+from vlmsel.data.kept import MANY, Found, kept
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.data.sizes import Looks, distinct, measured
 
@@ -77,21 +78,24 @@ class SampleDataset(Dataset[Any]):
         samples: what `read_samples` gave, or a part of it.
         subject: the model that reads them.
         reading: how.
-        key: all that the samples' sizes depend on, by which they are kept; None where that is not known.
+        key: all that the samples' sizes depend on beside pictures, by which they are kept; None where it is not known.
+        pool: the hash of the file that the samples are of, by which what is found about their pictures is kept.
 
     Raises:
         FileNotFoundError: samples have images and there is no image folder.
         ValueError: samples have images and no folder is named.
     """
 
-    def __init__(self, samples: Sequence[Sample], subject: Reader, reading: Reading, key: Any = None) -> None:
-        self.samples, self.subject, self.reading, self.key = samples, subject, reading, key
+    def __init__(
+        self, samples: Sequence[Sample], subject: Reader, reading: Reading, key: Any = None, pool: str | None = None
+    ) -> None:
+        self.samples, self.subject, self.reading, self.key, self.pool = samples, subject, reading, key, pool
         self.pictures = subject.pictures(reading)
         if self.pictures is not None and (count := _placeless(samples)):
             if reading.images is None:
                 raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
             require_folder(reading.images)
-        self._pictures_digest = ""
+        self._seen: tuple[dict[str, str], str] | None = None
         self._measured: Looks | None = None
         self._usable: list[int] | None = None
 
@@ -133,9 +137,9 @@ class SampleDataset(Dataset[Any]):
     def check(self) -> dict[int, str]:
         """Encode every sample and decode every picture once; say by uid why samples cannot be used, in their order.
 
-        Several processes deal the work among them.
+        Several processes deal the work among them, and of a large pool what they find is kept.
         """
-        broken, self._pictures_digest = self._look_at_pictures()
+        broken, _ = self._pictures_seen()
         looks, reasons = self._looks(), dict(self._looks().reasons)
         for position in np.flatnonzero(self.images()).tolist() if broken else ():
             images = self.samples[position].images
@@ -146,8 +150,9 @@ class SampleDataset(Dataset[Any]):
 
     def _looks(self) -> Looks:
         """Return the samples' sizes, 0 where one cannot be encoded, and why it cannot."""
-        if self._measured is None:
-            self._measured = measured(self._look, len(self.samples), self.key)
+        if self._measured is None:  # places of pictures may depend on their sizes, and so on their bytes
+            key = None if self.key is None else (self.key, self._pictures_seen()[1])
+            self._measured = measured(self._look, len(self.samples), key)
         return self._measured
 
     def _look(self, position: int) -> tuple[Size, str]:
@@ -165,8 +170,7 @@ class SampleDataset(Dataset[Any]):
 
     def pictures_digest(self) -> str:
         """Return the hash of all pictures' bytes, checking them if that was not done; "" for a model without."""
-        self.usable()
-        return self._pictures_digest
+        return self._pictures_seen()[1]
 
     def lengths(self) -> list[int]:
         """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
@@ -186,12 +190,31 @@ class SampleDataset(Dataset[Any]):
         for position in np.flatnonzero(self.images()).tolist():
             yield from self.samples[position].images
 
-    def _look_at_pictures(self) -> tuple[dict[str, str], str]:
-        """Decode every distinct picture; return why some cannot be used, by path, and the hash of all their bytes."""
-        if self.pictures is None:
-            return {}, ""
-        problem, digest = self.pictures.problem, self.pictures.digest
-        return look_at_images(self._image_names, lambda name: (problem(name), digest(name)), "checking images")
+    def _pictures_seen(self) -> tuple[dict[str, str], str]:
+        """Return why some pictures cannot be used, by path, and the hash of all their bytes."""
+        if self._seen is None:
+            found = kept(int(self.images().sum()), self._pictures_key(), self._look_at_pictures)
+            self._seen = dict(found.about["problems"]), found.about["digest"]
+        return self._seen
+
+    def _pictures_key(self) -> Any:
+        """Return what tells from the last start whether a picture has changed, without opening any; None: look anew."""
+        if self.pictures is None or self.pool is None or int(self.images().sum()) < MANY:
+            return None
+        stamp = self.pictures.stamp
+        stamps = look_at_images(self._image_names, lambda name: (None, stamp(name)), "finding images")[1]
+        return "pictures", self.pool, self.pictures.exif, self.reading.features is not None, stamps
+
+    def _look_at_pictures(self) -> Found:
+        """Decode every distinct picture."""
+        problems: dict[str, str] = {}
+        total = ""
+        if self.pictures is not None:
+            problem, digest = self.pictures.problem, self.pictures.digest
+            problems, total = look_at_images(
+                self._image_names, lambda name: (problem(name), digest(name)), "checking images"
+            )
+        return Found({}, {"problems": sorted(problems.items()), "digest": total})
 
 
 def _placeless(samples: Sequence[Sample]) -> int:

@@ -168,6 +168,17 @@ class Opener:
         """Return the hash of a picture's bytes, "" where there is no file."""
         return image_digest(self.folder, relative)
 
+    def stamp(self, relative: str) -> str:
+        """Return what changes with a picture's file, without opening it; "" where its bytes stand in the pool."""
+        if isinstance(relative, InPool):
+            return ""
+        try:
+            path = find_image(self.folder, relative)
+            about = path.stat()
+        except (ValueError, OSError) as reason:
+            return str(reason)
+        return f"{path} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+
     def problem(self, relative: str) -> str | None:
         """Say why a picture cannot be used, None when it can."""
         try:
@@ -255,6 +266,12 @@ class Pictures(Opener):
         if self.features is not None and relative in self.features:
             return self.features.digests[relative]
         return super().digest(relative)
+
+    def stamp(self, relative: str) -> str:
+        """Return the hash of a picture's bytes where it has features, which tells more than its file."""
+        if self.features is not None and relative in self.features:
+            return self.features.digests[relative]
+        return super().stamp(relative)
 
     def problem(self, relative: str) -> str | None:
         """Say why a picture cannot be used, None when it can, which one with features has shown already."""

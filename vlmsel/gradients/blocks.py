@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora.dora import DoraLinearLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -24,7 +25,9 @@ PROJECTORS = {
 }  # fmt: skip
 LANGUAGE = {"language_model", "text_model", "llm"}  # path segments of the language model inside a larger model
 VISION = re.compile(r"vision|visual|image|audio|clip", re.IGNORECASE)
-LORA = re.compile(r"\.lora_(embedding_)?[AB]\.")
+LORA = re.compile(r"\.lora_((embedding_)?[AB]|magnitude_vector)\.")
+MATRIX = "mm_input_projection_weight"  # Gemma 3's projector multiplies with it, outside of any layer
+LEAVES = ("weight", "bias", MATRIX)
 FROZEN_COPY = "original_module"  # PEFT's modules_to_save keeps the untrained copy there; it never runs
 
 
@@ -45,10 +48,10 @@ class Block:
 
 
 def layer_kind(module: nn.Module) -> str | None:
-    """Return linear, conv1d, embedding, layernorm or rmsnorm; None if the layer is not supported.
+    """Return linear, conv1d, embedding, layernorm, rmsnorm, magnitude (DoRA's) or matrix (Gemma 3's projector).
 
-    A subclass with a forward of its own is not taken for its parent, for its gradient may differ, unless it proves to
-    compute the same.
+    None if the layer is not supported. A subclass with a forward of its own is not taken for its parent, for its
+    gradient may differ, unless it proves to compute the same.
     """
     plain: dict[str, type[nn.Module]] = {
         "linear": nn.Linear,
@@ -64,6 +67,10 @@ def layer_kind(module: nn.Module) -> str | None:
         if module not in _proven:
             _proven[module] = _computes_linear(module)
         return "linear" if _proven[module] else None
+    if type(module) is DoraLinearLayer:
+        return "magnitude"
+    if list(module._parameters) == [MATRIX]:
+        return "matrix"
     return "rmsnorm" if _is_rms_norm(module) else None
 
 
@@ -116,9 +123,10 @@ def select_blocks(model: nn.Module, spec: str) -> list[Block]:
 
     Args:
         model: any module.
-        spec: "projector" (with biases), "lora" (A and B of every adapter), "last-block" (linear and norm weights of the
-            language model's last transformer layer, frozen ones too), such names joined by "+", or else a regular
-            expression searched in parameter names. A tied weight is found under each of its names and is one block.
+        spec: "projector" (with biases), "lora" (A and B of every adapter, DoRA's magnitudes), "last-block" (linear and
+            norm weights of the language model's last transformer layer, frozen ones too), such names joined by "+", or
+            else a regular expression searched in parameter names. A tied weight is found under each of its names and
+            is one block.
 
     Raises:
         ValueError: nothing matches, a match belongs to an unsupported layer, or the expression is malformed.
@@ -170,7 +178,7 @@ def left_out(model: nn.Module, spec: str, blocks: Sequence[Block]) -> str:
     """Say what a specification implies and `blocks` lack, with its share of the entries; "" where that is nothing.
 
     The last block is all parameters of the last layer (linear and norm weights are looked at), adapters are all of
-    PEFT's LoRA (A and B are); an expression names what it means.
+    PEFT's LoRA (A, B and magnitudes are); an expression names what it means.
 
     >>> layer = nn.ModuleDict({"map": nn.Linear(2, 3), "other": nn.Bilinear(1, 2, 3)})
     >>> model = nn.ModuleDict({"layers": nn.ModuleList([layer])})
@@ -236,7 +244,7 @@ def _block(model: nn.Module, name: str) -> Block:
     """Describe a parameter as a block."""
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
-    if layer_kind(module) is None or leaf not in ("weight", "bias"):
+    if layer_kind(module) is None or leaf not in LEAVES:
         layer = type(module)
         raise ValueError(
             f"parameter {name} belongs to a layer of class {layer.__module__}.{layer.__qualname__}, "

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vlmsel.gradients.blocks import SUPPORTED, Block, layer_kind
+from vlmsel.gradients.blocks import LEAVES, SUPPORTED, Block, layer_kind
 from vlmsel.gradients.factors import Factor, OuterFactor
-from vlmsel.gradients.layers import Rows, contribution
+from vlmsel.gradients.layers import Rows, contribution, read
 from vlmsel.gradients.lora_merge import Adapter, find_adapters, merged
 from vlmsel.gradients.sum_factor import merge
 
@@ -183,7 +183,7 @@ class Capture:
         if not torch.is_grad_enabled():
             self._blind.add(name)
             return None
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = read(module, args, kwargs, output)
         return _Tap.apply(output, x.detach(), self._anchor, partial(self._report, name, self._flattened(name, x)))
 
     def _flattened(self, name: str, x: Tensor) -> tuple[int, int] | None:
@@ -268,7 +268,7 @@ def _find_uses(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Uses
         for leaf, parameter in module._parameters.items():
             if parameter is None or id(parameter) not in names:
                 continue
-            if layer_kind(module) is None or leaf not in ("weight", "bias"):
+            if layer_kind(module) is None or leaf not in LEAVES:
                 raise ValueError(
                     f"parameter {names[id(parameter)]} is used by module {module_name} of class {_kind(module)}, "
                     f"which is not supported; choose parameters of {SUPPORTED}"

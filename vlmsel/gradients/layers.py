@@ -4,6 +4,8 @@
     Conv1D     y = x W + b         W: Σ_t x_t ⊗ δ_t
     embedding  y = W[id]           W: row id_t gathers δ_t
     norms      y = x̂ · w + b       w: Σ_t δ_t · x̂_t
+    magnitude  y = m · z - b       m: Σ_t δ_t · z_t      (DoRA: z = (W + s·BA) x / ‖W + s·BA‖, b = W x)
+    matrix     y = f(x) W          W: Σ_t f(x)_t ⊗ δ_t   (Gemma 3's projector, whose W is in no layer)
 
 Rows of a layer's input are samples unless a map says otherwise: then a sample's rows (none, one or several) are laid
 one after another along its token axis, padded with zeros to the longest.
@@ -12,13 +14,14 @@ one after another along its token axis, padded with zeros to the longest.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from vlmsel.gradients.blocks import layer_kind
+from vlmsel.gradients.blocks import MATRIX, layer_kind
 from vlmsel.gradients.embedding_factor import LookupFactor
 from vlmsel.gradients.factors import DenseFactor, Factor, OuterFactor, wide
 
@@ -31,7 +34,8 @@ def contribution(
     Args:
         module: a supported layer.
         leaf: "weight" or "bias".
-        x: the layer's input, [rows, ..., in] (an embedding's ids: [rows, ...]).
+        x: what `read` gave: the layer's input, [rows, ..., in] (an embedding's ids: [rows, ...]), or what stands for
+            it.
         delta: the gradient of its output.
         rows: which sample each row belongs to.
     """
@@ -46,9 +50,33 @@ def contribution(
         return LookupFactor(rows.fold(ids), rows.fold(delta), module.num_embeddings)
     if kind == "linear":
         return OuterFactor(rows.fold(delta), rows.fold(tokens(x)))
-    if kind == "conv1d":
+    if kind == "magnitude":
+        return DenseFactor(rows.add_up(wide(delta) * tokens(x))[:, None])
+    if kind in ("conv1d", "matrix"):
         return OuterFactor(rows.fold(tokens(x)), rows.fold(delta))
     return DenseFactor(rows.add_up(wide(delta) * tokens(normalised(module, x)))[:, None])
+
+
+@torch.no_grad()
+def read(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Shaped[Tensor, "*shape"]
+) -> Shaped[Tensor, "*read"]:
+    """Return what a call's contributions follow from beside δ: what the layer read, or its parameter multiplies."""
+    kind = layer_kind(module)
+    if kind == "magnitude":
+        return _directions(module, args[0], output, kwargs["base_layer"], kwargs.get("base_result"))
+    if kind == "matrix":  # it gives this for the unit matrix
+        weight = module.get_parameter(MATRIX)
+        unit = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        return _with({MATRIX: nn.Parameter(unit)}, module, *args, **kwargs)
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _directions(module: nn.Module, x: Tensor, output: Tensor, base_layer: Any, base: Tensor | None) -> Tensor:
+    """Return DoRA's z = (y + b) / m, float32 or better; a length of 0 has no direction in PEFT's layer either."""
+    base = base_layer(x) if base is None else base
+    base = base if base_layer.bias is None else base - base_layer.bias
+    return (wide(output) + wide(base)) / wide(module.get_parameter("weight"))
 
 
 def tokens(x: Float[Tensor, "rows ... d"]) -> Float[Tensor, "rows t d"]:
@@ -69,10 +97,15 @@ def normalised(module: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor, "
 
 
 def _with_weight(module: nn.Module, value: float, x: Tensor) -> Tensor:
-    """Run a norm with a constant weight, without its hooks and without touching it."""
+    """Run a norm with a constant weight."""
+    return _with({"weight": nn.Parameter(torch.full_like(module.get_parameter("weight"), value))}, module, x)
+
+
+def _with(parameters: dict[str, nn.Parameter | None], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a layer with other parameters, without its hooks and without touching it."""
     twin = copy.copy(module)
-    twin._parameters = {"weight": nn.Parameter(torch.full_like(module.get_parameter("weight"), value))}
-    return type(module).forward(twin, x)
+    twin._parameters = parameters
+    return type(module).forward(twin, *args, **kwargs)
 
 
 class Rows:

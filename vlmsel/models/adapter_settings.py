@@ -11,7 +11,7 @@ from typing import Any
 from vlmsel.models.config import LoraSpec
 
 # Settings of PEFT's LoRA that `LoraSpec` has, and those that change nothing of what the adapters are.
-SAID = ("r", "lora_alpha", "use_rslora", "target_modules", "lora_dropout")
+SAID = ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "lora_dropout")
 FREE = (
     "base_model_name_or_path", "peft_version", "auto_mapping", "inference_mode", "fan_in_fan_out", "megatron_core",
     "qalora_group_size", "runtime_config",
@@ -42,6 +42,7 @@ def spec_of(content: dict[str, Any]) -> LoraSpec:
         r=content.get("r", 8),
         alpha=content.get("lora_alpha", 8),
         rslora=bool(content.get("use_rslora")),
+        dora=bool(content.get("use_dora")),
         targets=tuple(sorted({str(name).rpartition(".")[2] for name in content["target_modules"]})),
         dropout=content.get("lora_dropout", 0.0),
     )

@@ -48,6 +48,7 @@ class EncoderLora(LoraSpec):
         targets: last components of the modules' names: query and value in BERT and RoBERTa, q_lin and v_lin in
             DistilBERT, query_proj and value_proj in DeBERTa.
         dropout: before A, while tuning.
+        dora: give each row of the sum a length of its own.
     """
 
     r: int = 8

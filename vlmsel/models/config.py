@@ -19,8 +19,9 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 class LoraSpec:
     """Low-rank adapters on the language model: W + s·BA with s = alpha / r, or alpha / sqrt(r) when `rslora`.
 
-    `targets` are last components of module names (`q_proj`, ...); each must exist. Sources: LoRA arXiv 2106.09685,
-    rsLoRA arXiv 2312.03732.
+    With `dora` each row of the sum has a length m of its own, which learns too: m (W + s·BA) / ‖W + s·BA‖, where the
+    norm counts as constant. `targets` are last components of module names (`q_proj`, ...); each must exist. Sources:
+    LoRA arXiv 2106.09685, rsLoRA arXiv 2312.03732, DoRA arXiv 2402.09353.
     """
 
     r: int = 16
@@ -28,6 +29,7 @@ class LoraSpec:
     rslora: bool = True
     targets: tuple[str, ...] = ALL_LINEAR
     dropout: float = 0.0
+    dora: bool = False
 
     def __post_init__(self) -> None:
         if self.r < 1:

@@ -28,6 +28,7 @@ from vlmsel.gradients.blocks import FROZEN_COPY, in_projector
 from vlmsel.gradients.persample import evaluating
 from vlmsel.models import image_text_files
 from vlmsel.models.config import LoraSpec
+from vlmsel.models.cross_attention import own_pictures_only
 from vlmsel.models.image_text_reader import ProcessorReader
 from vlmsel.models.image_text_rows import RowMaps
 from vlmsel.models.language import mean_of_rows, pad_id, positions, set_padding, unwrap
@@ -54,6 +55,7 @@ class ImageText(nn.Module, Subject):
         self.projector_trained = self.language_trained = False
         self.card: dict[str, Any] = {}
         set_padding(self.tokenizer)
+        own_pictures_only(self.backbone)
 
     @property
     def module(self) -> nn.Module:
@@ -291,6 +293,9 @@ class ImageText(nn.Module, Subject):
         scales = [sorted(one.items()) for one in held if isinstance(one, dict)]
         images = sorted((name, repr(value)) for name, value in self.processor.image_processor.to_dict().items())
         return how, images, scales
+
+    def measures(self) -> Any:
+        return self.reader.measures, self.positions, self.exif
 
     def save(self, folder: str | Path) -> None:
         image_text_files.save(self, folder)

@@ -9,20 +9,27 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
+from transformers import ProcessorMixin
 
+from vlmsel import runs
 from vlmsel.data.chat import Chat, ChatEncoder, Span, require_supervised
 from vlmsel.data.dataset import Reading, Size
 from vlmsel.data.encoding import IGNORED, IMAGE_ID, encode
 from vlmsel.data.image_text_batches import ImageTextItem, Tensors
 from vlmsel.data.sample import Sample
+from vlmsel.models.fingerprints import tokenizer_settings
 
 OURS = ("input_ids", "attention_mask", "labels", "offset_mapping")  # what an item has of its own, or needs not
+NEEDED = "5.17"  # of transformers: earlier ones lack some processors' `replace_image_token`, or all of them
 KEPT = 4096  # sizes of images whose places are remembered
+PLAIN = (bool, int, float, str, list, tuple)  # kinds of a processor's attributes that are settings
 PROBE = Image.new("RGB", (64, 48), (120, 60, 30))
 
 
@@ -44,11 +51,8 @@ class ProcessorReader:
                 f"{source}: the processor has no chat template; name one with --template, such as vicuna_v1 for "
                 "LLaVA-1.5"
             )
-        if not hasattr(processor, "replace_image_token") or not getattr(processor, "image_token", None):
-            raise ValueError(
-                f"{source}: {type(processor).__name__} does not say what it puts in an image's place; update "
-                "transformers, or take a model of another class"
-            )
+        if not _tells_places(type(processor)) or not getattr(processor, "image_token", None):
+            raise ValueError(_untold(source, processor))
         if not processor.tokenizer.is_fast:
             raise ValueError(f"{source}: its tokenizer does not know the letters of its tokens; save a fast one there")
         self.processor, self.template, self.source = processor, template, source
@@ -59,6 +63,15 @@ class ProcessorReader:
     def name(self) -> str:
         """What the template is called."""
         return self.template or "the model's own chat template"
+
+    @property
+    def measures(self) -> Any:
+        """All that the sizes of samples depend on, beside the samples and their pictures; this code among it."""
+        own = self.processor
+        plain = {name: repr(value) for name, value in vars(own).items() if isinstance(value, PLAIN)}
+        settings = sorted((name, repr(value)) for name, value in own.to_dict().items())
+        how = self.template, self.chat.template, type(own).__qualname__, sorted(plain.items()), settings
+        return how, tokenizer_settings(own.tokenizer), runs.file_hash(Path(__file__))
 
     @cached_property
     def kinds(self) -> dict[str, str]:
@@ -234,8 +247,25 @@ class ProcessorReader:
         Models that look at images beside the text (Mllama) leave the token as it is.
         """
         if not (own := found.get("text_replacement_offsets")):
-            return [(span, span, self.processor.image_token) for span in _spans(text, self.processor.image_token)]
+            spans = _spans(text, self.processor.image_token)
+            if int((found["input_ids"] == self.processor.image_token_id).sum()) != len(spans):
+                raise ValueError(_untold(self.source, self.processor))
+            return [(span, span, self.processor.image_token) for span in spans]
         return [(tuple(one["span"]), tuple(one["new_span"]), one["replacement"]) for one in own[0]]
+
+
+def _tells_places(kind: type) -> bool:
+    """Tell whether a class of processors says what it puts in an image's place, as its base class does not."""
+    own = getattr(kind, "replace_image_token", None)
+    return own not in (None, getattr(ProcessorMixin, "replace_image_token", None))
+
+
+def _untold(source: str, processor: Any) -> str:
+    return (
+        f"{source}: {type(processor).__name__} of transformers {transformers.__version__} does not say what it puts in "
+        f"an image's place, which classes that can say it do from {NEEDED} on; update transformers, or take a model of "
+        "another class"
+    )
 
 
 def _spans(text: str, token: str) -> list[Span]:

@@ -19,6 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from vlmsel.models.config import LoraSpec
 
+ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")
+
 
 def attach_lora(
     language_model: Any, spec: LoraSpec, seed: int = 0, task: str | None = "CAUSAL_LM", inside: nn.Module | None = None
@@ -39,6 +41,7 @@ def attach_lora(
         r=spec.r,
         lora_alpha=spec.alpha,
         use_rslora=spec.rslora,
+        use_dora=spec.dora,
         target_modules=list(spec.targets) if inside is None else _within(language_model, inside, spec),
         lora_dropout=spec.dropout,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
@@ -91,8 +94,8 @@ def adapts_all(model: nn.Module, spec: LoraSpec) -> bool:
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the adapter matrices A and B by parameter name."""
-    return {name: p for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+    """Return the adapter matrices A and B, and DoRA's magnitudes, by parameter name."""
+    return {name: p for name, p in model.named_parameters() if ADAPTER.search(name)}
 
 
 def merge_lora(language_model: Any) -> Any:

@@ -73,7 +73,7 @@ def open_pool(
         if any(isinstance(name, Picture) for name in names):
             raise ValueError(f"{path}: features are kept of pictures in the image folder alone; leave --features out")
         reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))
-    samples = SampleDataset(found.samples, subject, reading, _key(subject, reading, sha256))
+    samples = SampleDataset(found.samples, subject, reading, _key(subject, reading, sha256), sha256)
     problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()
     if not samples.usable():
         first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()] or [": the list is empty"]
@@ -83,7 +83,7 @@ def open_pool(
 
 
 def _key(subject: Subject, reading: Reading, sha256: str) -> Any:
-    """Return what the sizes of a pool's samples depend on; None where the model does not say all of it."""
+    """Return what the sizes of a pool's samples depend on beside pictures; None where the model does not say it."""
     if (settings := subject.measures()) is None:
         return None
     how = sha256, reading.max_length, reading.loss_on, settings, type(subject).__qualname__

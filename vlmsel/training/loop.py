@@ -5,7 +5,7 @@ of its samples: every micro-batch adds its sum of token losses, divided by the n
 
 Several processes deal each micro-batch of one process among themselves, and add up their gradients once per step,
 without DistributedDataParallel: a process may have nothing to do, and a parameter that no process has a gradient of
-keeps none and is not touched by the optimiser, as with one process.
+keeps none and is not touched by the optimiser, as with one process. Frozen weights may lie in shards (see shards.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vlmsel import processes
 from vlmsel.models.losses import TokenLosses
 from vlmsel.runs import writing
 from vlmsel.training.phases import PhaseSettings
+from vlmsel.training.shards import idle
 from vlmsel.training.watch import GradientWatch
 
 BUCKET = 10_000_000  # entries of gradients that are added up together
@@ -128,11 +129,12 @@ class PhaseTrainer(Trainer):
         watch: GradientWatch,
         dataset: Any,
         model: Any,
+        sharded: bool = False,
         **kwargs: Any,
     ) -> None:
         collate = partial(collated, model.collate)
         super().__init__(model=model, train_dataset=OrNothing(dataset), data_collator=collate, **kwargs)
-        self.settings, self.order, self.watch = settings, order, watch
+        self.settings, self.order, self.watch, self.sharded = settings, order, watch, sharded
         self.model_accepts_loss_kwargs = True  # the loss is normalised over the whole accumulated batch already
         # gradients are added up here; accelerate would wrap the model in DistributedDataParallel
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)  # type: ignore[method-assign]
@@ -159,11 +161,20 @@ class PhaseTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if inputs is None:  # the other processes have all of it
             loss = torch.zeros((), device=self.args.device)
+            if self.sharded:
+                idle(model.parameters(), partial(self._any_loss, model))
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             add_up_gradients(model.parameters())
         return loss * processes.count()  # the Trainer logs the mean over processes
+
+    def _any_loss(self, model: Any) -> Tensor:
+        """Return the loss of some sample."""
+        batch = model.collate([self.train_dataset[0]]).to(self.args.device)  # type: ignore[index]
+        with autocast(self.settings.precision, self.args.device):
+            tokens: TokenLosses = model(batch)
+        return tokens.losses.sum()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -34,6 +34,7 @@ from vlmsel.runs import read_json, write_json
 from vlmsel.training.loop import MODEL, Order, PhaseTrainer, arguments
 from vlmsel.training.phases import PhaseSettings, optimizer_groups
 from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
+from vlmsel.training.shards import require_frozen, shard
 from vlmsel.training.watch import Claim, GradientWatch, Progress, Stop
 
 RECORD, STATES = "phase.json", "checkpoints"
@@ -65,11 +66,27 @@ def train_phase(
     what the run begins with, by name; it goes on only from the same. `resume=False` starts anew.
 
     Raises:
-        ValueError: settings, model and data do not fit; a launcher wants the model in shards; `out` holds a run with
+        ValueError: settings, model and data do not fit; a launcher wants what cannot be had; `out` holds a run with
             other settings or inputs; a part gets no gradient; a loss is not finite (names the samples).
     """
-    processes.refuse_sharding()
-    out, main = Path(out), processes.is_main()
+    with processes.sharding() as sharded:
+        return _train(subject, dataset, settings, Path(out), resume, order, inputs, sharded)
+
+
+def _train(
+    subject: Subject,
+    dataset: Dataset[Any],
+    settings: PhaseSettings,
+    out: Path,
+    resume: bool,
+    order: Order | None,
+    inputs: Mapping[str, str] | None,
+    sharded: bool,
+) -> PhaseResult:
+    """Train as `train_phase` says, with frozen weights in shards or not."""
+    if sharded:
+        require_frozen(settings.train)
+    main = processes.is_main()
     count = len(dataset)  # type: ignore[arg-type]
     record = {"settings": settings.identity(), "samples": count, "inputs": dict(inputs or {})}
     if main and not resume:
@@ -81,10 +98,12 @@ def train_phase(
         return finished
     if "projector" not in settings.train:
         subject.require_ready()
+    if sharded:
+        shard(subject, groups)
     start = time.perf_counter()
     claim = Claim(out / RECORD, {**record, "finished": False})
     try:
-        losses = run(subject, groups, dataset, settings, order, claim)
+        losses = run(subject, groups, dataset, settings, order, claim, sharded)
     finally:
         if main and newest_state(out / STATES) is None:
             forget(out)
@@ -131,7 +150,13 @@ def earlier_result(out: Path, record: dict[str, Any]) -> PhaseResult | None:
 
 
 def run(
-    subject: Any, groups: Groups, dataset: Any, settings: PhaseSettings, order: Order | None, claim: Claim
+    subject: Any,
+    groups: Groups,
+    dataset: Any,
+    settings: PhaseSettings,
+    order: Order | None,
+    claim: Claim,
+    sharded: bool = False,
 ) -> list[float]:
     """Train from the newest complete state beside the claim, or from the start, and return the loss of every step."""
     states = claim.path.parent / STATES
@@ -152,6 +177,7 @@ def run(
             watch,
             dataset,
             subject,
+            sharded,
             args=arguments(settings, subject.device, states),
             optimizers=(optimizer, schedule),
             callbacks=[watch, progress, stop, claim],
