@@ -1,4 +1,4 @@
-"""A large pool is scored window by window, each measured when its turn comes: the same scores, and the same problems."""
+"""A large pool is scored window by window, each measured when its turn comes: the same scores and problems."""
 
 import json
 

@@ -11,7 +11,7 @@ from typing import Any
 from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.formats import pool_digest, read_samples
-from vlmsel.data.formats.choice import read_choice
+from vlmsel.data.formats.choice import read_choice, refuse_choice
 from vlmsel.data.formats.pictures import Picture
 from vlmsel.models.subject import Subject
 
@@ -93,6 +93,7 @@ def open_pool(
     """
     if subject.reads_with and processes.is_main():
         print(f"{path}: read with {subject.reads_with}")
+    refuse_choice(path)
     found, sha256 = read_samples(path), pool_digest(path)
     total, key = len(found.records), _key(subject, reading, sha256)
     if only is not None:

@@ -54,6 +54,18 @@ def read_choice(path: str | Path, pool: str | Path, total: int) -> list[int]:
     return _weighed(path, content, pool, total) if written == "weights" else _listed(path, content, pool, total)
 
 
+def refuse_choice(path: str | Path) -> None:
+    """Refuse to read as a pool what `write_choice` wrote as uids or weights, by the manifest beside it.
+
+    Raises:
+        ValueError: it is such a file; names the mend.
+    """
+    manifest = Path(f"{path}.manifest.json")
+    if not manifest.is_file() or (about := runs.read_json(manifest)).get("written") not in ("uids", "weights"):
+        return
+    raise ValueError(f"{path}: holds {about['written']}, no records; give the pool ({about['pool']}) and --only {path}")
+
+
 def _kind(path: str | Path, content: list[Any], total: int) -> Written:
     weights = len(content) == total and set(content) <= {0, 1}
     uids = len(set(content)) == len(content) and set(content) <= set(range(total))
