@@ -1,10 +1,11 @@
 """A pool of a million records: resident memory and time to the first batch.
 
-    python tools/bench_pool.py [--records 1000000] [--form jsonl|json|parquet] [--batches 50]
+    python tools/bench_pool.py [--records 1000000] [--form jsonl|json|parquet] [--batches 100]
 
 Writes a pool of short conversations into a temporary folder, opens it as `vlmsel score` does with a tiny text model (a
-new process each: the first measures all samples, the second finds that kept) and reads batches. Printed are the times,
-the resident memory after imports and the model, what came to it by then and at most, in this process without workers.
+new process each: the first looks at all records, the second finds that kept) and reads batches, which measures the
+samples of the first windows. Printed are the times, the resident memory after imports and the model, what came to it by
+then and at most, in this process without workers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+TIMED = 10_000, 20_000  # samples whose measuring is timed
 WORDS = "a small red circle stands left of the large green square that lies under one blue triangle".split()
 
 
@@ -65,7 +67,7 @@ def measure(pool: Path, batches: int) -> None:
 
     subject = open_subject("tiny-text", "cpu")
     base, top, start = resident(), peak(), time.perf_counter()
-    found = open_pool(subject, pool, Reading(max_length=256))
+    found = open_pool(subject, pool, Reading(max_length=256), measured=False)
     opened = time.perf_counter() - start
     plan = Batching(max_tokens=4096).plan(subject, found.samples)
     reader = plan.batches()
@@ -73,8 +75,12 @@ def measure(pool: Path, batches: int) -> None:
     first = time.perf_counter() - start
     for _, _ in zip(range(batches), reader, strict=False):
         pass
+    begun = time.perf_counter()
+    found.samples.lengths_of(range(*TIMED))
+    rate = len(range(*TIMED)) / (time.perf_counter() - begun)
     print(
         f"{pool.name}: {found.total} records; first batch after {first:.1f} s (opened in {opened:.1f} s); "
+        f"samples measured at {rate:.0f}/s; "
         f"memory after imports {base:.0f} MB, now {resident() - base:+.0f} MB, at most {peak() - top:+.0f} MB"
     )
 
@@ -84,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--form", choices=("jsonl", "json", "parquet"), default="jsonl")
-    parser.add_argument("--batches", type=int, default=50)
+    parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--pool", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pool is not None:

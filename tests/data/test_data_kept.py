@@ -18,7 +18,6 @@ def large(monkeypatch, tmp_path):
     """Small pools count as large ones, and two processes read them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "MANY", 8)
-    monkeypatch.setattr(pool_module, "MANY", 8)
     monkeypatch.setattr(module, "CHUNK", 3)
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: {0, 1})
 
@@ -131,3 +130,16 @@ def test_names_are_looked_at_once_in_their_order():
     assert [list(found) for _, found in [distinct(lambda: [])]] == [[]]
     problems, digest = look_at_images(lambda: iter(names), lambda n: (f"bad {n}" if n == "c" else None, n), "looking")
     assert problems == {"c": "bad c"} and digest == look_at_images(lambda: "cba", lambda n: (None, n), "looking")[1]
+
+
+def test_sizes_of_some_are_those_of_all(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmsel.data.sizes.PART", 4)
+    data = SampleDataset(read_samples(pool).samples, Letters(tmp_path / "log"), Reading(), "a")
+    assert data.large and data.candidates() == range(19)
+    assert data.lengths_of([3, 8, 7, 18]) == {3: 3, 7: 8, 18: 19} and data.lengths_of([18, 3]) == {18: 19, 3: 3}
+    assert len((tmp_path / "log").read_text()) == 4 and len(cached(tmp_path)) == 1
+    loop = SampleDataset(list(read_samples(pool).samples), Letters(tmp_path / "other"), Reading())
+    assert data.sizes() == loop.sizes() and data.check() == loop.check() == {9: "nine"}
+    assert len((tmp_path / "log").read_text()) == 19 and len(cached(tmp_path)) == 2
+    again = SampleDataset(read_samples(pool).samples, Letters(tmp_path / "log"), Reading(), "a")
+    assert again.lengths_of(range(7, 10)) == {7: 8, 9: 10} and len((tmp_path / "log").read_text()) == 19

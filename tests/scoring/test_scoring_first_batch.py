@@ -26,6 +26,11 @@ class Pool(Items):
     def samples(self):
         return [SimpleNamespace(images=item.images) for item in self.items]
 
+    candidates = Items.usable
+
+    def lengths_of(self, positions):
+        return {position: len(self.items[position].input_ids) for position in positions}
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -17,6 +17,7 @@ def align(
     data: str,
     images: str,
     out: str,
+    only: str | None = None,
     model: str = "tiny",
     preset: str = "tiny-align",
     settings: PhaseSettings = PRESETS["tiny-align"],
@@ -30,9 +31,10 @@ def align(
     """Train on captions and leave the model in `out/model`; the same command goes on where it stopped.
 
     Args:
-        data: captions, a JSON file in LLaVA format.
+        data: captions, a pool of any form.
         images: the folder that image paths are relative to.
         out: the run folder.
+        only: train on a choice from `data` that copies no record, as for `vlmsel tune`.
         model: preset (tiny, llava-7b) or the folder of a model.
         preset: the settings that `settings` starts from: tiny-align for the embedded model, llava15-*, prismatic-* or
             hyperinf-* as published.
@@ -52,4 +54,4 @@ def align(
     if subject.pictures(reading) is None:
         raise ValueError(f"{model} reads text only and has no projector to align; go on with vlmsel tune or score")
     subject.turn_pictures(exif)
-    train_on(subject, data, reading, settings, out, group_by_modality_length)
+    train_on(subject, data, reading, settings, out, group_by_modality_length, only)

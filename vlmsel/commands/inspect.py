@@ -32,7 +32,7 @@ def inspect(
 
     Args:
         path: the file of a pool, or the folder of a model; it may stand before the options, without a name.
-        images: the image folder; pictures are looked at only where it is given.
+        images: the image folder; without it only pictures are looked at that lie in the pool or where it says.
         model: a model whose tokenizer tells which samples would lose supervised tokens at `max_length`.
         max_length: longest sequence in tokens, as for `vlmsel score`.
         against: an evaluation file (JSON or JSON lines), or a list of them: samples that ask their
@@ -58,7 +58,7 @@ def inspect(
         if model is not None:
             _lost(looked, pool, model, max_length)
         found = looked.to_json()
-        print("\n".join(_pool_lines(path, looked, images)))
+        print("\n".join(_pool_lines(path, looked)))
         if write_clean is not None:
             dropped = looked.dropped()
             kept = [uid for uid in range(looked.total) if uid not in dropped]
@@ -82,7 +82,7 @@ def _lost(looked: CheckUp, pool: Pool, model: str, max_length: int) -> None:
             looked.faults["loses tokens"][sample.uid] = f"keeps {left} of {whole} supervised tokens at {max_length}"
 
 
-def _pool_lines(path: str, looked: CheckUp, images: str | None) -> list[str]:
+def _pool_lines(path: str, looked: CheckUp) -> list[str]:
     sources = list(looked.counts["sources"].items())
     more = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
     words = ", ".join(f"{name} {value:g}" for name, value in looked.lengths.items())
@@ -97,7 +97,7 @@ def _pool_lines(path: str, looked: CheckUp, images: str | None) -> list[str]:
         *(f"{kind}: " + ", ".join(f"{n} in {count}" for n, count in looked.counts[kind].items())
           for kind in ("turns", "pictures")),
         f"words per answer: {words}",
-        *([] if images else ["pictures were not looked at (--images DIR)"]),
+        *([f"pictures that were not looked at: {left} (--images DIR)"] if (left := looked.not_looked_at) else []),
         as_text(rows),
     ]  # fmt: skip
 

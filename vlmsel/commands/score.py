@@ -85,7 +85,7 @@ def score(
     tell_left_out(subject, blocks, chosen)
     checkpoints = Checkpoints.open(subject, sums.checkpoints, sums.checkpoint_lrs, loaded, sums.allow_untrained)
     read = reading.reading()
-    found = open_pool(subject, pool, read, beside.features)
+    found = open_pool(subject, pool, read, beside.features, measured=keeping.store is not None)
     found.report(folder / "skipped.json")
     goals = _open_targets(subject, files, beside.target_reading(read), beside.features, folder)
     inputs = {"the model": subject.digest(), **found.inputs("the pool")}
@@ -103,12 +103,12 @@ def score(
         single.columns if single.each_target else None,
     )
     check_first_batch(subject, chosen, found.samples, batches.batching(), batches.check)
-    records = records_of(found.samples, found.problems, found.total)
     known = {"pool": pool, "pool_sha256": found.sha256, "blocks": blocks or subject.default_blocks()}
     if keeping.store is not None:
         about = known | {"model": inputs["the model"], "max_length": read.max_length, "loss_on": read.loss_on}
         about |= {"pictures": found.samples.pictures_digest(), "libraries": runs.versions()}
         origin = {name: goal.inputs(name) for name, goal in goals.items()}
+        records = records_of(found.samples, found.problems, found.total)
         write_store(keeping.spec(), passes.pool, passes.targets, records, share, about | {"model_dtype": dtype}, origin)
     scored = passes.score(loaded, folder, share, place.curvature_on, checkpoints)
     if not processes.is_main():
@@ -116,8 +116,10 @@ def score(
     if scored is None:
         print(f"{folder}: shard {shard} is done; the job that ends last writes the table")
         return
-    if scored.left_out:
-        found.report(folder / "skipped.json", scored.left_out)
+    whole = found.measured()
+    if scored.left_out or whole.problems != found.problems:
+        whole.report(folder / "skipped.json", scored.left_out)
+    records = records_of(whole.samples, whole.problems, whole.total)
     path = folder / "scores.parquet"
     marks = {"warmed_up": warmed_up(model, found.sha256)}  # their gradients are those of samples learnt already
     write_scores(path, records, scored, known | marks | {"config": config})

@@ -19,6 +19,7 @@ def tune(
     model: str,
     data: str,
     out: str,
+    only: str | None = None,
     preset: str = "tiny-tune",
     settings: PhaseSettings = PRESETS["tiny-tune"],
     lora: LoraSpec | None = None,
@@ -33,8 +34,10 @@ def tune(
     Args:
         model: the aligned model: the run folder of `vlmsel align`, a model folder, or a preset. Or a text model: such a
             folder, a Hugging Face causal language model (a folder or a name on the hub), or PEFT's adapters of one.
-        data: instructions, a JSON file in LLaVA format, such as `vlmsel select` writes.
+        data: instructions, a pool of any form, such as `vlmsel select` writes.
         out: the run folder.
+        only: train on a choice from `data` that copies no record: the file that `vlmsel select --write uids` or
+            `--write weights` leaves.
         preset: the settings that `settings` starts from: tiny-tune for the embedded model, tiny-llm for small text
             models, llava15-*, prismatic-* or hyperinf-* as published.
         settings: hyper-parameters of the phase.
@@ -59,4 +62,4 @@ def tune(
     subject.turn_pictures(reading.exif)
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)
-    train_on(subject, data, reading.reading(), settings, out, group_by_modality_length)
+    train_on(subject, data, reading.reading(), settings, out, group_by_modality_length, only)

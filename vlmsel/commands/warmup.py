@@ -71,11 +71,11 @@ def warmup(
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)
     read = reading.reading()
-    found = open_pool(subject, pool, read)
-    usable, known = found.samples.usable(), found.samples.uids
+    found = open_pool(subject, pool, read, measured=False)
+    usable, known = found.samples.candidates(), found.samples.uids
     sources = found.samples.sources
     drawn = draw_part([sources[position] for position in usable], part_size(len(usable), fraction, least), seed)
-    uids = [known[usable[number]] for number in drawn]
+    uids = [known[position] for position in found.samples.lengths_of([usable[number] for number in drawn])]
     goals = {name: open_pool(subject, file, beside.target_reading(read)) for name, file in (targets or {}).items()}
     before = _losses(subject, goals)
     part = folder / f"part{''.join(Path(pool).suffixes[-1:])}"

@@ -20,7 +20,7 @@ from vlmsel.data.contamination import asked, contaminated
 from vlmsel.data.dataset import look_at_images
 from vlmsel.data.duplicates import Look, groups, plain_text, similar_pictures, similar_texts
 from vlmsel.data.formats import Pool
-from vlmsel.data.formats.pictures import InPool
+from vlmsel.data.formats.pictures import InPool, Picture
 from vlmsel.data.images import FORMATS, find_image, image_digest, load_image, require_folder
 from vlmsel.data.sample import Sample
 
@@ -40,12 +40,14 @@ class CheckUp:
         counts: how many samples by source, by turns and by pictures.
         lengths: quantiles of words per answer.
         faults: by kind, uid -> what is wrong.
+        not_looked_at: how many pictures of samples need an image folder that was not given.
     """
 
     total: int
     counts: dict[str, dict[str, int]]
     lengths: dict[str, float]
     faults: dict[str, dict[int, str]] = field(default_factory=lambda: {kind: {} for kind in FAULTS})
+    not_looked_at: int = 0
 
     def dropped(self) -> set[int]:
         """Return the uids that a clean copy leaves out."""
@@ -70,7 +72,8 @@ def check_up(pool: Pool, images: str | Path | None = None, against: Sequence[str
 
     Args:
         pool: what `read_samples` gave.
-        images: what image paths are relative to; pictures are not looked at when None.
+        images: what image paths are relative to; when None, pictures alone are looked at that lie in the pool or in
+            folders that it names.
         against: evaluation files that no sample should be asked from.
 
     Raises:
@@ -83,7 +86,7 @@ def check_up(pool: Pool, images: str | Path | None = None, against: Sequence[str
     for sample in samples:
         if not all(text.strip() for text in sample.said("gpt")):
             found.faults["empty answer"][sample.uid] = "an answer without text"
-    digests = {} if images is None else _pictures(found, samples, require_folder(images))
+    digests = _pictures(found, samples, None if images is None else require_folder(images))
     _texts(found, samples, digests)
     for uid in contaminated(samples, questions):
         found.faults["contaminated"][uid] = "an evaluation asks the same"
@@ -105,12 +108,16 @@ def _lengths(samples: Sequence[Sample]) -> dict[str, float]:
     return {name: float(np.quantile(words, mark)) for name, mark in marks.items()} if words else {}
 
 
-def _pictures(found: CheckUp, samples: Sequence[Sample], folder: Path) -> dict[str, str]:
+def _pictures(found: CheckUp, samples: Sequence[Sample], images: Path | None) -> dict[str, str]:
     """Look at every picture once; return the hash of its bytes by name, "" where it cannot be read."""
     users: dict[str, list[int]] = {}
     for sample in samples:
         for name in sample.images:
-            users.setdefault(name, []).append(sample.uid)
+            if images is not None or isinstance(name, Picture):
+                users.setdefault(name, []).append(sample.uid)
+            else:
+                found.not_looked_at += 1
+    folder = images or Path()  # of none of them
     seen: dict[str, Seen] = {}
 
     def look(name: str) -> tuple[str | None, str]:

@@ -4,15 +4,17 @@
                      where a picture stands, labels, and the pictures or their features
 
 Nothing is kept in memory but the samples and their lengths. `check` looks at every sample and every picture before
-work begins, and says which samples cannot be used and why; the others keep their positions and uids.
+work begins, and says which samples cannot be used and why; the others keep their positions and uids. Of a large pool
+`candidates` are known much earlier, and `lengths_of` some when their turn comes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -29,9 +31,9 @@ from vlmsel.data.encoding import IGNORED, LossOn, generation_ids
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.formats.pool import Samples, needs_folder
 from vlmsel.data.images import Opener, require_folder
-from vlmsel.data.kept import MANY, Found, kept
+from vlmsel.data.kept import Found, kept, large
 from vlmsel.data.sample import Sample, Turn
-from vlmsel.data.sizes import Looks, distinct, measured
+from vlmsel.data.sizes import Sizes, distinct
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,7 @@ class SampleDataset(Dataset[Any]):
             if reading.images is None:
                 raise ValueError(f"{count} of {len(samples)} samples have images; name their folder (--images DIR)")
             require_folder(reading.images)
-        self._seen: tuple[dict[str, str], str] | None = None
-        self._measured: Looks | None = None
+        self._sizes = Sizes(self._look, len(samples), self._sizes_key)
         self._usable: list[int] | None = None
 
     def __len__(self) -> int:
@@ -134,26 +135,30 @@ class SampleDataset(Dataset[Any]):
             return self.samples.images
         return np.array([len(sample.images) for sample in self.samples], dtype=np.int32)
 
+    @property
+    def large(self) -> bool:
+        """Whether work may begin before every sample was encoded."""
+        return large(len(self.samples))
+
     def check(self) -> dict[int, str]:
         """Encode every sample and decode every picture once; say by uid why samples cannot be used, in their order.
 
         Several processes deal the work among them, and of a large pool what they find is kept.
         """
-        broken, _ = self._pictures_seen()
-        looks, reasons = self._looks(), dict(self._looks().reasons)
-        for position in np.flatnonzero(self.images()).tolist() if broken else ():
-            images = self.samples[position].images
-            if reason := next((broken[image] for image in images if image in broken), None):
-                reasons[position] = reason
-        self._usable = [position for position in range(len(looks.sizes)) if position not in reasons]
+        reasons = {**self._sizes.all()[1], **self._broken}
+        self._usable = [position for position in range(len(self.samples)) if position not in reasons]
+        return self._by_uid(reasons)
+
+    def check_pictures(self) -> dict[int, str]:
+        """Decode every picture once; say by uid which samples' cannot be used, in their order."""
+        return self._by_uid(self._broken)
+
+    def _by_uid(self, reasons: Mapping[int, str]) -> dict[int, str]:
         return {self.samples[position].uid: reasons[position] for position in sorted(reasons)}
 
-    def _looks(self) -> Looks:
-        """Return the samples' sizes, 0 where one cannot be encoded, and why it cannot."""
-        if self._measured is None:  # places of pictures may depend on their sizes, and so on their bytes
-            key = None if self.key is None else (self.key, self._pictures_seen()[1])
-            self._measured = measured(self._look, len(self.samples), key)
-        return self._measured
+    def _sizes_key(self) -> Any:
+        """Return all that sizes depend on: places of pictures may depend on their sizes, and so on their bytes."""
+        return None if self.key is None else (self.key, self._pictures[1])
 
     def _look(self, position: int) -> tuple[Size, str]:
         try:
@@ -168,17 +173,30 @@ class SampleDataset(Dataset[Any]):
         assert self._usable is not None
         return self._usable
 
+    def candidates(self) -> Sequence[int]:
+        """Return `usable`, or of a large pool the positions of all samples whose pictures are as they should be."""
+        if not self.large:
+            return self.usable()
+        broken, every = self._broken, range(len(self.samples))
+        return [position for position in every if position not in broken] if broken else every
+
+    def lengths_of(self, positions: Sequence[int]) -> dict[int, int]:
+        """Return the tokens of those samples at some candidates' positions that can be encoded, in their order."""
+        sizes, reasons = self._sizes.at(positions)
+        pairs = zip(positions, sizes[:, 0].tolist(), strict=True)
+        return {position: tokens for position, tokens in pairs if position not in reasons}
+
     def pictures_digest(self) -> str:
         """Return the hash of all pictures' bytes, checking them if that was not done; "" for a model without."""
-        return self._pictures_seen()[1]
+        return self._pictures[1]
 
     def lengths(self) -> list[int]:
         """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
-        return self._looks().sizes[:, 0].tolist()
+        return self._sizes.all()[0][:, 0].tolist()
 
     def sizes(self) -> list[Size]:
         """Return the size of each sample by position; 0 where encoding fails."""
-        return [Size(*size) for size in self._looks().sizes.tolist()]
+        return [Size(*size) for size in self._sizes.all()[0].tolist()]
 
     def signed_lengths(self) -> list[int]:
         """Return `lengths`, negative for samples without an image, as `modality_length_order` wants them."""
@@ -190,16 +208,25 @@ class SampleDataset(Dataset[Any]):
         for position in np.flatnonzero(self.images()).tolist():
             yield from self.samples[position].images
 
-    def _pictures_seen(self) -> tuple[dict[str, str], str]:
-        """Return why some pictures cannot be used, by path, and the hash of all their bytes."""
-        if self._seen is None:
-            found = kept(int(self.images().sum()), self._pictures_key(), self._look_at_pictures)
-            self._seen = dict(found.about["problems"]), found.about["digest"]
-        return self._seen
+    @cached_property
+    def _broken(self) -> dict[int, str]:
+        """Why samples' pictures cannot be used, by position."""
+        broken, reasons = self._pictures[0], {}
+        for position in np.flatnonzero(self.images()).tolist() if broken else ():
+            images = self.samples[position].images
+            if reason := next((broken[image] for image in images if image in broken), None):
+                reasons[position] = reason
+        return reasons
+
+    @cached_property
+    def _pictures(self) -> tuple[dict[str, str], str]:
+        """Why some pictures cannot be used, by path, and the hash of all their bytes."""
+        found = kept(int(self.images().sum()), self._pictures_key(), self._look_at_pictures)
+        return dict(found.about["problems"]), found.about["digest"]
 
     def _pictures_key(self) -> Any:
         """Return what tells from the last start whether a picture has changed, without opening any; None: look anew."""
-        if self.pictures is None or self.pool is None or int(self.images().sum()) < MANY:
+        if self.pictures is None or self.pool is None or not large(int(self.images().sum())):
             return None
         stamp = self.pictures.stamp
         stamps = look_at_images(self._image_names, lambda name: (None, stamp(name)), "finding images")[1]

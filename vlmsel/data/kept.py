@@ -10,16 +10,17 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 
 from vlmsel import processes, runs
 
+T = TypeVar("T")
 MANY = 20_000
 CHUNK = 256
 
@@ -39,20 +40,29 @@ def kept(count: int, key: Any, find: Callable[[], Found]) -> Found:
         key: what the result depends on beside the code, as something whose `repr` says it; None: find it anew.
         find: finds it; several processes of a run call it together or not at all.
     """
-    if key is None or count < MANY:
+    if key is None or not large(count):
         return find()
-    path = _folder() / f"{hashlib.sha256(repr((key, count, _code())).encode()).hexdigest()}.npz"
     # one process looks for the file: all must agree on whether it is there
-    if (known := processes.gather(_read(path) if processes.is_main() else None)[0]) is None:
+    if (known := processes.gather(recalled(count, key) if processes.is_main() else None)[0]) is None:
         known = find()
         if processes.is_main():
-            _keep(path, known)
+            _keep(_path(count, key), known)
     return known
 
 
-def workers(count: int) -> int:
-    """Return how many processes look at `count` records, 0 for this one alone."""
-    if count < MANY or "fork" not in multiprocessing.get_all_start_methods():
+def recalled(count: int, key: Any) -> Found | None:
+    """Return what is kept of a call of `kept` with an equal key, None where there is nothing."""
+    return None if key is None or not large(count) else _read(_path(count, key))
+
+
+def large(count: int) -> bool:
+    """Tell whether so many records are looked at by several processes, once."""
+    return count >= MANY
+
+
+def workers(count: int, least: int | None = None) -> int:
+    """Return how many processes look at `count` records, 0 for this one alone; `least` are worth starting some."""
+    if count < (MANY if least is None else least) or "fork" not in multiprocessing.get_all_start_methods():
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     each = cores // processes.count()
@@ -62,30 +72,36 @@ def workers(count: int) -> int:
 class _Chunks:
     """Runs of positions, looked at; a data set as torch's loader wants it."""
 
-    def __init__(self, look: Callable[[int], Any], positions: range) -> None:
-        self.look, self.positions = look, positions
+    def __init__(self, look: Callable[[Sequence[int]], Any], positions: Sequence[int], size: int) -> None:
+        self.look, self.positions, self.size = look, positions, size
 
     def __len__(self) -> int:
-        return -(-len(self.positions) // CHUNK)
+        return -(-len(self.positions) // self.size)
 
-    def __getitem__(self, number: int) -> tuple[range, list[Any]]:
-        own = self.positions[number * CHUNK : (number + 1) * CHUNK]
-        return own, [self.look(position) for position in own]
+    def __getitem__(self, number: int) -> tuple[Sequence[int], Any]:
+        own = self.positions[number * self.size : (number + 1) * self.size]
+        return own, self.look(own)
 
 
-def looked_at(look: Callable[[int], Any], positions: range, what: str) -> Iterator[tuple[range, list[Any]]]:
-    """Call `look` for every position, in several processes where there are many; give runs of positions and results.
+def looked_at(
+    look: Callable[[Sequence[int]], T], positions: Sequence[int], what: str | None, least: int | None = None
+) -> Iterator[tuple[Sequence[int], T]]:
+    """Call `look` for runs of positions, in several processes where there are many; give each run and what it gave.
 
-    What `look` gives must go from one process to another.
+    Args:
+        look: what it gives must go from one process to another.
+        positions: all of them.
+        what: the text of the progress bar; None shows none.
+        least: how many are worth starting processes for; `MANY` when left out.
     """
     from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    many = workers(len(positions))
+    many = workers(len(positions), least)
     how: dict[str, Any] = {"multiprocessing_context": "fork", "worker_init_fn": _alone} if many else {}
-    chunks: Any = _Chunks(look, positions)
+    chunks: Any = _Chunks(look, positions, max(1, min(CHUNK, -(-len(positions) // max(1, many)))))
     loader = DataLoader(chunks, batch_size=None, num_workers=many, collate_fn=_as_they_are, **how)
-    quiet = not processes.is_main()
+    quiet = what is None or not processes.is_main()
     with tqdm(total=len(positions), desc=what, unit="sample", delay=2, dynamic_ncols=True, disable=quiet) as bar:
         for own, results in loader:
             yield own, results
@@ -104,8 +120,9 @@ def _alone(number: int) -> None:
     torch.set_num_threads(1)
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmsel" / "pools"
+def _path(count: int, key: Any) -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmsel" / "pools"
+    return folder / f"{hashlib.sha256(repr((key, count, _code())).encode()).hexdigest()}.npz"
 
 
 @cache

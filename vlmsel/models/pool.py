@@ -11,15 +11,19 @@ from typing import Any
 from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.formats import pool_digest, read_samples
+from vlmsel.data.formats.choice import read_choice, refuse_choice
 from vlmsel.data.formats.pictures import Picture
 from vlmsel.models.subject import Subject
+
+FIRST = 256  # samples of a large pool of which one can be used before work begins
 
 
 @dataclass(frozen=True)
 class Pool:
     """The samples of a file, why those that cannot be used cannot (by uid), and how many it has in all.
 
-    `sha256` is that of the file, or of all files that it is made of, when it was read.
+    `sha256` is that of the file, or of all files that it is made of, when it was read, and of what of it was chosen;
+    `limit` how many positions the model has, where it says so. Problems of encoding are there where it is `complete`.
     """
 
     path: Path
@@ -27,6 +31,23 @@ class Pool:
     samples: SampleDataset
     problems: dict[int, str]
     total: int
+    limit: int | None = None
+    complete: bool = False
+
+    def measured(self) -> Pool:
+        """Return the pool with all problems, after encoding every sample that was not.
+
+        Raises:
+            ValueError: no sample can be used.
+        """
+        if self.complete:
+            return self
+        problems = self.problems | self.samples.check()
+        if not self.samples.usable():
+            first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()]
+            raise ValueError(f"{self.path}: no usable sample{(first or [': the list is empty'])[0]}")
+        _say_cut(self.samples, self.path, self.limit)
+        return replace(self, problems=problems, complete=True)
 
     def report(self, out: Path, more: Mapping[int, str] | None = None) -> None:
         """Write `out` (uid and reason of each sample left out) and print one line; no file when all are well.
@@ -38,7 +59,7 @@ class Pool:
 
     def inputs(self, name: str) -> dict[str, str]:
         """Name what depends on the file by its content: `name` is what it is called."""
-        usable = hashlib.sha256(repr(self.samples.usable()).encode()).hexdigest()
+        usable = hashlib.sha256(repr(self.samples.candidates()).encode()).hexdigest()
         return {
             f"{name} ({self.path})": self.sha256,
             f"pictures of {name}": self.samples.pictures_digest(),
@@ -52,6 +73,8 @@ def open_pool(
     reading: Reading,
     features: str | Path | None = None,
     feature_dtype: str | None = None,
+    measured: bool = True,
+    only: str | Path | None = None,
 ) -> Pool:
     """Read a file of samples for a model and check every sample of it.
 
@@ -60,6 +83,9 @@ def open_pool(
         features: a folder of features; those that it lacks are computed first, and samples hold features instead of
             pictures.
         feature_dtype: what features are stored as; as the tower computes when left out.
+        measured: encode every sample; otherwise those of a large pool are encoded when their turn comes, and what is
+            wrong with them is known after `Pool.measured`. Several processes always do it first, together.
+        only: a choice from the file, as `vlmsel select --write uids` and `weights` leave it; all samples when None.
 
     Raises:
         FileNotFoundError, ValueError: the file or the image folder as a whole cannot be used, no folder is named and
@@ -67,19 +93,23 @@ def open_pool(
     """
     if subject.reads_with and processes.is_main():
         print(f"{path}: read with {subject.reads_with}")
+    refuse_choice(path)
     found, sha256 = read_samples(path), pool_digest(path)
+    total, key = len(found.records), _key(subject, reading, sha256)
+    if only is not None:
+        uids = read_choice(only, path, total)
+        found, total, sha256 = found.only(uids), len(uids), hashlib.sha256(f"{sha256} {uids}".encode()).hexdigest()
+        key = None if key is None else (key, sha256)
     if features:
         names = [image for sample in found.samples for image in sample.images]
         if any(isinstance(name, Picture) for name in names):
             raise ValueError(f"{path}: features are kept of pictures in the image folder alone; leave --features out")
         reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))
-    samples = SampleDataset(found.samples, subject, reading, _key(subject, reading, sha256), sha256)
-    problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()
-    if not samples.usable():
-        first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()] or [": the list is empty"]
-        raise ValueError(f"{path}: no usable sample{first[0]}")
-    _say_cut(samples, path, subject.positions)
-    return Pool(Path(path), sha256, samples, problems, len(found.records))
+    samples = SampleDataset(found.samples, subject, reading, key, sha256)
+    problems = {problem.uid: problem.reason for problem in found.problems} | samples.check_pictures()
+    pool = Pool(Path(path), sha256, samples, problems, total, subject.positions)
+    begin = not measured and samples.large and processes.count() == 1
+    return pool if begin and samples.lengths_of(samples.candidates()[:FIRST]) else pool.measured()
 
 
 def _key(subject: Subject, reading: Reading, sha256: str) -> Any:

@@ -1,11 +1,14 @@
 """Batches of chosen samples of a data set, of like length together, in an order that the configuration alone decides.
 
+The batches of a large pool go by windows of samples in its own order: how long they are is found when a window's turn
+comes, and like lengths come together within it. To all who number batches a window is one batch, run in several pieces.
+
 Several processes share a plan by dealing its batches, or its chunks of batches, in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +19,10 @@ from tqdm import tqdm
 
 from vlmsel import processes
 from vlmsel.data.batches import length_batches
+from vlmsel.data.dataset import SampleDataset
 from vlmsel.models.subject import Subject
+
+WINDOW = 2048  # samples
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class BatchPlan:
         groups: the positions of each batch.
         device: where batches go.
         workers: processes that read samples.
+        cut: makes batches of a group, a window, without those samples that cannot be used; None: it is one batch.
     """
 
     data: Dataset[Any]
@@ -36,15 +43,32 @@ class BatchPlan:
     groups: Sequence[Sequence[int]]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
+    cut: Callable[[Sequence[int]], list[list[int]]] | None = None
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Samples per batch."""
+        """Samples per group."""
         return [len(group) for group in self.groups]
 
     def batches(self, numbers: Iterable[int] | None = None) -> Iterator[Any]:
-        """Give the batches of these numbers, or all, on the device."""
-        groups = [list(self.groups[number]) for number in (range(len(self.groups)) if numbers is None else numbers)]
+        """Give the batches of the groups of these numbers, or all, on the device."""
+        return (batch for group in self.by_group(numbers) for batch in group)
+
+    def by_group(self, numbers: Iterable[int] | None = None) -> Iterator[Iterator[Any]]:
+        """Give, for each of these groups, its batches."""
+        chosen = range(len(self.groups)) if numbers is None else numbers
+        if self.cut is None:
+            yield from (iter([batch]) for batch in self._loaded([list(self.groups[number]) for number in chosen]))
+            return
+        for number in chosen:
+            yield self._loaded(self.cut(self.groups[number]))
+
+    def order(self) -> Iterator[int]:
+        """Give the positions of all samples in the order in which they are run."""
+        for group in self.groups:
+            yield from group if self.cut is None else (position for batch in self.cut(group) for position in batch)
+
+    def _loaded(self, groups: list[list[int]]) -> Iterator[Any]:
         loader = DataLoader(self.data, batch_sampler=groups, collate_fn=self.collate, num_workers=self.workers)  # type: ignore[arg-type]
         for batch in loader:
             yield batch.to(self.device)
@@ -64,15 +88,25 @@ class Batching:
     max_samples: int | None = None
     workers: int = 0
 
-    def groups(self, positions: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-        """Put positions of like length together; `lengths` are those of all positions."""
+    def groups(self, positions: Sequence[int], lengths: Sequence[int] | Mapping[int, int]) -> list[list[int]]:
+        """Put positions of like length together; `lengths` are those at all positions."""
         groups = length_batches([lengths[i] for i in positions], self.max_samples, self.max_tokens)
         return [[positions[i] for i in group] for group in groups]
 
     def plan(self, subject: Subject, data: Any, positions: Sequence[int] | None = None) -> BatchPlan:
         """Plan batches of a `SampleDataset` or its like; all usable samples when `positions` is left out."""
+        if isinstance(data, SampleDataset) and data.large:
+            return self._windows(subject, data, data.candidates() if positions is None else positions)
         chosen = data.usable() if positions is None else positions
         return BatchPlan(data, subject.collate, self.groups(chosen, data.lengths()), subject.device, self.workers)
+
+    def _windows(self, subject: Subject, data: SampleDataset, positions: Sequence[int]) -> BatchPlan:
+        def cut(window: Sequence[int]) -> list[list[int]]:
+            lengths = data.lengths_of(window)
+            return self.groups(list(lengths), lengths)
+
+        windows = [positions[start : start + WINDOW] for start in range(0, len(positions), WINDOW)]
+        return BatchPlan(data, subject.collate, windows, subject.device, self.workers, cut)
 
 
 def dealt(count: int) -> range:

@@ -19,6 +19,7 @@ from vlmsel.scoring.batches import Batching
 from vlmsel.scoring.halving import free, out_of_memory
 
 Check = Literal["first-batch", "none"]
+SOME = 4096  # samples among which short ones are looked for
 TRIES = 8  # samples that are looked at for one with a finite loss
 
 
@@ -69,9 +70,10 @@ def _check(subject: Subject, blocks: Sequence[Block], items: Sequence[Any]) -> N
 
 
 def _first_samples(subject: Subject, data: SampleDataset) -> list[int]:
-    """Return the positions of the shortest sample with pictures, the shortest without, and one that is longer."""
-    lengths = data.lengths()
-    order = sorted(data.usable(), key=lambda i: lengths[i])
+    """Return the positions of the shortest sample with pictures, the shortest without, and one that is longer, among
+    some thousand."""
+    lengths = data.lengths_of(data.candidates()[:SOME])
+    order = sorted(lengths, key=lambda i: lengths[i])
     kinds = ([i for i in order if bool(data.samples[i].images) is seen] for seen in (True, False))
     chosen = [found for kind in kinds if (found := _finite(subject, data, kind)) is not None]
     shortest = min((lengths[i] for i in chosen), default=0)

@@ -85,7 +85,7 @@ class Passes:
         def source(positions: Sequence[int] | None = None) -> ModelSource:
             return ModelSource(subject, blocks, batching.plan(subject, data, positions), budget)
 
-        fit, scale = part.draw(data.usable())
+        fit, scale = part.draw(data.candidates() if isinstance(data, SampleDataset) else data.usable())
         plan = TargetPlan.of(subject, targets, batching)
         goal = ModelSource(subject, blocks, plan.plan, budget)
         return cls(subject, data, source(), FitSources(source(fit), source(scale)), plan, goal, columns)

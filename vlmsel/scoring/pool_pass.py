@@ -68,6 +68,10 @@ class Share:
             raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/4; got {text!r}")
         return cls(int(index) - 1, int(of))
 
+    def by(self, windows: bool) -> Share:
+        """Return the part of a pass that goes by windows, each a chunk; this one of a pass that does not."""
+        return replace(self, chunk=1) if windows else self
+
     def has(self, number: int) -> bool:
         """Tell whether a batch is in a chunk of this process."""
         return number // self.chunk % (self.of * processes.count()) == self.index * processes.count() + processes.rank()
@@ -170,6 +174,7 @@ def score_pool(
             run.
     """
     h = _preconditioned(pool, fit, targets, scorers, out, place)
+    share = share.by(pool.windows)
     stacks = {name: stack.to(pool.device) for name, stack in h.stacks.items()}
     norms = [{name: own.to(pool.device) for name, own in one.items()} for one in h.norms]
     _score_chunks(pool, ScoreReducer(stacks, h.normalised, norms), out, share)
@@ -302,4 +307,7 @@ def _score_chunks(pool: GradientSource, reducer: ScoreReducer, out: Path, share:
                 found.append(BatchScores(*(tensor.cpu() for tensor in one)))
                 bar.update(len(one.uids))
             with runs.atomic_path(_part(out, chunk)) as temporary:
-                save_file({**BatchScores.joined(found)._asdict(), "positions": pool.samples(chunk)}, temporary)
+                save_file(
+                    {**BatchScores.joined(found or [reducer.nothing()])._asdict(), "positions": pool.samples(chunk)},
+                    temporary,
+                )

@@ -58,6 +58,13 @@ class ScoreReducer(Reducer[BatchScores]):
         count = max(len(self._metrics), int(self._plain))
         self._squares = torch.zeros(count, len(uids), device=uids.device, dtype=torch.float64)
 
+    def nothing(self) -> BatchScores:
+        """Return the scores of no samples, on the CPU."""
+        uids = torch.zeros(0, dtype=torch.int64, device=next(iter(self.stacks.values())).device)
+        self.start(uids)
+        found = self.finish(uids, torch.zeros(0, device=uids.device), FINE, [])
+        return BatchScores(*(tensor.cpu() for tensor in found))
+
     def take(self, block: str, factor: Factor) -> None:
         self._total = self._total + factor.inner(self.stacks[block])
         if self._plain:

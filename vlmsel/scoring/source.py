@@ -127,8 +127,10 @@ class GradientSource(ABC):
         blocks: the blocks, in the sizes that gradients have.
         device: where gradients are.
         sizes: samples of each batch.
+        windows: whether a batch is a window of many samples, which fills a file of its own.
     """
 
+    windows: bool = False
     blocks: Sequence[Block]
     device: torch.device
     sizes: Sequence[int]
@@ -167,7 +169,7 @@ class ModelSource(GradientSource):
 
     def __init__(self, subject: Subject, blocks: Sequence[Block], plan: BatchPlan, budget: Budget) -> None:
         self.subject, self.blocks, self.plan, self.budget = subject, list(blocks), plan, budget
-        self.device, self.sizes = subject.device, plan.sizes
+        self.device, self.sizes, self.windows = subject.device, plan.sizes, plan.cut is not None
 
     def samples(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor([position for number in numbers for position in self.plan.groups[number]])
@@ -180,8 +182,8 @@ class ModelSource(GradientSource):
 
     def _read(self, captured: Capture, reducer: Reducer[T], numbers: Sequence[int]) -> Iterator[Iterator[T]]:
         work, give_up = partial(self._work, captured, reducer), partial(self._give_up, captured, reducer)
-        for batch in self.plan.batches(numbers):
-            yield (result for _, result in in_pieces(batch, work, give_up, self.budget))
+        for group in self.plan.by_group(numbers):
+            yield (result for batch in group for _, result in in_pieces(batch, work, give_up, self.budget))
 
     def _work(self, captured: Capture, reducer: Reducer[T], batch: Any) -> T:
         reducer.start(batch.uids)

@@ -61,6 +61,7 @@ def write_store(
     known = {**about, "records": len(records), "plan": pool.digest(range(len(pool.sizes)))}
     settings = StoreSettings(tuple(pool.blocks), spec.dtype, small, known)
     writer = StoreWriter(Path(spec.folder), settings)
+    share = share.by(pool.windows)
     processes.wait()
     if processes.is_main():
         writer.begin(sum(pool.sizes), records.to_json())

@@ -35,7 +35,7 @@ def sample_vectors(kind: str, subject: Subject, plan: BatchPlan, folder: Path | 
     """
     if kind not in _MADE:
         raise ValueError(f"there are no {kind!r} vectors of samples; there are {' and '.join(_MADE)}")
-    share = Share()
+    share = Share().by(plan.cut is not None)
     chunks = share.chunks(len(plan.groups))
     own = [chunk for chunk in chunks if share.has(chunk.start)]
     found: dict[int, Tensor] = {}
@@ -53,7 +53,8 @@ def _chunk(kind: str, subject: Subject, plan: BatchPlan, chunk: range, folder: P
     path = None if folder is None else folder / "vectors" / f"{kind}-{chunk.start:08d}.safetensors"
     if path is not None and path.is_file():
         return load_part(path, load_file)["vectors"]
-    vectors = torch.cat([_batch(kind, subject, batch, budget) for batch in plan.batches(chunk)])
+    # where none of a window can be used, there is an empty vector, which adds nothing
+    vectors = torch.cat([torch.zeros(0), *(_batch(kind, subject, batch, budget) for batch in plan.batches(chunk))])
     if path is not None:
         path.parent.mkdir(exist_ok=True)
         with runs.atomic_path(path) as temporary:
@@ -87,5 +88,5 @@ _MADE = {"hidden": _hidden, "embedding": _embedding}
 
 def in_order(vectors: Tensor, plan: BatchPlan, positions: Sequence[int]) -> Tensor:
     """Return the vectors of a plan's samples at some positions of its data. [positions, d]"""
-    rows = {position: row for row, position in enumerate(position for group in plan.groups for position in group)}
+    rows = {position: row for row, position in enumerate(plan.order())}
     return vectors[[rows[position] for position in positions]]

@@ -18,21 +18,28 @@ from vlmsel.training.trainer import PhaseResult, train_phase
 
 
 def train_on(
-    subject: Subject, data: str | Path, reading: Reading, settings: PhaseSettings, out: str | Path, group: bool = False
+    subject: Subject,
+    data: str | Path,
+    reading: Reading,
+    settings: PhaseSettings,
+    out: str | Path,
+    group: bool = False,
+    only: str | None = None,
 ) -> PhaseResult:
     """Train a model in place on the usable samples of `data`, leave the result in `out/model` and say so in one line.
 
-    With `group`, a batch holds samples of like kind and length, as in LLaVA-1.5.
+    With `group`, a batch holds samples of like kind and length, as in LLaVA-1.5; with `only`, a file of uids or
+    weights, what it chooses counts alone.
 
     Raises:
         FileNotFoundError, ValueError: as for `open_pool` and `train_phase`.
     """
-    pool = open_pool(subject, data, reading)
+    pool = open_pool(subject, data, reading, only=only)
     samples, usable = pool.samples, pool.samples.usable()
     pool.report(Path(out) / "skipped.json")
     order = _grouped([samples.signed_lengths()[i] for i in usable], settings) if group else None
     inputs = {**pool.inputs("the data"), "the model": subject.digest(), "what the loss is taken on": reading.loss_on}
-    subject.note(**_facts(data, pool.sha256, len(usable)))
+    subject.note(**_facts(data, pool.sha256, len(usable), only))
     inputs |= {f"the version of {name}": number for name, number in runs.versions().items()}
     result = train_phase(subject, Subset(samples, usable), settings, out, order=order, inputs=inputs)
     tail = result.losses[-max(1, len(result.losses) // 10) :]
@@ -42,10 +49,11 @@ def train_on(
     return result
 
 
-def _facts(data: str | Path, sha256: str, usable: int) -> dict[str, str]:
+def _facts(data: str | Path, sha256: str, usable: int, only: str | None) -> dict[str, str]:
     """Say what data these are, and how they were chosen where a manifest lies beside them."""
-    facts = {"Data": f"{data} ({usable} samples, SHA-256 {sha256})"}
-    manifest = Path(f"{data}.manifest.json")
+    what = data if only is None else f"what {only} chooses of {data}"
+    facts = {"Data": f"{what} ({usable} samples, SHA-256 {sha256})"}
+    manifest = Path(f"{only or data}.manifest.json")
     if manifest.is_file():
         about = runs.read_json(manifest)
         names = ("rule", "scorer", "scores", "pool", "pool_sha256", "seed")

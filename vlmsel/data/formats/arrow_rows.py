@@ -76,7 +76,8 @@ class Rows(Sequence[Any]):
     def __getitem__(self, uid: slice) -> list[Row]: ...
     def __getitem__(self, uid: int | slice) -> Row | list[Row]:
         if isinstance(uid, slice):
-            return [self[one] for one in range(*uid.indices(len(self)))]
+            asked = range(*uid.indices(len(self)))
+            return self._read(asked.start, len(asked)) if asked.step == 1 else [self[one] for one in asked]
         if not -len(self) <= uid < len(self):
             raise IndexError(uid)
         return self._read(uid % len(self), 1)[0]

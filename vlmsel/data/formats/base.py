@@ -55,6 +55,11 @@ class Form(ABC):
             ValueError: the record cannot be used; the message says why, without naming the record.
         """
 
+    def glance(self, record: Any) -> tuple[str, int] | None:
+        """Return what `parse` finds of a plain record, its source and the number of its images, which all lie in the
+        image folder; None where only `parse` can tell."""
+        return None
+
     def fits(self, path: Path) -> bool:
         """Tell whether a choice may be written under this name."""
         return self.claims(path)

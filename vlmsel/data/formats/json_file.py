@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel.data.formats.base import Form
+from vlmsel.data.formats.glance import glance
 from vlmsel.data.formats.json_index import JsonRecords, index
 from vlmsel.data.formats.records import parse_record
 from vlmsel.data.sample import Sample
@@ -37,6 +38,9 @@ class JsonFile(Form):
 
     def parse(self, uid: int, record: Any) -> Sample:
         return parse_record(uid, record)
+
+    def glance(self, record: Any) -> tuple[str, int] | None:
+        return glance(record)
 
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:

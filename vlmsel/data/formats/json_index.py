@@ -51,9 +51,8 @@ class JsonRecords(Sequence[Any]):
         """
         if isinstance(uid, slice):
             return [self[one] for one in range(*uid.indices(len(self)))]
-        content = self._bytes(uid)
         try:
-            return json.loads(content.decode("utf-8"))
+            return _decoder.decode(self._bytes(uid).decode("utf-8"))
         except (ValueError, RecursionError) as problem:
             line = 1 + _count_lines(self.path, self.starts[uid])
             raise ValueError(f"{self.path}: line {line}: not JSON ({_why(problem)})") from None

@@ -9,13 +9,13 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from vlmsel.data.formats.base import Form
 from vlmsel.data.formats.pictures import Picture
-from vlmsel.data.kept import MANY, Found, kept, looked_at
+from vlmsel.data.kept import CHUNK, Found, kept, large, looked_at
 from vlmsel.data.rows import Unread
 from vlmsel.data.sample import Problem, Sample
 
@@ -69,6 +69,15 @@ class Samples(Sequence[Sample]):
             and all(a == b for a, b in zip(self, other, strict=True))
         )
 
+    def only(self, uids: Sequence[int]) -> Samples:
+        """Return those samples whose uids are among these, in their order here."""
+        chosen = np.isin(self.uids, np.asarray(uids, np.int64))
+        kept = self.uids[chosen], self.images[chosen], self.codes[chosen]
+        found = Samples(self.form, self.records, *kept, self.names, 0)
+        if self.placeless:
+            found.placeless = sum(needs_folder(found[place]) for place in np.flatnonzero(found.images).tolist())
+        return found
+
     @property
     def sources(self) -> list[str]:
         """The source of each sample, by position."""
@@ -83,6 +92,10 @@ class Pool:
     problems: list[Problem]
     records: Sequence[Any]
 
+    def only(self, uids: Sequence[int]) -> Pool:
+        """Return the pool of these records alone, which keep their uids and places in `records`."""
+        return Pool(self.samples.only(uids), [one for one in self.problems if one.uid in {*uids}], self.records)
+
 
 def read_pool(form: Form, path: Path) -> Pool:
     """Go through the records of a file once and say which can be used; of a large one what is found is kept.
@@ -92,47 +105,74 @@ def read_pool(form: Form, path: Path) -> Pool:
         ValueError: the file as a whole cannot be read.
     """
     records = form.read(path)
-    key = ("records", form.name, form.digest(path)) if len(records) >= MANY else None
+    key = ("records", form.name, form.digest(path)) if large(len(records)) else None
     arrays, about = kept(len(records), key, lambda: _looked(form, records))
     samples = Samples(form, records, **arrays, names=about["names"], placeless=about["placeless"])
     return Pool(samples, [Problem(*problem) for problem in about["problems"]], records)
 
 
+class _Run(NamedTuple):
+    """What is found in a run of records: of samples uids, numbers of images and of their source in `names`; how many
+    have an image that lies in the image folder; problems by uid."""
+
+    uids: array[int]
+    images: array[int]
+    codes: array[int]
+    names: list[str]
+    placeless: int
+    problems: list[tuple[int, str]]
+
+
 def _looked(form: Form, records: Sequence[Any]) -> Found:
     """Parse every record; each process of a run does, as all want to know."""
-    uids, images, codes = array("q"), array("i"), array("i")
-    names: dict[str, int] = {}
-    problems, placeless = [], 0
 
-    def look(uid: int) -> tuple[str, int, bool] | str | Unread:
+    def look(own: Sequence[int]) -> _Run | Unread:
         try:
-            record = records[uid]
+            found = records[own[0] : own[-1] + 1]
         except ValueError as problem:  # of the whole file; raised here it would bring a worker's traceback with it
             return Unread(str(problem))
-        try:
-            sample = form.parse(uid, record)
-        except ValueError as reason:
-            return str(reason)
-        return sample.source, len(sample.images), needs_folder(sample)
+        return _run(form, own, found)
 
     every = range(len(records))
-    looks = looked_at(look, every, "reading samples") if len(records) >= MANY else [(every, map(look, every))]
-    for uid, found in (pair for own, results in looks for pair in zip(own, results, strict=True)):
-        if isinstance(found, Unread):
-            raise ValueError(found.reason)
-        if isinstance(found, str):
-            problems.append((uid, found))
-            continue
-        uids.append(uid)
-        images.append(found[1])
-        codes.append(names.setdefault(found[0], len(names)))
-        placeless += found[2]
-    arrays: dict[str, np.ndarray] = {
-        "uids": np.array(uids, np.int64),
-        "images": np.array(images, np.int32),
-        "codes": np.array(codes, np.int32),
-    }
-    return Found(arrays, {"names": list(names), "placeless": placeless, "problems": problems})
+    parts = (every[start : start + CHUNK] for start in range(0, len(every), CHUNK))
+    many = large(len(records))
+    runs = (run for _, run in looked_at(look, every, "reading samples")) if many else map(look, parts)
+    arrays: dict[str, list[Any]] = {"uids": [], "images": [], "codes": []}
+    names: dict[str, int] = {}
+    problems, placeless = [], 0
+    for run in runs:
+        if isinstance(run, Unread):
+            raise ValueError(run.reason)
+        own = np.array([names.setdefault(name, len(names)) for name in run.names], np.int32)
+        arrays["uids"].append(np.array(run.uids, np.int64))
+        arrays["images"].append(np.array(run.images, np.int32))
+        arrays["codes"].append(own[np.array(run.codes, np.int64)])
+        problems += run.problems
+        placeless += run.placeless
+    kinds = {"uids": np.int64, "images": np.int32, "codes": np.int32}
+    whole = {name: np.concatenate([np.zeros(0, kinds[name]), *arrays[name]]) for name in kinds}
+    return Found(whole, {"names": list(names), "placeless": placeless, "problems": problems})
+
+
+def _run(form: Form, uids: Sequence[int], records: Sequence[Any]) -> _Run:
+    found = _Run(array("q"), array("i"), array("i"), [], 0, [])
+    names: dict[str, int] = {}
+    placeless = 0
+    for uid, record in zip(uids, records, strict=True):
+        if (seen := form.glance(record)) is not None:
+            (source, images), outside = seen, seen[1] > 0
+        else:
+            try:
+                sample = form.parse(uid, record)
+            except ValueError as reason:
+                found.problems.append((uid, str(reason)))
+                continue
+            source, images, outside = sample.source, len(sample.images), needs_folder(sample)
+        found.uids.append(uid)
+        found.images.append(images)
+        found.codes.append(names.setdefault(source, len(names)))
+        placeless += outside
+    return found._replace(names=list(names), placeless=placeless)
 
 
 def needs_folder(sample: Sample) -> bool:

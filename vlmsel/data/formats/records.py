@@ -88,8 +88,9 @@ def _turns(record: dict[str, Any], key: str, own: list[Any]) -> list[Turn]:
     if key == "texts":
         return [turn for number, one in enumerate(given) for turn in _round(number, one)]
     turns = [_turn(number, turn, own) for number, turn in enumerate(given)]
+    images = own or _listed(record)
     for turn in given:
-        check_read(turn, set(_names(turn)), turns, own or _listed(record))
+        check_read(turn, set(_names(turn)), turns, images)
     return turns
 
 
