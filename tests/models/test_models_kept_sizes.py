@@ -10,9 +10,8 @@ from PIL import Image
 from tiny_models import tiny_vlm as own_vlm
 from tiny_vlms import save_vlm
 
-from vlmsel.data import dataset, images, kept
+from vlmsel.data import images, kept
 from vlmsel.data.dataset import Reading
-from vlmsel.data.formats import pool as pool_module
 from vlmsel.models.image_text_reader import ProcessorReader
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
@@ -22,8 +21,7 @@ from vlmsel.models.pool import open_pool
 def large(monkeypatch, tmp_path):
     """Small pools count as large ones; one process reads them, so that what it reads is seen here."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (dataset, kept, pool_module):
-        monkeypatch.setattr(module, "MANY", 4)
+    monkeypatch.setattr(kept, "MANY", 4)
     monkeypatch.setattr(kept.os, "sched_getaffinity", lambda pid: {0})
 
 
