@@ -37,6 +37,7 @@ COMMANDS = {
     "select": "write the part of the pool that target samples choose in turn, or another rule",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
+    "plan": "before anything runs: hours, memory and disk on a named card, and settings that fit it",
     "inspect": "say what a pool or a checkpoint is made of and what is wrong with it, and write a clean pool",
     "report": "write one HTML page of what lies in run folders: verdict, results, scores, the choice and its samples",
     "convert": "between our model folders and transformers' LLaVA, LLaVA-1.5's own checkpoints, Prismatic's",

@@ -38,7 +38,7 @@ def test_every_command_has_help(command, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: vlmsel {command} ")
-    assert "\n  --out OUT " in shown or command == "inspect"  # which writes where it is told, if at all
+    assert "\n  --out OUT " in shown or command in ("inspect", "plan")  # which write where they are told, if at all
 
 
 def test_abbreviations_are_refused_on_one_line(capsys):
