@@ -5,7 +5,10 @@ flags and YAML keys. A command's module is imported only when it is chosen, so t
 module with `POSITIONAL` names the option that words before the first option stand for (`vlmsel report RUN`). A module
 with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with ~.
 
-User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
+Every command takes `--log_level quiet|info|debug`, the long ones `--dry_run`, which says what would be done, read and
+written, and the resolved configuration, and writes nothing.
+
+User errors end with one line and exit code 2; set VLMSEL_DEBUG=1, or `--log_level debug`, to see the traceback.
 """
 
 from __future__ import annotations
@@ -17,15 +20,25 @@ import signal
 import sys
 import threading
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
+from vlmsel import progress
+from vlmsel.commands import work
 from vlmsel.commands.groups import grouped, groups_of
 
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "open_clip_torch", "datasets", "pyarrow", "pillow", "numpy")
+EXIT = """exit codes:
+  0    done
+  2    wrong input, or memory ran out: one line on stderr says what and how to mend it
+  130  interrupted (Ctrl-C), 143 terminated: the same command goes on where it stopped
+  1    a mistake of ours, with its traceback"""
+ALIASES = {"log_to": "settings.log_to"}  # what is said for short
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
     "choose": "warm up, score and select: the whole choice in one command",
@@ -53,7 +66,9 @@ def usage() -> str:
         "usage: vlmsel <command> [--config FILE] [--option value ...]\n\n"
         "Which k % of my instruction data should I fine-tune on?\n\n"
         f"commands:\n{lines}\n\n"
-        "`vlmsel <command> --help` lists a command's options; `vlmsel --version` prints the version."
+        f"{EXIT}\n\n"
+        "`vlmsel <command> --help` lists a command's options; `vlmsel --version` prints versions; `eval \"$(vlmsel "
+        'completion bash)"` completes commands and options (also zsh, fish).'
     )
 
 
@@ -64,14 +79,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if arguments[0] in ("-V", "--version"):
-        from vlmsel import __version__
-
-        print(f"vlmsel {__version__}")
+        print("\n".join(versions()))
         return 0
+    if arguments[0] == "completion":
+        from vlmsel.commands.completion import script
+
+        return script(arguments[1:], lambda: {command: options_of(command) for command in COMMANDS})
     if arguments[0] not in COMMANDS:
-        print(f"error: unknown command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        near = did_you_mean(arguments[0], COMMANDS)
+        print(f"error: unknown command {arguments[0]!r}{near}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return _run(arguments[0], arguments[1:])
+
+
+def versions() -> list[str]:
+    """Return what `vlmsel --version` prints: our version, Python's, and those of the main libraries."""
+    from importlib import metadata
+    from platform import python_version
+
+    from vlmsel import __version__
+
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    return [f"vlmsel {__version__}", f"python {python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Ask for the name that is nearest to a word; "" where none is near.
+
+    >>> did_you_mean("scroe", COMMANDS), did_you_mean("x", COMMANDS)
+    (', did you mean score?', '')
+    """
+    near = get_close_matches(word, list(known), 1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 class Terminated(KeyboardInterrupt):
@@ -98,8 +142,9 @@ def _terminable() -> Iterator[None]:
 def _run(command: str, arguments: list[str]) -> int:
     try:
         with _terminable():
-            call, values = parse(command, arguments)
-            call(**values)
+            call, values, given = parsed(command, arguments)
+            with progress.speaking(given.log_level):
+                carry_out(command, call, values, given.dry_run)
     except ArgumentError as problem:
         print(f"error: {option_problem(command, arguments, str(problem))}", file=sys.stderr)
         return 2
@@ -117,6 +162,16 @@ def _run(command: str, arguments: list[str]) -> int:
     return 0
 
 
+def carry_out(command: str, call: Callable[..., None], values: dict[str, Any], dry_run: bool) -> None:
+    """Run a command whose paths are there, or say what it would do."""
+    work.check(command, values)
+    if dry_run:
+        print("\n".join(work.describe(command, values)))
+        return
+    progress.begin(work.WORK[command].stages if command in work.WORK else ())
+    call(**values)
+
+
 def one_line(problem: BaseException) -> str:
     """Return an exception's message as one line (KeyError quotes its message; that is undone)."""
     text = problem.args[0] if isinstance(problem, KeyError) and problem.args else problem
@@ -131,16 +186,43 @@ def option_problem(command: str, arguments: list[str], text: str) -> str:
     if key and expected and given:
         kinds = " or ".join("null" if kind == "NoneType" else kind for kind in expected)
         text = f"{key[1]} must be {kinds}, got {given[1]}"
+    if text.startswith("unrecognized arguments: --"):
+        text += _near_option(command, text.split()[2])
     file = _early_value(arguments, "config")
     where = f" (in {file} or on the command line)" if file else ""
     return f"{' '.join(text.split())}{where}; `vlmsel {command} --help` lists the options"
 
 
+def _near_option(command: str, word: str) -> str:
+    """Ask for the option that is nearest to one that there is not."""
+    return did_you_mean(word.partition("=")[0], options_of(command))
+
+
+def options_of(command: str) -> list[str]:
+    """Return the options of a command."""
+    module = import_module(f"vlmsel.commands.{command}")
+    actions = _parser(command, getattr(module, command))._actions
+    return sorted(name for action in actions for name in action.option_strings if name.startswith("--"))
+
+
+class How(NamedTuple):
+    """How a command is run, which no result depends on."""
+
+    log_level: progress.LogLevel
+    dry_run: bool
+
+
 def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     """Return the command's function and its arguments; `config` holds the resolved YAML where the function takes it."""
+    return parsed(command, arguments)[:2]
+
+
+def parsed(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any], How]:
+    """Return what `parse` does, and how the command is run."""
     module = import_module(f"vlmsel.commands.{command}")
     function = getattr(module, command)
     _refuse_moved(getattr(module, "MOVED", {}), arguments)
+    arguments = [_unfolded(word) for word in arguments]
     if hasattr(module, "POSITIONAL"):
         arguments = _named(arguments, module.POSITIONAL, get_type_hints(function)[module.POSITIONAL] is not str)
     parser = _parser(command, function)
@@ -148,12 +230,20 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         _preset_defaults(parser, module, arguments)
     found = parser.parse_args(arguments)
     found.pop("config", None)
+    how = How(found.pop("log_level"), bool(found.pop("dry_run", False)))
     for key, value in list(found.items()):
         found[key] = at_home(value)
     values = grouped(function, parser.instantiate(found).__dict__)
     found.pop("out", None)  # a moved folder still holds the same run
     text = parser.dump(found, skip_validation=True, skip_unset=False)
-    return function, {**values, "config": f"# vlmsel {command}\n{text}"}
+    return function, {**values, "config": f"# vlmsel {command}\n{text}"}, how
+
+
+def _unfolded(word: str) -> str:
+    """Write a short option in full."""
+    name, equals, value = word.partition("=")
+    known = ALIASES.get(name.removeprefix("--")) if name.startswith("--") else None
+    return f"--{known}{equals}{value}" if known else word
 
 
 def at_home(value: Any) -> Any:
@@ -180,6 +270,13 @@ def _parser(command: str, function: Any) -> Any:
         prog=f"vlmsel {command}", description=COMMANDS[command], allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_argument(
+        "--log_level", choices=get_args(progress.LogLevel), default="info",
+        help="quiet: the summary alone; debug: the libraries' notes and tracebacks too",
+    )  # fmt: skip
+    if command in work.WORK:
+        what = "say what would be done, read and written, and the resolved configuration; write nothing"
+        parser.add_argument("--dry_run", action="store_true", help=what)
     parser.add_function_arguments(function, as_group=False, skip={"config", *groups})
     for kind in groups.values():
         parser.add_class_arguments(kind, as_group=False, instantiate=False)

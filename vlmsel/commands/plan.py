@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmsel import runs
+from vlmsel import progress, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands import options
 from vlmsel.models.config import LoraSpec
@@ -79,6 +79,10 @@ def plan(
         columns=single.columns if single.each_target else 0, batch_tokens=batch_tokens, fit=fit_samples,
     )  # fmt: skip
     found = plan_of(wanted, find_card(card), utilisation)
-    print("\n".join(lines(found)))
+    *told, memory, curvature, disk, whole, advice = lines(found)
+    print("\n".join(told))
     if json is not None:
         runs.write_json(json, found)
+    how = "".join(f" --{name} {found['suggested'][name] or 'N'}" for name in ("batch_tokens", "fit_samples"))
+    then = f"vlmsel choose --model {model} --pool {pool or 'POOL'} --targets.NAME FILE --fraction {fraction:g}{how}"
+    progress.ended(memory, curvature, disk, whole, advice, then=f"{then} --out RUN")

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 
 MANY = 20_000
 CHUNK = 256
@@ -79,14 +79,12 @@ def looked_at(look: Callable[[int], Any], positions: range, what: str) -> Iterat
     What `look` gives must go from one process to another.
     """
     from torch.utils.data import DataLoader
-    from tqdm import tqdm
 
     many = workers(len(positions))
     how: dict[str, Any] = {"multiprocessing_context": "fork", "worker_init_fn": _alone} if many else {}
     chunks: Any = _Chunks(look, positions)
     loader = DataLoader(chunks, batch_size=None, num_workers=many, collate_fn=_as_they_are, **how)
-    quiet = not processes.is_main()
-    with tqdm(total=len(positions), desc=what, unit="sample", delay=2, dynamic_ncols=True, disable=quiet) as bar:
+    with progress.bar(what, len(positions), "sample") as bar:
         for own, results in loader:
             yield own, results
             bar.update(len(own))
