@@ -20,10 +20,9 @@ import signal
 import sys
 import threading
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from difflib import get_close_matches
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from vlmsel import progress
 from vlmsel.commands import work
 from vlmsel.commands.groups import grouped, groups_of
+from vlmsel.commands.listed import did_you_mean, kind_of, listed, wrong_option
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "open_clip_torch", "datasets", "pyarrow", "pillow", "numpy")
 EXIT = """exit codes:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "completion":
         from vlmsel.commands.completion import script
 
-        return script(arguments[1:], lambda: {command: options_of(command) for command in COMMANDS})
+        return script(arguments[1:])
     if arguments[0] not in COMMANDS:
         near = did_you_mean(arguments[0], COMMANDS)
         print(f"error: unknown command {arguments[0]!r}{near}; there are {', '.join(COMMANDS)}", file=sys.stderr)
@@ -106,16 +106,6 @@ def versions() -> list[str]:
             return "not installed"
 
     return [f"vlmsel {__version__}", f"python {python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Ask for the name that is nearest to a word; "" where none is near.
-
-    >>> did_you_mean("scroe", COMMANDS), did_you_mean("x", COMMANDS)
-    (', did you mean score?', '')
-    """
-    near = get_close_matches(word, list(known), 1)
-    return f", did you mean {near[0]}?" if near else ""
 
 
 class Terminated(KeyboardInterrupt):
@@ -141,6 +131,11 @@ def _terminable() -> Iterator[None]:
 
 def _run(command: str, arguments: list[str]) -> int:
     try:
+        if not {"--help", "-h"}.isdisjoint(arguments):
+            print(listed()[command]["help"], end="")
+            return 0
+        if wrong := wrong_option(command, [_unfolded(word) for word in arguments]):
+            raise ArgumentError(None, wrong)
         with _terminable():
             call, values, given = parsed(command, arguments)
             with progress.speaking(given.log_level):
@@ -186,23 +181,35 @@ def option_problem(command: str, arguments: list[str], text: str) -> str:
     if key and expected and given:
         kinds = " or ".join("null" if kind == "NoneType" else kind for kind in expected)
         text = f"{key[1]} must be {kinds}, got {given[1]}"
-    if text.startswith("unrecognized arguments: --"):
-        text += _near_option(command, text.split()[2])
     file = _early_value(arguments, "config")
     where = f" (in {file} or on the command line)" if file else ""
     return f"{' '.join(text.split())}{where}; `vlmsel {command} --help` lists the options"
 
 
-def _near_option(command: str, word: str) -> str:
-    """Ask for the option that is nearest to one that there is not."""
-    return did_you_mean(word.partition("=")[0], options_of(command))
-
-
-def options_of(command: str) -> list[str]:
-    """Return the options of a command."""
+def described(command: str) -> dict[str, Any]:
+    """Return the help and the options of a command, as `assets/options.json` holds them."""
     module = import_module(f"vlmsel.commands.{command}")
-    actions = _parser(command, getattr(module, command))._actions
-    return sorted(name for action in actions for name in action.option_strings if name.startswith("--"))
+    function = getattr(module, command)
+    parser = _parser(command, function)
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "110"  # argparse asks the terminal
+    try:
+        text = parser.format_help()
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+    hints = dict(_hints(function))
+    names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    options = {name: kind_of(hints.get(name[2:], Any)) for name in sorted(names)}
+    return {"help": text, "options": options, "moved": sorted(getattr(module, "MOVED", {}))}
+
+
+def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the types of a command's options by their dotted names."""
+    for name, hint in get_type_hints(kind).items():
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part):
+                yield from _hints(part, prefix if getattr(part, "flat", False) else f"{prefix}{name}.")
+        yield f"{prefix}{name}", hint
 
 
 class How(NamedTuple):

@@ -120,7 +120,9 @@ def test_bash_completes_commands_and_options():
 
 
 def test_completion_knows_every_option(capsys):
-    assert "--settings.log_to" in cli.options_of("tune") and "--dry_run" in cli.options_of("score")
+    assert cli.main(["completion", "fish"]) == 0
+    shown = capsys.readouterr().out
+    assert 'seen_subcommand_from tune" -l settings.log_to\n' in shown and 'from score" -l dry_run\n' in shown
     assert cli.main(["completion", "csh"]) == 2
     assert capsys.readouterr().err == "error: vlmsel completion takes one of bash, zsh, fish\n"
 

@@ -6,7 +6,9 @@ The script holds the names of commands and options, so that a shell asks nobody 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from vlmsel.commands.listed import listed
 
 BASH = """_vlmsel() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" options=""
@@ -25,12 +27,12 @@ ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 SHELLS = ("bash", "zsh", "fish")
 
 
-def script(words: Sequence[str], options: Callable[[], Mapping[str, Sequence[str]]]) -> int:
-    """Print the script of a shell, for the options of every command; return the exit code."""
+def script(words: Sequence[str]) -> int:
+    """Print the script of a shell; return the exit code."""
     if list(words) not in ([shell] for shell in SHELLS):
         print(f"error: vlmsel completion takes one of {', '.join(SHELLS)}", file=sys.stderr)
         return 2
-    print(written(words[0], options()), end="")
+    print(written(words[0], {name: list(own["options"]) for name, own in listed().items()}), end="")
     return 0
 
 
