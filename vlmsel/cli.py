@@ -5,7 +5,10 @@ flags and YAML keys. A command's module is imported only when it is chosen, so t
 module with `POSITIONAL` names the option that words before the first option stand for (`vlmsel report RUN`). A module
 with `PRESETS` (name -> settings) lets `--preset` choose the defaults of `--settings.*`. Paths may begin with ~.
 
-User errors end with one line and exit code 2; set VLMSEL_DEBUG=1 to see the traceback.
+Every command takes `--log_level quiet|info|debug`, the long ones `--dry_run`, which says what would be done, read and
+written, and the resolved configuration, and writes nothing.
+
+User errors end with one line and exit code 2; set VLMSEL_DEBUG=1, or `--log_level debug`, to see the traceback.
 """
 
 from __future__ import annotations
@@ -17,15 +20,25 @@ import signal
 import sys
 import threading
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
+from vlmsel import progress
+from vlmsel.commands import work
 from vlmsel.commands.groups import grouped, groups_of
+from vlmsel.commands.listed import did_you_mean, kind_of, listed, wrong_option
 
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "open_clip_torch", "datasets", "pyarrow", "pillow", "numpy")
+EXIT = """exit codes:
+  0    done
+  2    wrong input, or memory ran out: one line on stderr says what and how to mend it
+  130  interrupted (Ctrl-C), 143 terminated: the same command goes on where it stopped
+  1    a mistake of ours, with its traceback"""
+ALIASES = {"log_to": "settings.log_to"}  # what is said for short
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
     "choose": "warm up, score and select: the whole choice in one command",
@@ -37,6 +50,7 @@ COMMANDS = {
     "select": "write the part of the pool that target samples choose in turn, or another rule",
     "tune": "phase two: train projector and LoRA (or the whole LM) on instruction data",
     "evaluate": "answer the questions of benchmarks (VQAv2, GQA, POPE, TextVQA, text tasks) and compute the metrics",
+    "plan": "before anything runs: hours, memory and disk on a named card, and settings that fit it",
     "inspect": "say what a pool or a checkpoint is made of and what is wrong with it, and write a clean pool",
     "report": "write one HTML page of what lies in run folders: verdict, results, scores, the choice and its samples",
     "convert": "between our model folders and transformers' LLaVA, LLaVA-1.5's own checkpoints, Prismatic's",
@@ -52,7 +66,9 @@ def usage() -> str:
         "usage: vlmsel <command> [--config FILE] [--option value ...]\n\n"
         "Which k % of my instruction data should I fine-tune on?\n\n"
         f"commands:\n{lines}\n\n"
-        "`vlmsel <command> --help` lists a command's options; `vlmsel --version` prints the version."
+        f"{EXIT}\n\n"
+        "`vlmsel <command> --help` lists a command's options; `vlmsel --version` prints versions; `eval \"$(vlmsel "
+        'completion bash)"` completes commands and options (also zsh, fish).'
     )
 
 
@@ -63,14 +79,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if arguments[0] in ("-V", "--version"):
-        from vlmsel import __version__
-
-        print(f"vlmsel {__version__}")
+        print("\n".join(versions()))
         return 0
+    if arguments[0] == "completion":
+        from vlmsel.commands.completion import script
+
+        return script(arguments[1:])
     if arguments[0] not in COMMANDS:
-        print(f"error: unknown command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        near = did_you_mean(arguments[0], COMMANDS)
+        print(f"error: unknown command {arguments[0]!r}{near}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return _run(arguments[0], arguments[1:])
+
+
+def versions() -> list[str]:
+    """Return what `vlmsel --version` prints: our version, Python's, and those of the main libraries."""
+    from importlib import metadata
+    from platform import python_version
+
+    from vlmsel import __version__
+
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    return [f"vlmsel {__version__}", f"python {python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
 
 
 class Terminated(KeyboardInterrupt):
@@ -96,9 +131,15 @@ def _terminable() -> Iterator[None]:
 
 def _run(command: str, arguments: list[str]) -> int:
     try:
+        if not {"--help", "-h"}.isdisjoint(arguments):
+            print(listed()[command]["help"], end="")
+            return 0
+        if wrong := wrong_option(command, [_unfolded(word) for word in arguments]):
+            raise ArgumentError(None, wrong)
         with _terminable():
-            call, values = parse(command, arguments)
-            call(**values)
+            call, values, given = parsed(command, arguments)
+            with progress.speaking(given.log_level):
+                carry_out(command, call, values, given.dry_run)
     except ArgumentError as problem:
         print(f"error: {option_problem(command, arguments, str(problem))}", file=sys.stderr)
         return 2
@@ -114,6 +155,16 @@ def _run(command: str, arguments: list[str]) -> int:
         print(f"error: {one_line(problem)}{mend}", file=sys.stderr)
         return 2
     return 0
+
+
+def carry_out(command: str, call: Callable[..., None], values: dict[str, Any], dry_run: bool) -> None:
+    """Run a command whose paths are there, or say what it would do."""
+    work.check(command, values)
+    if dry_run:
+        print("\n".join(work.describe(command, values)))
+        return
+    progress.begin(work.WORK[command].stages if command in work.WORK else ())
+    call(**values)
 
 
 def one_line(problem: BaseException) -> str:
@@ -135,11 +186,50 @@ def option_problem(command: str, arguments: list[str], text: str) -> str:
     return f"{' '.join(text.split())}{where}; `vlmsel {command} --help` lists the options"
 
 
+def described(command: str) -> dict[str, Any]:
+    """Return the help and the options of a command, as `assets/options.json` holds them."""
+    module = import_module(f"vlmsel.commands.{command}")
+    function = getattr(module, command)
+    parser = _parser(command, function)
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "110"  # argparse asks the terminal
+    try:
+        text = parser.format_help()
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+    hints = dict(_hints(function))
+    names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    options = {name: kind_of(hints.get(name[2:], Any)) for name in sorted(names)}
+    return {"help": text, "options": options, "moved": sorted(getattr(module, "MOVED", {}))}
+
+
+def _hints(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the types of a command's options by their dotted names."""
+    for name, hint in get_type_hints(kind).items():
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part):
+                yield from _hints(part, prefix if getattr(part, "flat", False) else f"{prefix}{name}.")
+        yield f"{prefix}{name}", hint
+
+
+class How(NamedTuple):
+    """How a command is run, which no result depends on."""
+
+    log_level: progress.LogLevel
+    dry_run: bool
+
+
 def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
     """Return the command's function and its arguments; `config` holds the resolved YAML where the function takes it."""
+    return parsed(command, arguments)[:2]
+
+
+def parsed(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any], How]:
+    """Return what `parse` does, and how the command is run."""
     module = import_module(f"vlmsel.commands.{command}")
     function = getattr(module, command)
     _refuse_moved(getattr(module, "MOVED", {}), arguments)
+    arguments = [_unfolded(word) for word in arguments]
     if hasattr(module, "POSITIONAL"):
         arguments = _named(arguments, module.POSITIONAL, get_type_hints(function)[module.POSITIONAL] is not str)
     parser = _parser(command, function)
@@ -147,12 +237,20 @@ def parse(command: str, arguments: list[str]) -> tuple[Any, dict[str, Any]]:
         _preset_defaults(parser, module, arguments)
     found = parser.parse_args(arguments)
     found.pop("config", None)
+    how = How(found.pop("log_level"), bool(found.pop("dry_run", False)))
     for key, value in list(found.items()):
         found[key] = at_home(value)
     values = grouped(function, parser.instantiate(found).__dict__)
     found.pop("out", None)  # a moved folder still holds the same run
     text = parser.dump(found, skip_validation=True, skip_unset=False)
-    return function, {**values, "config": f"# vlmsel {command}\n{text}"}
+    return function, {**values, "config": f"# vlmsel {command}\n{text}"}, how
+
+
+def _unfolded(word: str) -> str:
+    """Write a short option in full."""
+    name, equals, value = word.partition("=")
+    known = ALIASES.get(name.removeprefix("--")) if name.startswith("--") else None
+    return f"--{known}{equals}{value}" if known else word
 
 
 def at_home(value: Any) -> Any:
@@ -179,6 +277,13 @@ def _parser(command: str, function: Any) -> Any:
         prog=f"vlmsel {command}", description=COMMANDS[command], allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_argument(
+        "--log_level", choices=get_args(progress.LogLevel), default="info",
+        help="quiet: the summary alone; debug: the libraries' notes and tracebacks too",
+    )  # fmt: skip
+    if command in work.WORK:
+        what = "say what would be done, read and written, and the resolved configuration; write nothing"
+        parser.add_argument("--dry_run", action="store_true", help=what)
     parser.add_function_arguments(function, as_group=False, skip={"config", *groups})
     for kind in groups.values():
         parser.add_class_arguments(kind, as_group=False, instantiate=False)

@@ -39,7 +39,7 @@ except ImportError:  # not on Windows
 
 FREE = (  # settings that no result depends on
     "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by",
-    "settings.workers", "settings.save_every",
+    "settings.workers", "settings.save_every", "settings.log_to",
 )  # fmt: skip
 _LOCK = ".lock"
 _handles: dict[str, int] = {}  # of the lock files that this process has open
@@ -217,10 +217,7 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     alone = _lock_folder(folder, worker)
     if path.is_file() and (difference := _difference(path, config)):
         if not alone or _begun(folder):
-            raise ValueError(
-                f"{folder}: holds a run of another configuration ({difference}); "
-                "choose another --out or delete the folder"
-            )
+            raise ValueError(_another(folder, difference))
         for file in list(contents(folder)):
             file.unlink()
     if alone:
@@ -229,6 +226,23 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     if not path.is_file():
         write_text(path, config)
     return folder
+
+
+def could_open(folder: Path, config: str) -> bool:
+    """Tell whether `open_run` would go on with a run that lies in a folder; nothing is written.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration or other files.
+    """
+    _require_ours(folder)
+    path = folder / "config.yaml"
+    if path.is_file() and _begun(folder) and (difference := _difference(path, config)):
+        raise ValueError(_another(folder, difference))
+    return path.is_file() and _begun(folder)
+
+
+def _another(folder: Path, difference: str) -> str:
+    return f"{folder}: holds a run of another configuration ({difference}); choose another --out or delete the folder"
 
 
 def _require_ours(folder: Path) -> None:

@@ -23,7 +23,7 @@ VLMSEL = [shlex.split(line)[1:] for line in SHELL if line.startswith("vlmsel ")]
 @pytest.mark.parametrize("arguments", VLMSEL, ids=lambda words: words[0])
 def test_commands_parse(arguments):
     function, values = parse(arguments[0], arguments[1:])
-    assert function.__name__ == arguments[0] and (values.get("out") or arguments[0] == "inspect")
+    assert function.__name__ == arguments[0] and (values.get("out") or arguments[0] in ("inspect", "plan"))
 
 
 def test_every_step_of_the_main_job_is_shown():

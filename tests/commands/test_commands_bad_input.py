@@ -143,7 +143,10 @@ BAD_SCORES = {
     "batch size": ({"batch_size": "0"}, "batch_size must be at least 1, got 0"),
     "fit samples": ({"fit_samples": "0"}, "fit_samples must be at least 1, got 0"),
     "type": ({"fit_samples": "many"}, "fit_samples must be int or null, got many; `vlmsel score --help` lists the"),
-    "unknown option": ({"blocs": "lora"}, "unrecognized arguments: --blocs lora; `vlmsel score --help` lists the"),
+    "unknown option": (
+        {"blocs": "lora"},
+        "unrecognized arguments: --blocs lora, did you mean --blocks?; `vlmsel",
+    ),
 }
 
 

@@ -103,7 +103,7 @@ def test_a_page_shows_choice_and_verdict(chosen, tmp_path, capsys):
     words = ["validate", "--run", str(chosen), "--count", "3", "--seeds", "1", "--draws", "1", "--device", "cpu"]
     assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
     assert cli.main(["report", str(chosen), f"{tmp_path}/duel", "--samples", "2"]) == 0
-    assert capsys.readouterr().out.endswith("open it in a browser\n")
+    assert capsys.readouterr().out.endswith(f"open it in a browser\nnext: python -m webbrowser {chosen}/report.html\n")
     page = (chosen / "report.html").read_text()
     assert "The choice is not told apart from a random one" in page and "data:image/jpeg;base64," in page
     assert "Target sample 0 of gqa and what it took" in page and "Settings of" in page

@@ -54,4 +54,5 @@ def align(
     if subject.pictures(reading) is None:
         raise ValueError(f"{model} reads text only and has no projector to align; go on with vlmsel tune or score")
     subject.turn_pictures(exif)
-    train_on(subject, data, reading, settings, out, group_by_modality_length, only)
+    then = f"vlmsel choose --model {out} --pool POOL --images {images} --targets.NAME FILE --fraction 0.05 --out RUN"
+    train_on(subject, data, reading, settings, out, group_by_modality_length, only, then)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.commands import options
 from vlmsel.commands.call import call
 from vlmsel.data.formats import read_samples
@@ -88,7 +88,11 @@ def choose(
     if processes.is_main():
         chosen = folder / f"chosen{''.join(Path(pool).suffixes[-1:])}"
         call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
-        print(f"\nnext: vlmsel tune --model {model} --data {chosen} --out {folder / 'tune'}")
+        pictures = "" if reading.images is None else f" --images {reading.images}"
+        progress.ended(
+            f"choice: {chosen}; is it better than a random one? vlmsel validate --run {out} --fraction 0.01 --out DUEL",
+            then=f"vlmsel tune --model {model} --data {chosen}{pictures} --out {folder / 'tune'}",
+        )
 
 
 def _flat(group: Any) -> dict[str, Any]:

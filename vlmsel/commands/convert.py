@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from vlmsel import runs
+from vlmsel import progress, runs
 from vlmsel.models import convert as conversion
 from vlmsel.models.convert_import import Given
 
@@ -48,4 +48,5 @@ def convert(
     use = "vlmsel score, tune or evaluate --model" if to == "own" else "from_pretrained"
     if to == "llava-1.5":
         use = "LLaVA's load_pretrained_model"
-    print(f"{model} as {to}: {out}; open it with {use} {out}")
+    then = f"vlmsel inspect {out}" if to == "own" else ""
+    progress.ended(f"{model} as {to}: {out}; open it with {use} {out}", then=then)

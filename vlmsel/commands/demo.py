@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from vlmsel import runs
+from vlmsel import progress, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.call import call
+from vlmsel.data.images import load_image
 from vlmsel.data.world.files import TASKS
+from vlmsel.reporting.report import write_report
 from vlmsel.reporting.results import show_results
 from vlmsel.studies.demo import PRESETS, ROWS, Demo, DemoSettings
 
 __all__ = ["PRESETS", "demo"]
+SHOWN = 12  # samples in a gallery of the page
 
 
 def demo(
@@ -25,7 +28,9 @@ def demo(
     settings: DemoSettings = PRESETS["quick"],
     config: str = "",
 ) -> None:
-    """Run the chain and leave `results.json`, `table.md` and `table.png` in `out`; a stopped run goes on when repeated.
+    """Run the chain; a stopped run goes on when repeated.
+
+    `results.json`, `table.md`, `table.png` and `report.html` are left in `out`.
 
     Args:
         out: the run folder.
@@ -46,5 +51,11 @@ def demo(
     study.run(folder, range(first_seed, first_seed + seeds), settings.arms)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
     show_results(folder, title, ROWS, {"settings": asdict(settings)})
-    print(f"per seed under {folder / f'seed{first_seed}'}: world/ choose/ tune/ evaluate/")
-    print("next, with your own files: vlmsel choose --help")
+    first = folder / f"seed{first_seed}"
+    shown = (first / "choose", *sorted(path.parent for path in first.glob("evaluate/*/*/metrics.json")))
+    page = write_report(tuple(map(str, shown)), folder / "report.html", load_image, None, None, SHOWN)
+    progress.ended(
+        f"per seed under {first}: world/ choose/ tune/ evaluate/",
+        f"page of the first seed: {page}",
+        then="vlmsel choose --model MODEL --pool POOL --targets.NAME FILE --fraction 0.05 --out RUN",
+    )

@@ -8,7 +8,7 @@ purpose, or true labels at hand, detection rates are reported as in HyperINF (ar
 
 from __future__ import annotations
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.data.labelled import Source
 from vlmsel.models.classifier import EncoderLora, Tune
@@ -129,6 +129,7 @@ def detect(
     study = Mislabelled(recipe, found, drawn, config)
     metrics = [answers[ARM] for answers in study.run(folder, range(seeds), [ARM])]
     show_detection(folder, heading(found.title, metrics, amounts.flip), found.train, metrics, ranked)
+    progress.ended(f"suspects, most suspicious first: {folder / 'suspects.csv'}", then=f"vlmsel report {out}")
 
 
 def _rank_by(name: str | None, scorers: list[Scorer]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.commands.folders import open_together
 from vlmsel.evaluation import suite
 from vlmsel.evaluation.asking import Asking, PopeMode
@@ -75,6 +75,7 @@ def evaluate(
         benchmarks = suite.load_all(entries, asking, named=bool(tasks))
         if predictions:
             suite.evaluate_given(benchmarks[0], [predictions] if isinstance(predictions, str) else predictions, folder)
+            progress.ended(then=f"vlmsel report {out}")
             return
         found = {}
         for label, source in sources.items():
@@ -90,4 +91,6 @@ def evaluate(
         if found and processes.is_main():
             rows, path = table(found), folder / "table.md"
             runs.write_text(path, as_markdown(rows))
-            print(f"\nin %, ± standard error over questions\n\n{as_text(rows)}\n\n{path}")
+            print(f"\nin %, ± standard error over questions\n\n{as_text(rows)}\n")
+            progress.ended(f"table: {path}")
+        progress.ended(then=f"vlmsel report {out}")

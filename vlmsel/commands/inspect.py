@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmsel import runs
+from vlmsel import progress, runs
 from vlmsel.data.check_up import FAULTS, CheckUp, check_up
 from vlmsel.data.dataset import Reading
 from vlmsel.data.formats import Pool, read_samples, write_part
@@ -66,6 +66,16 @@ def inspect(
             print(f"{write_clean}: {len(kept)} of {looked.total} records")
     if json is not None:
         runs.write_json(json, found)
+    progress.ended(then=_next(path, write_clean, is_checkpoint(folder)))
+
+
+def _next(path: str, clean: str | None, model: bool) -> str:
+    """Say what to type after a check-up."""
+    if model:
+        return f"vlmsel score --model {path} --pool POOL --targets.NAME FILE --out RUN"
+    if clean is None:
+        return f"vlmsel inspect {path} --images DIR --write_clean CLEAN"
+    return f"vlmsel choose --model MODEL --pool {clean} --targets.NAME FILE --fraction 0.05 --out RUN"
 
 
 def _lost(looked: CheckUp, pool: Pool, model: str, max_length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmsel import progress
 from vlmsel.checks import check_at_least_one
 from vlmsel.data.images import load_image
 from vlmsel.reporting.report import write_report
@@ -36,4 +37,6 @@ def report(
     first = Path(runs[0])
     path = (first if first.is_dir() else first.parent) / "report.html" if out is None else Path(out)
     made = write_report(runs, path, load_image, images, scorer, samples)
-    print(f"{made}: {made.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    progress.ended(
+        f"{made}: {made.stat().st_size / 1e6:.1f} MB, open it in a browser", then=f"python -m webbrowser {made}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.commands.folders import open_together
 from vlmsel.commands.options import FitOptions, PlaceOptions
 from vlmsel.models.devices import pick_device
@@ -48,4 +48,7 @@ def rescore(
     origin = {**kept, "folder": store, "dtype": pool.store.settings.dtype}
     write_scores(path, pool.records, scored, {**about, "store": origin})
     count = len(scored.uids) - len(pool.lacking)
-    print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
+    progress.ended(
+        f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)",
+        then=f"vlmsel select --scores {out} --pool {kept['pool']} --scorer {loaded[0].name} --rule top --out CHOSEN",
+    )

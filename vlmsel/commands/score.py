@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.commands import options
 from vlmsel.commands.folders import open_together
 from vlmsel.data.dataset import Reading
@@ -114,7 +114,7 @@ def score(
     if not processes.is_main():
         return
     if scored is None:
-        print(f"{folder}: shard {shard} is done; the job that ends last writes the table")
+        progress.ended(f"{folder}: shard {shard} is done; the job that ends last writes the table")
         return
     whole = found.measured()
     if scored.left_out or whole.problems != found.problems:
@@ -125,8 +125,12 @@ def score(
     write_scores(path, records, scored, known | marks | {"config": config})
     if scored.affinities is not None:
         write_pool_affinities(folder / AFFINITIES, scored.affinities, known | {"config": config})
-    count = len(scored.uids) - len(scored.left_out)
-    print(f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)")
+    used = len(scored.uids) - len(scored.left_out)
+    count = f"{used}{found.share(used)}"
+    progress.ended(
+        f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)",
+        then=f"vlmsel select --scores {out} --pool {pool} --scorer {loaded[0].name} --fraction 0.05 --out CHOSEN",
+    )
 
 
 def _open_targets(

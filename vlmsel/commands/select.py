@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vlmsel import runs
+from vlmsel import progress, runs
 from vlmsel.commands.options import refuse_idle
 from vlmsel.data.formats import pool_digest
 from vlmsel.data.formats.choice import Written, write_choice
@@ -116,4 +116,7 @@ def _tell(
     if warmed_up:
         share = 100 * len(warmed_up) / len(facts)
         lines.append(f"in the warm-up: {100 * known / len(uids):.1f} % of the choice (pool {share:.1f} %)")
-    print("\n".join([f"{out}: {len(uids)} of {len(facts)} samples by {picked.how}", *lines, *warnings]))
+    progress.ended(
+        f"{out}: {len(uids)} of {len(facts)} samples by {picked.how}", *lines, *warnings,
+        then=f"vlmsel tune --model MODEL --data {out} --out RUN",
+    )  # fmt: skip

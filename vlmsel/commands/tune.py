@@ -62,4 +62,5 @@ def tune(
     subject.turn_pictures(reading.exif)
     if lora is not None:
         subject.attach_lora(lora, settings.seed, model)
-    train_on(subject, data, reading.reading(), settings, out, group_by_modality_length, only)
+    then = f"vlmsel evaluate --model {out} --task TASK --questions FILE --out RUN"
+    train_on(subject, data, reading.reading(), settings, out, group_by_modality_length, only, then)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.call import call
 from vlmsel.commands.options import FeatureOptions, ReadingOptions
@@ -66,7 +66,7 @@ def validate(
         own = found[kind]
         rows.append([kind, f"{own['gain']:+.4f} ± {own['half_width']:.4f}", own["verdict"]])
     runs.write_text(folder / "table.md", as_markdown(rows))
-    print(f"\n{as_text(rows)}\n\n{said(found)}; {folder / 'table.md'}")
+    progress.ended(as_text(rows), f"{said(found)}; {folder / 'table.md'}", then=f"vlmsel report {run} {out}")
 
 
 def _read_run(run: Path) -> dict[str, Any]:

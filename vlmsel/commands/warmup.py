@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.options import FeatureOptions, ReadingOptions
 from vlmsel.data.formats import write_part
@@ -87,8 +87,10 @@ def warmup(
     if processes.is_main():
         about = {"pool": pool, "pool_sha256": found.sha256, "uids": uids, "steps": result.steps}
         runs.write_json(folder / RECORD, {**about, "loss_before": before, "loss_after": after})
-        for name in goals:
-            print(f"target {name}: mean loss {before[name]:.3f} before, {after[name]:.3f} after the warm-up")
+    told = (
+        f"target {name}: mean loss {before[name]:.3f} before, {after[name]:.3f} after the warm-up" for name in goals
+    )
+    progress.ended(*told, then=f"vlmsel score --model {out} --pool {pool} --targets.NAME FILE --out RUN")
 
 
 def _losses(subject: Subject, goals: dict[str, Pool]) -> dict[str, float]:

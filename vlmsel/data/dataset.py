@@ -23,9 +23,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from vlmsel import processes
+from vlmsel import processes, progress
 from vlmsel.data.batches import Item
 from vlmsel.data.encoding import IGNORED, LossOn, generation_ids
 from vlmsel.data.features import FeatureReader
@@ -298,5 +297,4 @@ class PromptEncoder:
 
 def shown(values: Iterable[Any], what: str, unit: str, total: int | None = None) -> Iterable[Any]:
     """Show a progress bar when it takes more than two seconds."""
-    quiet = not processes.is_main()
-    return tqdm(values, desc=what, unit=unit, total=total, delay=2, dynamic_ncols=True, disable=quiet)
+    return progress.bar(what, total, unit, values=values)

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 
 T = TypeVar("T")
 MANY = 20_000
@@ -95,14 +95,12 @@ def looked_at(
         least: how many are worth starting processes for; `MANY` when left out.
     """
     from torch.utils.data import DataLoader
-    from tqdm import tqdm
 
     many = workers(len(positions), least)
     how: dict[str, Any] = {"multiprocessing_context": "fork", "worker_init_fn": _alone} if many else {}
     chunks: Any = _Chunks(look, positions, max(1, min(CHUNK, -(-len(positions) // max(1, many)))))
     loader = DataLoader(chunks, batch_size=None, num_workers=many, collate_fn=_as_they_are, **how)
-    quiet = what is None or not processes.is_main()
-    with tqdm(total=len(positions), desc=what, unit="sample", delay=2, dynamic_ncols=True, disable=quiet) as bar:
+    with progress.bar(what, len(positions), "sample") as bar:
         for own, results in loader:
             yield own, results
             bar.update(len(own))

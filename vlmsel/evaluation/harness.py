@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tqdm import tqdm
-
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.data.rows import json_rows
 
 Prepared = TypeVar("Prepared")
@@ -71,7 +69,7 @@ def answer_all(
     own = batches[processes.rank() :: processes.count()]
     done, quiet = len(asked) - sum(map(len, own)), not processes.is_main()
     mine = path.with_name(f"{path.stem}.{processes.rank()}{path.suffix}") if quiet else path
-    with tqdm(total=len(asked), initial=done, desc="answering", unit="question", delay=2, disable=quiet) as bar:
+    with progress.bar("answering", len(asked), "question", done) as bar:
         for batch, prepared in _prepared(own, responder):
             found = responder.respond(prepared)
             if answer != "text":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmsel import processes, runs
+from vlmsel import processes, progress, runs
 from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Engine, within
 from vlmsel.evaluation.harness import answer_all
@@ -127,7 +127,7 @@ def _report(benchmark: Benchmark, answers: Answers, how: Mapping[str, Any], fold
     found = result(benchmark.name, benchmark.task, answers, {"benchmark": benchmark.kind, **how})
     if processes.is_main():
         runs.write_json(folder / "metrics.json", found)
-        print(f"{summary(found)}; {folder / 'metrics.json'}")
+        progress.ended(f"{summary(found)}; {folder / 'metrics.json'}")
     return found
 
 

@@ -36,13 +36,13 @@ def open_image_text(
     model = load_pretrained(transformers.AutoModelForImageTextToText, "image-text model", source, dtype)
     if model.config.is_encoder_decoder:
         raise ValueError(f"{source}: {type(model).__name__} is an encoder-decoder; give a decoder-only model")
-    processor = _processor(home)
+    processor = open_processor(home)
     complete(processor, model.config, home)
     model.requires_grad_(False)
     return read_as_saved(ImageText(model, processor, template, source), home).eval()
 
 
-def _processor(home: str) -> Any:
+def open_processor(home: str) -> Any:
     try:
         with quiet_transformers(), loading("processor", home):
             processor = transformers.AutoProcessor.from_pretrained(home)

@@ -57,13 +57,7 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
     kind, place = pick_dtype(dtype), pick_device(device)
     pack = packer(dtype, place) if dtype in PACKED else None
     source = within_run(source)
-    make = next((make for make in MAKES if make.claims(source)), None)
-    if make is None:
-        names = ", ".join([*PRESETS, *SAVED])
-        raise FileNotFoundError(
-            f"{source}: no model; give a preset ({names}), or a folder that align or tune wrote or that holds a model "
-            "of transformers"
-        )
+    make = make_of(source)
     if template is not None and make is not MAKES[0] and template != CHAT:
         find_template(template)
     subject = make.open(source, kind, template)
@@ -71,3 +65,20 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
         quantise(subject, pack)
     subject.module.to(place)
     return subject
+
+
+def make_of(source: str) -> Make:
+    """Return the make that claims a source.
+
+    Raises:
+        FileNotFoundError: none does.
+    """
+    source = within_run(source)
+    for make in MAKES:
+        if make.claims(source):
+            return make
+    names = ", ".join([*PRESETS, *SAVED])
+    raise FileNotFoundError(
+        f"{source}: no model; give a preset ({names}), or a folder that align or tune wrote or that holds a model of "
+        "transformers"
+    )

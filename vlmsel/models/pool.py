@@ -57,6 +57,14 @@ class Pool:
         if processes.is_main():
             runs.report_left_out(out, {**self.problems, **(more or {})}, self.total, self.path)
 
+    def share(self, used: int) -> str:
+        """Say of how many samples so many are, where they are not all.
+
+        >>> Pool(Path("p"), "", [], {}, 9).share(7), Pool(Path("p"), "", [], {}, 9).share(9)
+        (' of 9', '')
+        """
+        return "" if used == self.total else f" of {self.total}"
+
     def inputs(self, name: str) -> dict[str, str]:
         """Name what depends on the file by its content: `name` is what it is called."""
         usable = hashlib.sha256(repr(self.samples.candidates()).encode()).hexdigest()

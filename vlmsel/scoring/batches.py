@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from vlmsel import processes
+from vlmsel import processes, progress
 from vlmsel.data.batches import length_batches
 from vlmsel.data.dataset import SampleDataset
 from vlmsel.models.subject import Subject
@@ -114,10 +113,9 @@ def dealt(count: int) -> range:
     return range(processes.rank(), count, processes.count())
 
 
-def progress_bar(what: str, sizes: Sequence[int], done: int = 0) -> tqdm:
+def progress_bar(what: str, sizes: Sequence[int], done: int = 0) -> Any:
     """Return a progress bar in samples over batches of these sizes, of which `done` samples are done."""
-    look: dict[str, Any] = {"unit": "sample", "delay": 2, "dynamic_ncols": True, "disable": not processes.is_main()}
-    return tqdm(total=sum(sizes), initial=done, desc=what, **look)
+    return progress.bar(what, sum(sizes), "sample", done)
 
 
 def seeded_part(positions: Sequence[int], count: int | None, seed: int) -> list[int]:

@@ -55,6 +55,12 @@ class Plan:
         return f"curvature: {what} {_name(place, self.memory)} ({_free(self.memory)})"
 
 
+def known_blocks(blocks: Mapping[str, tuple[int, int]], targets: int) -> dict[str, BlockTargets]:
+    """Return blocks as scorers see them, without numbers; `blocks` are name -> (rows, cols)."""
+    shapes = {name: (targets, *shape) for name, shape in blocks.items()}
+    return {name: BlockTargets(torch.empty(shape, device="meta"), 1.0) for name, shape in shapes.items()}
+
+
 @dataclass(frozen=True)
 class _Task:
     """What is to be gathered and solved."""
@@ -68,8 +74,7 @@ class _Task:
     @cached_property
     def known(self) -> dict[str, BlockTargets]:
         """The blocks as scorers see them, without numbers."""
-        shapes = {name: (self.targets, *shape) for name, shape in self.blocks.items()}
-        return {name: BlockTargets(torch.empty(shape, device="meta"), 1.0) for name, shape in shapes.items()}
+        return known_blocks(self.blocks, self.targets)
 
     @cached_property
     def statistics(self) -> dict[tuple[str, str], Statistic]:
@@ -148,9 +153,26 @@ def plan_curvature(
     if prefer not in ("auto", *PLACES):
         raise ValueError(f"curvature is placed on {prefer!r}; expected 'auto', 'device', 'host' or 'disk'")
     task = _Task(tuple(scorers), blocks, targets, fit_samples, norms)
-    place = _choose(task, memory, prefer)
-    if place is None:
+    if (plan := _plan(task, memory, prefer)) is None:
         raise ValueError(_refusal(task, memory, prefer))
+    return plan
+
+
+def find_room(
+    scorers: Sequence[GradientScorer],
+    blocks: Mapping[str, tuple[int, int]],
+    targets: int,
+    fit_samples: int,
+    memory: Memory,
+    norms: bool = False,
+) -> Plan | None:
+    """Return what `plan_curvature` does, or None where there is no room at any place."""
+    return _plan(_Task(tuple(scorers), blocks, targets, fit_samples, norms), memory, "auto")
+
+
+def _plan(task: _Task, memory: Memory, prefer: Prefer) -> Plan | None:
+    if (place := _choose(task, memory, prefer)) is None:
+        return None
     return Plan(place, task.contents(), task.moved(), task.needs(place, memory), memory)
 
 

@@ -9,6 +9,7 @@ common, weighs tokens unequally).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vlmsel.models.subject import Groups
@@ -40,6 +41,8 @@ class PhaseSettings:
         gradient_checkpointing: recompute the language model's activations in the backward pass.
         save_every: steps between the states that an interrupted run goes on from; null for none.
         workers: processes that read samples.
+        log_to: where loss and learning rate of every step go as well (`--log_to` for short): tensorboard, in `logs/`
+            of the run folder, or wandb; either must be installed.
     """
 
     train: Train = "projector+lora"
@@ -60,6 +63,7 @@ class PhaseSettings:
     gradient_checkpointing: bool = False
     save_every: int | None = 200
     workers: int = 0
+    log_to: Literal["tensorboard", "wandb"] | None = None
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(PhaseSettings).items():
@@ -79,7 +83,7 @@ class PhaseSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that change the result; a run goes on only with the same ones."""
-        return {name: value for name, value in asdict(self).items() if name not in ("save_every", "workers")}
+        return {name: value for name, value in asdict(self).items() if name not in ("save_every", "workers", "log_to")}
 
 
 _PAPERS = PhaseSettings(precision="bfloat16", gradient_checkpointing=True)
@@ -119,6 +123,7 @@ def phase_preset(name: str) -> PhaseSettings:
 
 def require_autocast(dtype: str, settings: PhaseSettings) -> None:
     """Refuse half-precision backbones without autocast: what learns is float32, and the two would not fit together.
+    Refuse to log to what is not installed, too.
 
     Raises:
         ValueError: says which setting to change.
@@ -130,6 +135,10 @@ def require_autocast(dtype: str, settings: PhaseSettings) -> None:
         )
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"training takes --dtype float32 or bfloat16, got {dtype!r}")
+    if settings.log_to is not None and find_spec(settings.log_to) is None:
+        raise ValueError(
+            f"--log_to {settings.log_to}: the package {settings.log_to} is not installed; install it, or leave it out"
+        )
 
 
 def optimizer_groups(groups: Groups, settings: PhaseSettings) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 
-from vlmsel import processes, runs
+from vlmsel import progress, runs
 from vlmsel.data.batches import modality_length_order
 from vlmsel.data.dataset import Reading
 from vlmsel.models.pool import open_pool
@@ -25,11 +25,12 @@ def train_on(
     out: str | Path,
     group: bool = False,
     only: str | None = None,
+    then: str = "",
 ) -> PhaseResult:
     """Train a model in place on the usable samples of `data`, leave the result in `out/model` and say so in one line.
 
     With `group`, a batch holds samples of like kind and length, as in LLaVA-1.5; with `only`, a file of uids or
-    weights, what it chooses counts alone.
+    weights, what it chooses counts alone. `then` is what to type next.
 
     Raises:
         FileNotFoundError, ValueError: as for `open_pool` and `train_phase`.
@@ -43,9 +44,8 @@ def train_on(
     inputs |= {f"the version of {name}": number for name, number in runs.versions().items()}
     result = train_phase(subject, Subset(samples, usable), settings, out, order=order, inputs=inputs)
     tail = result.losses[-max(1, len(result.losses) // 10) :]
-    if processes.is_main():
-        end = f"final loss {sum(tail) / len(tail):.3f}; model: {result.model}"
-        print(f"{result.steps} steps on {len(usable)} samples, {end}")
+    end = f"final loss {sum(tail) / len(tail):.3f}; model: {result.model}"
+    progress.ended(f"{result.steps} steps on {len(usable)}{pool.share(len(usable))} samples, {end}", then=then)
     return result
 
 

@@ -35,7 +35,7 @@ from vlmsel.training.loop import MODEL, Order, PhaseTrainer, arguments
 from vlmsel.training.phases import PhaseSettings, optimizer_groups
 from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
 from vlmsel.training.shards import require_frozen, shard
-from vlmsel.training.watch import Claim, GradientWatch, Progress, Stop
+from vlmsel.training.watch import Claim, GradientWatch, Progress, Scalars, Stop
 
 RECORD, STATES = "phase.json", "checkpoints"
 
@@ -164,7 +164,8 @@ def run(
     steps = total_steps(len(dataset), settings.batch_size, settings.epochs, settings.max_steps)
     warmup = warmup_steps(steps, settings.warmup_ratio, settings.warmup_rounding)
     watch = GradientWatch(subject, groups)
-    progress, stop = Progress(settings.train), Stop()
+    progress, stop = Progress(), Stop()
+    scalars = [Scalars(settings.log_to, states.parent)] if settings.log_to else []
     checkpointing = checkpointed(subject.backbone, settings.gradient_checkpointing)
     with kept_random_state(subject.device), quiet_transformers(), checkpointing:
         optimizer = torch.optim.AdamW(optimizer_groups(groups, settings), betas=(0.9, 0.999), eps=1e-8)
@@ -180,7 +181,7 @@ def run(
             sharded,
             args=arguments(settings, subject.device, states),
             optimizers=(optimizer, schedule),
-            callbacks=[watch, progress, stop, claim],
+            callbacks=[watch, progress, stop, claim, *scalars],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback
 
-from vlmsel import processes
+from vlmsel import processes, progress
 from vlmsel.models.subject import Groups, Subject
 from vlmsel.runs import write_json
 
@@ -23,13 +22,12 @@ from vlmsel.runs import write_json
 class Progress(TrainerCallback):
     """A bar with steps, rate, time left and the last loss."""
 
-    def __init__(self, description: str) -> None:
-        self.description = description
+    def __init__(self) -> None:
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.description, unit="step")
+            self.bar = progress.bar("training", state.max_steps, "step", state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.bar is not None and logs and "loss" in logs:
@@ -43,6 +41,39 @@ class Progress(TrainerCallback):
         """Leave the bar as it is; also after an error."""
         if self.bar is not None:
             self.bar.close()
+
+
+class Scalars(TrainerCallback):
+    """Sends the loss, the rate and the gradient's norm of every step to TensorBoard (`folder/logs`) or W&B."""
+
+    NAMES = ("loss", "learning_rate", "grad_norm")
+
+    def __init__(self, where: str, folder: Path) -> None:
+        self.where, self.folder = where, folder
+        self.send: Any = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs and state.is_world_process_zero:
+            if self.send is None:  # not before a step is done: a run that fails earlier has nothing to keep
+                self.send = self._tensorboard() if self.where == "tensorboard" else self._wandb()
+            self.send({f"train/{name}": logs[name] for name in self.NAMES if name in logs}, state.global_step)
+
+    def _tensorboard(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(self.folder / "logs"))
+
+        def send(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        return send
+
+    def _wandb(self) -> Any:
+        import wandb
+
+        return wandb.init(project="vlmsel", name=str(self.folder), dir=str(self.folder), resume="allow").log
 
 
 class Stop(TrainerCallback):

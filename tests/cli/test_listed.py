@@ -1,0 +1,45 @@
+"""Help and mistakes in options are answered from a file, at once; the file says what the commands themselves say."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vlmsel import cli
+from vlmsel.commands.listed import listed, wrong_option
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_file_is_that_of_the_commands(command):
+    assert listed().get(command) == cli.described(command), "run python tools/write_options.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--frac", "0.1"], "unrecognized arguments: --frac 0.1, did you mean --fraction?"),
+        (["--frac=0.1", "x"], "unrecognized arguments: --frac=0.1, did you mean --fraction?"),
+        (["--count", "many"], "count must be int or null, got many"),
+        (["--fraction=a"], "fraction must be float or null, got a"),
+        (["--rule", "best"], ""),  # null or a choice: the parser knows
+        (["--combine", "max"], "combine must be one of rank, mean, got max"),
+        (["--quota.gqa", "0.5", "--count", "null", "--count", "3", "--scores", "--x"], "unrecognized arguments: --x"),
+    ],
+)
+def test_mistakes_in_options(words, line):
+    assert wrong_option("select", words) == line
+
+
+@pytest.mark.parametrize("words", [["score", "--help"], ["tune", "-h"], ["tune", "--settings.epochs", "few"]])
+def test_these_need_no_torch(words):
+    code = f"import sys, vlmsel.cli; code = vlmsel.cli.main({words}); "
+    code += "print('loaded:', sorted({'torch', 'jsonargparse', 'numpy'} & set(sys.modules))); sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if "few" in words else 0) and done.stdout.endswith("loaded: []\n")
+
+
+def test_every_line_of_the_readme_and_the_recipes_passes():
+    words = ["score", "--pool=p", "--targets.gqa", "g.json", "--scorers", '["HyperINF(damping=10)"]', "--lora.r", "4"]
+    assert wrong_option("score", words[:-2]) == ""
+    assert wrong_option("tune", ["--log_to=tensorboard"]).startswith("unrecognized")  # cli writes it out before
+    assert wrong_option("evaluate", ["--tasks.gqa.questions", "q.json", "--models.a", "m"]) == ""
