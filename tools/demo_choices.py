@@ -18,9 +18,10 @@ from vlmsel.data.world.files import SOURCES
 from vlmsel.reporting.tables import as_markdown
 from vlmsel.runs import read_json
 from vlmsel.studies.demo import CHOSEN, MIXTURE, RANDOM, SCORERS, TOP
+from vlmsel.studies.demo_rules import WAYS
 from vlmsel.studies.study import draws_of
 
-ARMS = (*draws_of(RANDOM, 1), *draws_of(MIXTURE, 1), TOP, *SCORERS, CHOSEN)
+ARMS = (*draws_of(RANDOM, 1), *draws_of(MIXTURE, 1), TOP, *SCORERS, *WAYS, CHOSEN)
 
 
 def shares(truth: Sequence[dict], pool: Sequence[dict], uids: Iterable[int]) -> list[float]:
