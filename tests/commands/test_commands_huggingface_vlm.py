@@ -6,12 +6,17 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import peft
 import pytest
 from PIL import Image
+from tiny_huggingface import save_language
 from tiny_vlms import save_vlm
+from transformers import AutoModelForImageTextToText
 
 from vlmsel import cli
 from vlmsel.data import hub
+from vlmsel.models.language import load_language
+from vlmsel.models.lora import quiet_peft
 from vlmsel.scoring.table import read_table
 
 RECIPE = Path(__file__).parents[2] / "recipes/hf_vlm"
@@ -89,6 +94,36 @@ def test_a_hub_name_without_network_is_refused_within_seconds(tmp_path, capsys, 
     line = refused("tune", "--model", "owner/nothing", "--data", "d.json", "--out", "run", capsys=capsys)
     assert time.monotonic() - start < 5
     assert "owner/nothing: no such folder, and no model of this name can be loaded from the hub (the hub does" in line
+
+
+@pytest.mark.parametrize("kind", ["vlm", "text"])
+def test_adapters_that_change_their_model_are_told_at_once_what_to_do(kind, home, tmp_path, capsys):
+    if kind == "vlm":
+        model = AutoModelForImageTextToText.from_pretrained(save_vlm(tmp_path / "model", "llava"))
+    else:
+        model = load_language(str(save_language(tmp_path / "model")))
+    with quiet_peft():
+        made = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"))
+    made.save_pretrained(tmp_path / "pissa")
+    about = json.loads((tmp_path / "pissa/adapter_config.json").read_text())
+    about["base_model_name_or_path"] = str(tmp_path / "model")
+    (tmp_path / "pissa/adapter_config.json").write_text(json.dumps(about))
+    images = ("--images", home / "images", "--device", "cpu", "--model", tmp_path / "pissa")
+    tune = ("tune", *images, "--data", home / "pool.json", "--settings.train", "lora", "--out", tmp_path / "tune")
+    score = (
+        "score",
+        *images,
+        "--pool",
+        home / "pool.json",
+        "--targets.t",
+        home / "target.json",
+        "--out",
+        tmp_path / "s",
+    )
+    for words in (tune, (*tune, "--lora.r", 2), score):
+        line = refused(*words, capsys=capsys)
+        assert line.startswith(f"error: {tmp_path}/pissa/adapter_config.json: adapters with init_lora_weights 'pissa' ")
+        assert line.endswith("merge_and_unload) and give that")
 
 
 def test_bad_models_end_in_one_line(home, tmp_path, capsys):
