@@ -221,10 +221,40 @@ def test_a_name_on_the_hub_that_cannot_be_had_is_told_soon(monkeypatch):
 
     monkeypatch.setattr("vlmsel.data.hub.socket.create_connection", nobody)
     assert form_of("nobody/nothing").name == "a data set of the hub"
-    with pytest.raises(FileNotFoundError, match=r"nobody/nothing: no such file, nor a data set that the hub gives"):
+    with pytest.raises(FileNotFoundError, match=r"nobody/nothing: no such file, nor .*the hub does not answer.*; mend"):
         read_samples("nobody/nothing")
 
 
 def test_pictures_of_the_test_are_what_they_say(tmp_path):
     folder = pools.write_images(tmp_path)
     assert Image.open(folder / "b/blue.png").getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"question,answer\nWhat?,red\n", "a.csv: a pool is JSON, .*; write the table as one of them"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00zzz", "a.jsonl.gz: a pool is JSON, .*; unpack it"),
+        ("a.jsonl", b'{"messages": "text"}\n', "list of turns under 'messages', got a string"),
+        ("folder/a.json", b"[]", "folder: a folder without parquet files .*; name a file in it"),
+        ("folder/a.yaml", b"datasets: [{json_path: none.json}]", "folder/a.yaml: none: .*none.json: no such file"),
+    ],
+)
+def test_files_that_are_no_pool_say_what_to_do(name, content, words, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path / "folder" if name == "folder/a.json" else tmp_path / name
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        found = read_samples(path)
+        raise ValueError(found.problems[0].reason)
+
+
+def test_parquet_without_rows_and_one_that_was_cut_say_so_in_one_line(tmp_path, capfd):
+    datasets.Dataset.from_dict({"conversations": []}).to_parquet(str(tmp_path / "a.parquet"))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=r"a.parquet: no usable sample: it has no rows$"):
+        read_samples(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"b.parquet: `datasets` cannot read it \(.*magic bytes not found"):
+        read_samples(tmp_path / "b.parquet")
+    assert capfd.readouterr().err == ""
