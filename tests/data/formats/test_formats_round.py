@@ -52,29 +52,14 @@ def test_the_same_samples_and_pictures_in_every_form(form, folder):
     assert found.samples.placeless == (0 if name in (*BYTES, "InternVL") else 3)
 
 
-def alone(path):
-    """Read a pool with `json` or `datasets`, and no code of the package."""
-    if path.is_dir():
-        return datasets.load_from_disk(str(path)).data.to_pylist()
-    if path.suffix == ".parquet":
-        return datasets.Dataset.from_parquet(str(path)).data.to_pylist()
-    text = path.read_text()
-    if path.suffix in (".yaml", ".json") and not text.startswith("["):
-        parts = yaml.safe_load(text)
-        parts = parts["datasets"] if "datasets" in parts else parts.values()
-        files = [part.get("json_path") or part["annotation"] for part in parts]
-        return [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
-    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
-
-
 def test_a_choice_is_read_back_by_others_and_by_itself(form, tmp_path):
     name, path = form
     records = [dict(record) for record in read_records(path)]
     out = tmp_path / ("chosen.parquet" if name == "parquet shards" else f"chosen{path.suffix}")
     write_part(out, path, [0, 2, 3])
-    assert alone(out) == [records[0], records[2], records[3]]
+    assert pools.alone(out) == [records[0], records[2], records[3]]
     again, first = read_samples(out), read_samples(path)
-    assert again.problems == [] and list(again.records) == alone(out)
+    assert again.problems == [] and list(again.records) == pools.alone(out)
     assert [sample.turns for sample in again.samples] == [first.samples[uid].turns for uid in (0, 2, 3)]
     pairs = zip(again.samples, (first.samples[uid] for uid in (0, 2, 3)), strict=True)
     for one, other in [pair for a, b in pairs for pair in zip(a.images, b.images, strict=True)]:
