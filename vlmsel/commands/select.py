@@ -116,4 +116,6 @@ def _tell(
     if warmed_up:
         share = 100 * len(warmed_up) / len(facts)
         lines.append(f"in the warm-up: {100 * known / len(uids):.1f} % of the choice (pool {share:.1f} %)")
+    if about["written"] != "pool":
+        lines.append(f"next: vlmsel tune --data {about['pool']} --only {out}")
     print("\n".join([f"{out}: {len(uids)} of {len(facts)} samples by {picked.how}", *lines, *warnings]))
