@@ -134,6 +134,21 @@ def write_llava_next(folder: Path) -> Path:
     return folder / "mix.yaml"
 
 
+def alone(path: Path) -> list[Any]:
+    """Read a pool with `json` or `datasets`, and no code of the package."""
+    if path.is_dir():
+        return datasets.load_from_disk(str(path)).data.to_pylist()
+    if path.suffix == ".parquet":
+        return datasets.Dataset.from_parquet(str(path)).data.to_pylist()
+    text = path.read_text()
+    if path.suffix in (".yaml", ".json") and not text.startswith("["):
+        parts = yaml.safe_load(text)
+        parts = parts["datasets"] if "datasets" in parts else parts.values()
+        files = [part.get("json_path") or part["annotation"] for part in parts]
+        return [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
+    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+
+
 FORMS: dict[str, Callable[[Path], Path]] = {
     "LLaVA JSON": lambda folder: write_json(folder / "llava.json", llava()),
     "LLaVA lines": lambda folder: write_lines(folder / "llava.jsonl", llava()),

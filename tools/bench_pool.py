@@ -37,6 +37,7 @@ def write(path: Path, count: int) -> None:
     if path.suffix == ".parquet":
         import datasets
 
+        datasets.disable_progress_bars()
         datasets.Dataset.from_generator(lambda: map(record, range(count)), cache_dir=str(path.parent)).to_parquet(path)
         return
     mark, between, end = ("[", ",", "]") if path.suffix == ".json" else ("", "\n", "\n")

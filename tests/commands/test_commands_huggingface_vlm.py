@@ -9,6 +9,7 @@ import numpy as np
 import peft
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_huggingface import save_language
 from tiny_vlms import save_vlm
 from transformers import AutoModelForImageTextToText
@@ -20,6 +21,7 @@ from vlmsel.models.lora import quiet_peft
 from vlmsel.scoring.table import read_table
 
 RECIPE = Path(__file__).parents[2] / "recipes/hf_vlm"
+TEXT = ("--model", "tiny-text", "--scorers", "[TracIn]", "--device", "cpu")
 SMALL = ("--settings.max_steps", "2", "--settings.precision", "float32", "--lora.r", "2", "--device", "cpu")
 
 
@@ -94,6 +96,18 @@ def test_a_hub_name_without_network_is_refused_within_seconds(tmp_path, capsys, 
     line = refused("tune", "--model", "owner/nothing", "--data", "d.json", "--out", "run", capsys=capsys)
     assert time.monotonic() - start < 5
     assert "owner/nothing: no such folder, and no model of this name can be loaded from the hub (the hub does" in line
+    line = refused("score", *TEXT, "--pool", "owner/nothing", "--targets.a", "b.json", "--out", "run", capsys=capsys)
+    assert line.startswith("error: owner/nothing: no such file, nor a data set that the hub gives (the hub does not")
+
+
+def test_adapters_of_a_model_on_the_hub_are_refused_within_seconds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vlmsel.models.hub.hub_answers", lambda: False)
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/nothing", "r": 2}))
+    start = time.monotonic()
+    line = refused("tune", "--model", tmp_path, "--data", "d.json", "--out", tmp_path / "run", capsys=capsys)
+    assert time.monotonic() - start < 5
+    assert "adapter_config.json: base_model_name_or_path: owner/nothing: no such folder, and no model of this" in line
 
 
 @pytest.mark.parametrize("kind", ["vlm", "text"])

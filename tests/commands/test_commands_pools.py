@@ -3,10 +3,12 @@
 import json
 
 import datasets
+import pool_forms
 import pytest
 from score_words import table, words
 
 from vlmsel import cli, runs
+from vlmsel.data.formats import read_records
 
 ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -63,3 +65,46 @@ def test_the_same_pool_has_the_same_scores_in_every_form(world, aligned, pools, 
     rows = datasets.Dataset.from_parquet(str(tmp_path / "chosen.parquet"))
     whole = datasets.load_from_disk(str(pools["saved"]))
     assert list(rows) == [whole[uid] for uid in sorted(uids)]
+
+
+QUICK = ("FineVision lines", "InternVL", "LLaVA-NeXT")  # whose records and pictures lie otherwise than those above
+
+
+@pytest.fixture(scope="module")
+def scored(world, aligned, tmp_path_factory):
+    """Score the small pool in a form; give its path, its records and the columns of the table."""
+
+    def score(name):
+        folder = tmp_path_factory.mktemp("form")
+        pool_forms.write_images(folder / "images")
+        pool = pool_forms.FORMS[name](folder)
+        images = {
+            "images": folder / "images",
+            "target_images": f"{world}/images",
+            "targets.gqa": f"{world}/targets/gqa.json",
+        }
+        how = {"scorers": "[TracIn]", "blocks": "projector", "device": "cpu", "each_target": "false", "check": "none"}
+        assert cli.main(words("score", {"model": aligned, "pool": pool, **images, **how, "out": folder / "run"})) == 0
+        return pool, [dict(record) for record in read_records(pool)], table(folder / "run", pool)
+
+    return score
+
+
+@pytest.fixture(scope="module")
+def first(scored):
+    return scored("LLaVA JSON")[2]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in pool_forms.FORMS]
+)
+def test_read_scored_selected_written_and_read_again(name, scored, first, tmp_path):
+    pool, records, found = scored(name)
+    for column in ("uid", "source", "tokens", "loss", "TracIn/gqa"):
+        assert found[column] == first[column], column
+    out = tmp_path / ("chosen.parquet" if name == "parquet shards" else f"chosen{pool.suffix}")
+    given = {"scores": pool.parent / "run", "pool": pool, "scorer": "TracIn", "rule": "top", "count": 2, "out": out}
+    assert cli.main(words("select", given)) == 0
+    best = sorted(sorted(range(4), key=found["TracIn/gqa"].__getitem__)[:2])
+    assert pool_forms.alone(out) == [records[uid] for uid in best]
+    assert [dict(record) for record in read_records(out)] == [records[uid] for uid in best]

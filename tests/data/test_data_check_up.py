@@ -4,7 +4,9 @@ import json
 import random
 from collections import Counter
 
+import datasets
 import numpy as np
+import pool_forms
 import pytest
 from PIL import Image, ImageDraw
 
@@ -156,3 +158,30 @@ def test_a_file_without_questions_is_refused(tmp_path):
 
 def test_plain_text_keeps_words_alone():
     assert plain_text("<image>\nIs  it, Red?") == "is it red"
+
+
+def test_pictures_in_the_pool_are_looked_at_without_an_image_folder(tmp_path, capfd):
+    rows = pool_forms.rows(pool_forms.with_bytes)
+    rows[2]["images"][1]["bytes"] = b"no picture"
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "pool.parquet"))
+    capfd.readouterr()
+    words = ["inspect", str(tmp_path / "pool.parquet"), "--json", str(tmp_path / "found.json")]
+    assert cli.main([*words, "--write_clean", str(tmp_path / "clean.parquet")]) == 0
+    shown = capfd.readouterr()
+    assert "not looked at" not in shown.out and "Creating parquet" not in shown.err
+    faults = runs.read_json(tmp_path / "found.json")["faults"]
+    assert faults["broken picture"].keys() == {"2"} and "pool.parquet#2.1" in faults["broken picture"]["2"]
+    assert faults["same picture twice"].keys() == {"3"}
+    assert len(datasets.Dataset.from_parquet(str(tmp_path / "clean.parquet"))) == 3
+
+
+def test_pictures_that_need_a_folder_are_counted_where_none_is_given(tmp_path, capsys):
+    pool = pool_forms.write_json(tmp_path / "pool.json", pool_forms.llava())
+    assert cli.main(["inspect", str(pool)]) == 0
+    assert "pictures that were not looked at: 4 (--images DIR)" in capsys.readouterr().out
+    pool_forms.write_images(tmp_path / "images")
+    assert cli.main(["inspect", str(pool_forms.write_internvl(tmp_path)), "--json", str(tmp_path / "found.json")]) == 0
+    assert "not looked at" not in capsys.readouterr().out
+    (tmp_path / "images/b/blue.png").write_bytes(b"no picture")
+    assert cli.main(["inspect", str(tmp_path / "meta.json"), "--json", str(tmp_path / "found.json")]) == 0
+    assert runs.read_json(tmp_path / "found.json")["faults"]["broken picture"].keys() == {"2"}

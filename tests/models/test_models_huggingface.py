@@ -77,7 +77,7 @@ def test_all_weights_are_loaded_as_they_were_saved(home):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "nonsense"}, "config.json: cannot evaluate a model of type 'nonsense' (LlavaFor"),
+        ({"model_type": "nonsense"}, "config.json: cannot take a model of type 'nonsense' (LlavaFor"),
         ({"model_type": None, "architectures": None}, "a model of type None (no architecture); give an image-text"),
         (
             {"architectures": ["LlavaLlamaForCausalLM"]},

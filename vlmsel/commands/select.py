@@ -116,7 +116,8 @@ def _tell(
     if warmed_up:
         share = 100 * len(warmed_up) / len(facts)
         lines.append(f"in the warm-up: {100 * known / len(uids):.1f} % of the choice (pool {share:.1f} %)")
+    data = out if about["written"] == "pool" else f"{about['pool']} --only {out}"
     progress.ended(
         f"{out}: {len(uids)} of {len(facts)} samples by {picked.how}", *lines, *warnings,
-        then=f"vlmsel tune --model MODEL --data {out} --out RUN",
+        then=f"vlmsel tune --model MODEL --data {data} --out RUN",
     )  # fmt: skip

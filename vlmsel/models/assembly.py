@@ -10,6 +10,7 @@ from torch import nn
 
 from vlmsel.models import checkpoint
 from vlmsel.models.config import VLMConfig, resolve
+from vlmsel.models.hub import local
 from vlmsel.models.language import load_language, load_tokenizer
 from vlmsel.models.lora import attach_lora
 from vlmsel.models.presets import PRESETS, SAVED
@@ -30,7 +31,8 @@ def build(
         FileNotFoundError, ValueError: a backbone cannot be found or used; the message names it.
     """
     vision = None if config.vision is None else load_vision(config, dtype)
-    language, tokenizer = load_language(config.language, dtype), load_tokenizer(config.language)
+    source = local(config.language)
+    language, tokenizer = load_language(source, dtype), load_tokenizer(source)
     return assemble(config, vision, language, tokenizer, seed).to(device)
 
 
@@ -61,8 +63,8 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, device: str | t
     model = assemble(
         config,
         None if config.vision is None else load_vision(config, dtype),
-        load_language(str(language) if config.language_trained else config.language, dtype),
-        load_tokenizer(str(tokenizer) if tokenizer.is_dir() else config.language),
+        load_language(str(language) if config.language_trained else local(config.language), dtype),
+        load_tokenizer(str(tokenizer) if tokenizer.is_dir() else local(config.language)),
     )
     checkpoint.check_backbones(model, recorded)
     checkpoint.load_parts(model, folder, config)

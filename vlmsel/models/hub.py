@@ -25,6 +25,15 @@ def could_be_on_hub(source: str) -> bool:
     return HUB_NAME.fullmatch(source) is not None and not Path(source).exists()
 
 
+def local(source: str) -> str:
+    """Return a source that could be on the hub as the folder that it was fetched into, any other as it is.
+
+    Raises:
+        FileNotFoundError: as for `fetched`.
+    """
+    return fetched(source) if could_be_on_hub(source) else source
+
+
 def fetched(source: str) -> str:
     """Return the folder of a hub's model, fetched where it is not there yet.
 

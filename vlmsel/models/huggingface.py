@@ -46,7 +46,7 @@ def kind_of(folder: str | Path) -> Kind | None:
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
     raise ValueError(
-        f"{folder}/config.json: cannot evaluate a model of type {kind!r} ({', '.join(names) or 'no architecture'}); "
+        f"{folder}/config.json: cannot take a model of type {kind!r} ({', '.join(names) or 'no architecture'}); "
         + (
             "convert LLaVA's own checkpoints first (vlmsel convert)"
             if str(kind).startswith("llava")

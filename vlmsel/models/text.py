@@ -22,7 +22,7 @@ from vlmsel.models.adapter_settings import foreign_setting, spec_of
 from vlmsel.models.assembly import build
 from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.damage import check_folder, loading, read_object, read_weights
-from vlmsel.models.hub import could_be_on_hub, fetched
+from vlmsel.models.hub import could_be_on_hub, fetched, local
 from vlmsel.models.huggingface import TOKENIZERS, has_any, kind_of, require_text_model, require_weights
 from vlmsel.models.huggingface_vlm import PROCESSORS, open_image_text, read_as_saved
 from vlmsel.models.image_text import ImageText
@@ -101,9 +101,13 @@ def open_adapter(source: str, dtype: torch.dtype = torch.float32, template: str 
         )
     require_weights(source)
     check_folder(folder)
-    if Path(resolve(base)).is_dir() and kind_of(resolve(base)) == "image-text":
-        return _adapted_image_text(folder, content, resolve(base), dtype, template)
-    home = source if has_any(source, TOKENIZERS) else resolve(base)
+    try:
+        there = local(resolve(base))
+    except FileNotFoundError as problem:
+        raise FileNotFoundError(f"{folder / ADAPTER}: base_model_name_or_path: {problem}") from None
+    if kind_of(there) == "image-text":
+        return _adapted_image_text(folder, content, there, dtype, template)
+    home = source if has_any(source, TOKENIZERS) else there
     config = VLMConfig(vision=None, language=base, template=template or own_template(home))
     plain = build(config, dtype)
     adapted, beside = _put_in(plain.language_model, folder)

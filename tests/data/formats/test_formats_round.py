@@ -52,29 +52,14 @@ def test_the_same_samples_and_pictures_in_every_form(form, folder):
     assert found.samples.placeless == (0 if name in (*BYTES, "InternVL") else 3)
 
 
-def alone(path):
-    """Read a pool with `json` or `datasets`, and no code of the package."""
-    if path.is_dir():
-        return datasets.load_from_disk(str(path)).data.to_pylist()
-    if path.suffix == ".parquet":
-        return datasets.Dataset.from_parquet(str(path)).data.to_pylist()
-    text = path.read_text()
-    if path.suffix in (".yaml", ".json") and not text.startswith("["):
-        parts = yaml.safe_load(text)
-        parts = parts["datasets"] if "datasets" in parts else parts.values()
-        files = [part.get("json_path") or part["annotation"] for part in parts]
-        return [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
-    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
-
-
 def test_a_choice_is_read_back_by_others_and_by_itself(form, tmp_path):
     name, path = form
     records = [dict(record) for record in read_records(path)]
     out = tmp_path / ("chosen.parquet" if name == "parquet shards" else f"chosen{path.suffix}")
     write_part(out, path, [0, 2, 3])
-    assert alone(out) == [records[0], records[2], records[3]]
+    assert pools.alone(out) == [records[0], records[2], records[3]]
     again, first = read_samples(out), read_samples(path)
-    assert again.problems == [] and list(again.records) == alone(out)
+    assert again.problems == [] and list(again.records) == pools.alone(out)
     assert [sample.turns for sample in again.samples] == [first.samples[uid].turns for uid in (0, 2, 3)]
     pairs = zip(again.samples, (first.samples[uid] for uid in (0, 2, 3)), strict=True)
     for one, other in [pair for a, b in pairs for pair in zip(a.images, b.images, strict=True)]:
@@ -221,10 +206,40 @@ def test_a_name_on_the_hub_that_cannot_be_had_is_told_soon(monkeypatch):
 
     monkeypatch.setattr("vlmsel.data.hub.socket.create_connection", nobody)
     assert form_of("nobody/nothing").name == "a data set of the hub"
-    with pytest.raises(FileNotFoundError, match=r"nobody/nothing: no such file, nor a data set that the hub gives"):
+    with pytest.raises(FileNotFoundError, match=r"nobody/nothing: no such file, nor .*the hub does not answer.*; mend"):
         read_samples("nobody/nothing")
 
 
 def test_pictures_of_the_test_are_what_they_say(tmp_path):
     folder = pools.write_images(tmp_path)
     assert Image.open(folder / "b/blue.png").getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"question,answer\nWhat?,red\n", "a.csv: a pool is JSON, .*; write the table as one of them"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00zzz", "a.jsonl.gz: a pool is JSON, .*; unpack it"),
+        ("a.jsonl", b'{"messages": "text"}\n', "list of turns under 'messages', got a string"),
+        ("folder/a.json", b"[]", "folder: a folder without parquet files .*; name a file in it"),
+        ("folder/a.yaml", b"datasets: [{json_path: none.json}]", "folder/a.yaml: none: .*none.json: no such file"),
+    ],
+)
+def test_files_that_are_no_pool_say_what_to_do(name, content, words, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path / "folder" if name == "folder/a.json" else tmp_path / name
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        found = read_samples(path)
+        raise ValueError(found.problems[0].reason)
+
+
+def test_parquet_without_rows_and_one_that_was_cut_say_so_in_one_line(tmp_path, capfd):
+    datasets.Dataset.from_dict({"conversations": []}).to_parquet(str(tmp_path / "a.parquet"))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=r"a.parquet: no usable sample: it has no rows$"):
+        read_samples(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"b.parquet: `datasets` cannot read it \(.*magic bytes not found"):
+        read_samples(tmp_path / "b.parquet")
+    assert capfd.readouterr().err == ""

@@ -130,6 +130,7 @@ def load(pool: str) -> Any:
     """Open a pool with `datasets`."""
     import datasets
 
+    there = True
     with quiet():
         try:
             if is_saved(Path(pool)):
@@ -137,13 +138,21 @@ def load(pool: str) -> Any:
             elif files := files_of(pool):
                 found = datasets.Dataset.from_parquet([str(file) for file in files])
             else:
-                with cache_alone(not hub_answers()):
+                there = hub_answers()
+                with cache_alone(not there):
                     found = datasets.load_dataset(pool, split=HUB)
         except Exception as problem:  # of many kinds: of the network, of file formats, of the hub
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
             if Path(pool).exists():
+                if "corresponds to no data" in reason:
+                    raise ValueError(f"{pool}: no usable sample: it has no rows") from None
                 raise ValueError(f"{pool}: `datasets` cannot read it ({reason})") from None
-            raise FileNotFoundError(f"{pool}: no such file, nor a data set that the hub gives ({reason})") from None
+            if not there:
+                reason = "the hub does not answer, and the data set is not in the cache"
+            raise FileNotFoundError(
+                f"{pool}: no such file, nor a data set that the hub gives ({reason}); mend the path or the name, or "
+                "fetch the data set into a folder first"
+            ) from None
     if hasattr(found, "keys"):
         raise ValueError(f"{pool}: has several splits; name the folder of one, {pool}/{next(iter(found))}")
     return found
@@ -151,13 +160,15 @@ def load(pool: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep `datasets` from showing bars of its own."""
+    """Keep `datasets` from showing bars of its own, and from saying beforehand what it is about to raise."""
     import datasets
 
-    bars = datasets.is_progress_bar_enabled()
+    bars, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()

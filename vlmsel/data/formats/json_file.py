@@ -18,6 +18,9 @@ from vlmsel.data.formats.records import parse_record
 from vlmsel.data.sample import Sample
 from vlmsel.runs import atomic_path
 
+_TABLE, _PACKED = "write the table as one of them, with turns in its records", "unpack it"
+_MENDS = {".csv": _TABLE, ".tsv": _TABLE, **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"), _PACKED)}
+
 
 class JsonFile(Form):
     """JSON and JSON lines; takes every file that no other form claims."""
@@ -31,6 +34,8 @@ class JsonFile(Form):
         return path.suffix not in (".parquet", ".yaml", ".yml") and not path.is_dir()
 
     def read(self, path: Path) -> Sequence[Any]:
+        if path.is_file() and (mend := _MENDS.get(path.suffix)):
+            raise ValueError(f"{path}: a pool is JSON, JSON lines, parquet or of `datasets`; {mend}")
         return JsonRecords(path, *index(path))
 
     def write(self, path: Path, records: Iterable[Any]) -> None:

@@ -85,6 +85,8 @@ def index(path: Path) -> tuple[array[int], array[int]]:
         FileNotFoundError: there is no such file.
         ValueError: it is empty, not UTF-8, no JSON, or one JSON value over several lines that is no list.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder without parquet files that is none of `datasets` either; name a file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:

@@ -123,13 +123,13 @@ class Mix(Form):
 
     def read(self, path: Path) -> MixRecords:
         parts = self.parts(path)
-        records = [JsonRecords(part.file, *index(part.file)) for part in parts]
-        rows = []
-        for part, own in zip(parts, records, strict=True):
+        records, rows = [], []
+        for part in parts:
             try:
-                rows.append(self.rows(part, len(own)))
-            except ValueError as problem:
-                raise ValueError(f"{path}: {part.name}: {problem}") from None
+                records.append(JsonRecords(part.file, *index(part.file)))
+                rows.append(self.rows(part, len(records[-1])))
+            except (ValueError, FileNotFoundError) as problem:
+                raise type(problem)(f"{path}: {part.name}: {problem}") from None
         return MixRecords(parts, rows, records)
 
     def parse(self, uid: int, record: Any) -> Sample:

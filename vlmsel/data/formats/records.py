@@ -84,7 +84,7 @@ def _turns(record: dict[str, Any], key: str, own: list[Any]) -> list[Turn]:
     """Read a list of turns, or of rounds; images that parts name are put into `own`."""
     given = record.get(key)
     if not isinstance(given, list) or not given:
-        raise ValueError("no conversations: expected a non-empty list of turns under 'conversations'")
+        raise ValueError(f"no conversations: expected a non-empty list of turns under {key!r}{_instead(given)}")
     if key == "texts":
         return [turn for number, one in enumerate(given) for turn in _round(number, one)]
     turns = [_turn(number, turn, own) for number, turn in enumerate(given)]
@@ -92,6 +92,10 @@ def _turns(record: dict[str, Any], key: str, own: list[Any]) -> list[Turn]:
     for turn in given:
         check_read(turn, set(_names(turn)), turns, images)
     return turns
+
+
+def _instead(given: Any) -> str:
+    return f", got {kind_of(given)}" if given else ""
 
 
 def _round(number: int, one: Any) -> list[Turn]:
