@@ -102,9 +102,8 @@ def convergence(given: argparse.Namespace) -> None:
             print(f"{where} {time.perf_counter() - begun:.1f} s", flush=True)
         if panels:
             draw_curves(panels, given.samples, given.out / f"curves_{d}.png", d)
+            write_csv(given.out / "curves.csv", curve_rows)
         write_csv(given.out / "schulz.csv", steps_rows)  # what is done is kept
-    if curve_rows:
-        write_csv(given.out / "curves.csv", curve_rows)
     (given.out / "schulz.md").write_text(markdown(summary(steps_rows)), encoding="utf-8")
 
 
