@@ -8,6 +8,8 @@ import torch
 
 from vlmsel.gradients.factors import OuterFactor
 from vlmsel.scorers import (
+    EKFAC,
+    KFAC,
     Adafactor,
     DataInf,
     Exact,
@@ -19,6 +21,7 @@ from vlmsel.scorers import (
     Solved,
     Statistic,
     TracIn,
+    TwoSided,
 )
 from vlmsel.scorers.testing import check_scorer
 
@@ -43,6 +46,9 @@ BUILT_IN = [
     HyperINF.official(),
     HyperINF.official_vlm(),
     Exact(),
+    KFAC(),
+    EKFAC(),
+    TwoSided(),
     Random(),
     Random(seed=7, name="another"),
 ]

@@ -92,7 +92,7 @@ def test_a_plug_in_loads_by_its_import_path(plugin):
     "spec, message",
     [
         ("", "no scorer is called ''"),
-        ("Hyperinf", "no scorer is called 'Hyperinf'; there are HyperINF, DataInf, LiSSA, TracIn, Adafactor, Exact, H"),
+        ("Hyperinf", "no scorer is called 'Hyperinf'; there are HyperINF, DataInf, LiSSA, TracIn, Adafactor, Exact, K"),
         ("HyperINF.publised", "HyperINF has no preset 'publised'"),
         ("HyperINF.statistic", "HyperINF has no preset 'statistic'"),
         ("DataInf.official", "DataInf has no preset 'official'"),

@@ -7,6 +7,7 @@ from vlmsel.commands.folders import open_together
 from vlmsel.commands.options import FitOptions, PlaceOptions
 from vlmsel.models.devices import pick_device
 from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.pool_table import write_scores
 from vlmsel.scoring.rescore import StoredPool, rescore_pool
 
@@ -17,6 +18,7 @@ def rescore(
     scorers: tuple[str, ...] = ("HyperINF", "DataInf", "LiSSA", "TracIn"),
     targets: tuple[str, ...] | None = None,
     leave_out: str | None = None,
+    aggregate: Aggregate = "sum",
     fit: FitOptions = FitOptions(),
     place: PlaceOptions = PlaceOptions(),
     config: str = "",
@@ -29,6 +31,7 @@ def rescore(
         scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
         targets: which of the store's targets; all when left out.
         leave_out: a JSON list of uids that are neither fitted on nor scored.
+        aggregate: how blocks' scores add up: sum, scaled (each block by its own scale), rank (mean rank) or vote.
         fit: which samples curvature is fitted on.
         place: where it runs.
         config: the resolved configuration as text.
@@ -40,7 +43,7 @@ def rescore(
     wanted = pool.targets(targets)
     folder = open_together(out, config)
     runs.same_inputs(folder, pool.inputs())
-    scored = rescore_pool(pool, loaded, wanted, fit.part(), folder, place.curvature_on)
+    scored = rescore_pool(pool, loaded, wanted, fit.part(), folder, place.curvature_on, aggregate)
     runs.report_left_out(folder / "skipped.json", scored.left_out, len(pool.records), store)
     kept = pool.store.about
     about = {name: kept[name] for name in ("pool", "pool_sha256")} | {"config": config}

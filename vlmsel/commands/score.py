@@ -14,6 +14,7 @@ from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.affinity import NAME as AFFINITIES
+from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.checkpoints import Checkpoints
 from vlmsel.scoring.first_batch import check_first_batch, tell_left_out
 from vlmsel.scoring.passes import Passes
@@ -37,6 +38,7 @@ def score(
     targets: dict[str, str] | None = None,
     scorers: tuple[str, ...] = ("HyperINF", "DataInf", "LiSSA", "TracIn"),
     blocks: str | None = None,
+    aggregate: Aggregate = "sum",
     shard: str | None = None,
     dtype: str = "float32",
     reading: options.ReadingOptions = options.ReadingOptions(),
@@ -60,6 +62,7 @@ def score(
         scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
         blocks: whose gradients count: projector+lora, lora, projector, last-block, or a regular expression on names;
             when left out projector+lora, and for text models lora, or last-block where there are no adapters.
+        aggregate: how blocks' scores add up: sum, scaled (each block by its own scale), rank (mean rank) or vote.
         shard: i/n scores the i-th of n parts of the pool, as independent jobs on one folder do; the job that finds all
             parts done writes the table. Processes started together by torchrun need no shards.
         dtype: float32 or bfloat16, that of the backbones; gradients are summed up in float32 or better. 4bit or 8bit
@@ -110,7 +113,7 @@ def score(
         origin = {name: goal.inputs(name) for name, goal in goals.items()}
         records = records_of(found.samples, found.problems, found.total)
         write_store(keeping.spec(), passes.pool, passes.targets, records, share, about | {"model_dtype": dtype}, origin)
-    scored = passes.score(loaded, folder, share, place.curvature_on, checkpoints)
+    scored = passes.score(loaded, folder, share, place.curvature_on, checkpoints, aggregate)
     if not processes.is_main():
         return
     if scored is None:

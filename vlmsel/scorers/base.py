@@ -34,28 +34,40 @@ class Scorer(ABC):
 
 class Metric(NamedTuple):
     """A scorer's own squared norm on a block, ⟨P g, g⟩ = ‖A g Bᵀ‖²: A [rows, rows] and B [cols, cols], None for an
-    identity, a vector for a diagonal, and a factor."""
+    identity, a vector for a diagonal, and a factor; with weights, Σ_ij (A g Bᵀ)²_ij weights_ij, which are not negative.
+    """
 
     rows: Tensor | None = None
     cols: Tensor | None = None
     scale: float = 1.0
+    weights: Tensor | None = None
 
     def squares(self, factor: Factor) -> Float[Tensor, " n"]:
         """Return ⟨P g, g⟩ of every sample, never negative."""
-        if self.rows is None and self.cols is None:
+        if self.plain_sides:
             return factor.sq_norm() * self.scale
-        matrices = Matrices(self.rows, self.cols).to(factor.values)
-        return projected(factor.compact(), matrices).sq_norm() * self.scale
+        turned = projected(factor.compact(), Matrices(self.rows, self.cols).to(factor.values))
+        if self.weights is None:
+            return turned.sq_norm() * self.scale
+        weights = self.weights.to(factor.values).flatten()
+        sums = [piece.flatten(1).square() @ weights for piece in turned.pieces()]
+        return torch.cat(sums) * self.scale if sums else factor.sq_norm()
+
+    @property
+    def plain_sides(self) -> bool:
+        """Whether it is the plain norm but for a factor."""
+        return self.rows is None and self.cols is None and self.weights is None
 
     @property
     def plain(self) -> bool:
         """Whether it is the plain norm."""
-        return self.rows is None and self.cols is None and self.scale == 1
+        return self.plain_sides and self.scale == 1
 
     def to(self, device: torch.device | str) -> Metric:
         """Return it with its matrices on a device."""
-        rows, cols = (None if side is None else side.to(device) for side in (self.rows, self.cols))
-        return Metric(rows, cols, self.scale)
+        sides = (self.rows, self.cols, self.weights)
+        rows, cols, weights = (None if side is None else side.to(device) for side in sides)
+        return Metric(rows, cols, self.scale, weights)
 
 
 class Solved(NamedTuple):
@@ -71,6 +83,11 @@ class GradientScorer(Scorer):
     @property
     def needs_mean_square(self) -> bool:
         """Whether the block's mean squared gradient entry must be known before the first update."""
+        return False
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether the eigenbasis of the block's token moments must be known before the first update."""
         return False
 
     @property

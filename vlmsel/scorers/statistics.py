@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -42,10 +42,12 @@ class BlockTargets:
     Attributes:
         targets: v, the mean gradient of each target, float32 or float64; on the device `meta` for planning.
         mean_square: mean over samples and entries of g², where a scorer asked for it.
+        basis: the eigenbasis of its token moments (kronecker.Basis), where a scorer asked for it.
     """
 
     targets: Float[Tensor, "targets rows cols"]
     mean_square: float | None = None
+    basis: Any = None
 
     @property
     def rows(self) -> int:
@@ -84,6 +86,7 @@ class Statistic(ABC):
     Class attributes:
         noun: what several of them are called, for messages.
         ordered: it depends on the order and size of the batches: every process must see all of them.
+        tokens: it looks at the tokens that a gradient is summed over, which a formed gradient has lost.
         movable: its tensors are made by `zeros`, so that they may lie in other memory than the targets.
 
     Attributes:
@@ -95,6 +98,7 @@ class Statistic(ABC):
 
     noun: ClassVar[str] = "statistics"
     ordered: ClassVar[bool] = False
+    tokens: ClassVar[bool] = False
     movable: ClassVar[bool] = False
 
     def __init__(self, block: BlockTargets) -> None:

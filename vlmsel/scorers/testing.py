@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import OuterFactor
 from vlmsel.scorers.base import FeatureScorer, GradientScorer, Samples, SampleScorer, Scorer, Solved
+from vlmsel.scorers.kronecker import Basis, TokenMoments
 from vlmsel.scorers.statistics import BlockTargets, Statistic
 
 SHAPES = ((6, 3), (3, 7), (1, 5))  # tall, wide, one row
@@ -137,7 +138,21 @@ class _Trial:
         """Start the statistic; it is told the mean square of the factor's gradients only where it needs that."""
         targets, factor = self.targets if targets is None else targets, factor or self.factor
         square = _mean_square(factor) if self.scorer.needs_mean_square else None
-        return self.scorer.statistic(BlockTargets(targets, square))
+        return self.scorer.statistic(BlockTargets(targets, square, self.basis(factor)))
+
+    def basis(self, factor: Factor) -> Basis | None:
+        """Return the eigenbasis of a factor's tokens, or of the trial's where it has none, if the scorer needs one."""
+        if not self.scorer.needs_basis:
+            return None
+        moments = TokenMoments(BlockTargets(self.targets.to(factor.values)))
+        moments.update(factor if isinstance(factor, OuterFactor) else self.factor)
+        return moments.basis()
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the statistic looks at tokens."""
+        statistic = self.start()
+        return statistic is not None and statistic.tokens
 
     def finish(self, statistic: Statistic | None, targets: Tensor | None = None) -> Solved:
         """Solve; what is not a `Solved` is no solution."""
@@ -174,7 +189,8 @@ def _check_inputs_kept(trial: _Trial) -> None:
     before = [tensor.clone() for tensor in owned]
     dense, formed = Factor.from_dense(trial.factor.dense()), trial.factor.dense()
     trial.solve()
-    trial.solve(factor=dense)
+    if not trial.tokens:
+        trial.solve(factor=dense)
     same = all(torch.equal(a, b) for a, b in zip(owned, before, strict=True)) and torch.equal(dense.dense(), formed)
     _expect(same, "expected targets and gradients to be left as they are; other scorers read them too")
     statistic = _gather(trial.start(), [trial.factor])
@@ -190,7 +206,9 @@ def _check_mean_square(trial: _Trial) -> None:
     """Expected the mean square to be used only where `needs_mean_square` is true."""
     if trial.scorer.needs_mean_square:
         return
-    wrong = trial.scorer.statistic(BlockTargets(trial.targets, 1e3))  # a wrong number, which must not matter
+    wrong = trial.scorer.statistic(
+        BlockTargets(trial.targets, 1e3, trial.basis(trial.factor))
+    )  # a wrong number, which must not matter
     found = trial.finish(_gather(wrong, [trial.factor])).h
     _expect_near(found, trial.solve(), "expected `mean_square` to change nothing, for `needs_mean_square` is false")
 
@@ -229,6 +247,8 @@ def _check_batches(trial: _Trial) -> None:
     sentence = "expected the same h from one batch as from several, an empty one among them; or set `ordered`"
     _expect_near(cut, whole, sentence)
     _expect_near(turned, whole, "expected the same h in any order of the batches; or set `ordered`")
+    if first.tokens:
+        return
     formed = trial.solve(factor=Factor.from_dense(trial.factor.dense()))
     _expect_near(formed, whole, "expected the same h from formed gradients as from factors of tokens")
 
@@ -327,9 +347,10 @@ def _check_zero_gradients(trial: _Trial) -> None:
 
 def _check_zero_sample(trial: _Trial) -> None:
     """Expected a sample without a gradient on the block to score zero and to leave the others finite."""
-    gradients = trial.factor.dense().clone()
-    gradients[3] = 0
-    factor = Factor.from_dense(gradients)
+    left = trial.factor.left.clone()
+    left[3] = 0
+    factor: Factor = OuterFactor(left, trial.factor.right)
+    factor = factor if trial.tokens else Factor.from_dense(factor.dense())
     scores = factor.inner(trial.solve(factor=factor))
     _expect(
         bool(torch.isfinite(scores).all()) and not bool(scores[:, 3].any()),

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlmsel.gradients import Factor
 from vlmsel.scorers import GradientScorer, Samples, Scorer
 from vlmsel.scorers.base import SampleScorer
+from vlmsel.scoring.aggregate import Aggregate, aggregate, check_aggregate
 from vlmsel.scoring.curvature import FitSources, Targets, precondition
 from vlmsel.scoring.no_gradient import check_scores
 from vlmsel.scoring.score_pass import ScoreReducer
@@ -21,6 +22,7 @@ def score_gradients(
     gradients: Mapping[str, Float[Tensor, "n _rows _cols"]],
     targets: Mapping[str, Float[Tensor, "targets _rows _cols"]],
     scorer: Scorer,
+    how: Aggregate = "sum",
 ) -> Float[Tensor, "targets n"]:
     """Return the influence I = -Σ_l ⟨P_l v_t, g_i⟩ of every sample on every target; lowest = most helpful.
 
@@ -31,6 +33,7 @@ def score_gradients(
         gradients: per block, the samples' gradients.
         targets: per block, the targets' mean gradients.
         scorer: whose preconditioner P is used.
+        how: how the scores of blocks are put together: sum, scaled, rank or vote (see `scoring/aggregate.py`).
 
     Raises:
         ValueError: the blocks or shapes do not fit each other, a number is not finite, or all scores of a target are 0.
@@ -52,10 +55,12 @@ def score_gradients(
         return next(iter(source.factors.values())).values.new_zeros(len(names), 0)
     v = {name: own.to(wide[name]) for name, own in targets.items()}
     h = precondition(Targets(names, lambda: v), FitSources(source, source), [scorer])
-    with source.passing(ScoreReducer(h.stacks, h.normalised)) as read:
+    check_aggregate(how)
+    kept = [] if how == "sum" else range(len(names))
+    with source.passing(ScoreReducer(h.stacks, h.normalised, by_block=kept)) as read:
         ((found,),) = read([0])
     check_scores(h.names, found.scores, h.stacks)
-    return found.scores
+    return found.scores if how == "sum" else aggregate(found.by_block, how)
 
 
 def _numbered(count: int) -> Samples:

@@ -25,6 +25,7 @@ from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import wide
 from vlmsel.scorers import BlockTargets, GradientScorer, Statistic
 from vlmsel.scorers.base import Metric
+from vlmsel.scorers.kronecker import Basis, TokenMoments
 from vlmsel.scorers.normalise import divide_columns_
 from vlmsel.scorers.statistics import SquareSum
 from vlmsel.scoring.batches import dealt, progress_bar
@@ -79,7 +80,7 @@ class Preconditioned:
         }
         for scorer, one in self.metrics.items():
             for block, own in one.items():
-                sides = {"rows": own.rows, "cols": own.cols}
+                sides = {"rows": own.rows, "cols": own.cols, "weights": own.weights}
                 tensors |= {f"{side}/{scorer}/{block}": x for side, x in sides.items() if x is not None}
         texts = {key: json.dumps(value) for key, value in about.items()}
         with runs.atomic_path(path) as part:
@@ -96,7 +97,10 @@ class Preconditioned:
         metrics = {
             scorer: {
                 block: Metric(
-                    tensors.pop(f"rows/{scorer}/{block}", None), tensors.pop(f"cols/{scorer}/{block}", None), scale
+                    tensors.pop(f"rows/{scorer}/{block}", None),
+                    tensors.pop(f"cols/{scorer}/{block}", None),
+                    scale,
+                    tensors.pop(f"weights/{scorer}/{block}", None),
                 )
                 for block, scale in one.items()
             }
@@ -174,7 +178,8 @@ def precondition(
         v = {name: torch.cat([own, more[name].to(own)]) for name, own in v.items()}
         names += tuple(f"{VIRTUAL}{number}" for number in range(len(virtual.weights)))
     squares, left_out = _mean_squares(fit.damping, scorers)
-    blocks = {name: BlockTargets(wide(own), squares.get(name)) for name, own in v.items()}
+    bases = _bases(source, scorers, v)
+    blocks = {name: BlockTargets(wide(own), squares.get(name), bases.get(name)) for name, own in v.items()}
     gathered = start_statistics(scorers, blocks)
     if folder is not None:
         _place(source, scorers, gathered, len(names), virtual is not None, folder, place)
@@ -228,6 +233,26 @@ def _mean_squares(source: GradientSource, scorers: Sequence[GradientScorer]) -> 
     return means, left_out
 
 
+def _bases(source: GradientSource, scorers: Sequence[GradientScorer], v: Mapping[str, Tensor]) -> dict[str, Basis]:
+    """Return, per block, the eigenbasis of its token moments over the fit samples, from a pass of its own.
+
+    Nothing where no scorer needs it."""
+    if not any(scorer.needs_basis for scorer in scorers):
+        return {}
+    found: dict[Key, TokenMoments] = {}
+    for name, own in v.items():
+        found[name, "moments"] = TokenMoments(BlockTargets(wide(own[:0])))
+    _gather("eigenbases", source, dealt(len(source.sizes)), found, Progress(None, "eigenbases"))
+    bases = {}
+    for (name, _), one in found.items():
+        for tensor in one.tensors().values():
+            processes.add_up(tensor)
+        bases[name] = one.basis()
+        for side in bases[name]:
+            processes.share(side, 0)  # eigenvectors found elsewhere may differ in their signs
+    return bases
+
+
 def _place(
     source: GradientSource, scorers: Sequence[GradientScorer], gathered: Gathered, targets: int, norms: bool,
     folder: Path, prefer: Prefer,
@@ -250,14 +275,16 @@ def _gather(
     """Run a pass over these batches, or what of it is not yet done; return the samples left out."""
     done, left_out = progress.load(statistics, source.digest(numbers))
     sizes = [source.sizes[number] for number in numbers]
-    with source.gradients() as read, progress_bar(what, sizes, sum(sizes[:done])) as bar:
+    tokens = any(statistic.tokens for statistic in statistics.values())
+    with source.gradients(tokens) as read, progress_bar(what, sizes, sum(sizes[:done])) as bar:
         for seen, pieces in enumerate(read(numbers[done:]), start=done + 1):
             for found in pieces:
                 bar.update(len(found.uids))
                 kept, bad = found.clean()
                 left_out |= bad
                 for (block, _), statistic in statistics.items():
-                    take_in(statistic, kept, kept.factors[block])
+                    factor = kept.factors[block]
+                    take_in(statistic, kept, factor if statistic.tokens or not tokens else factor.compact())
                 del kept, found
             progress.note(seen, statistics, left_out)
             if all(statistic.done for statistic in statistics.values()):

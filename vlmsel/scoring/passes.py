@@ -11,6 +11,7 @@ from vlmsel.data.dataset import SampleDataset
 from vlmsel.gradients import Block
 from vlmsel.models.subject import Subject
 from vlmsel.scorers import Scorer
+from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.batches import Batching, seeded_part
 from vlmsel.scoring.checkpoints import Checkpoints, score_checkpoints
 from vlmsel.scoring.curvature import FitSources, Targets
@@ -102,15 +103,17 @@ class Passes:
         share: Share = Share(),
         place: Prefer = "auto",
         checkpoints: Checkpoints = Checkpoints(),
+        how: Aggregate = "sum",
     ) -> Scored | None:
-        """Score the pool with all scorers, and with sums over checkpoints, or what of it is not yet done in `folder`.
+        """Score the pool with all scorers, and with sums over checkpoints, or what of it is not yet done in `folder`;
+        `how` says how the scores of blocks are put together.
 
         Returns:
             The scores, or None as long as chunks of other jobs are not there.
         """
 
         def passes(own: Sequence[Scorer], out: Path, each: EachTarget | None = None) -> Scored | None:
-            return score_pool(self.pool, self.fit, replace(self.targets, each=each), own, out, share, place)
+            return score_pool(self.pool, self.fit, replace(self.targets, each=each), own, out, share, place, how)
 
         each = None if self.columns is None else EachTarget(self.plan, self.goal, self.columns)
         scored = passes(scorers, folder, each)

@@ -27,6 +27,7 @@ from vlmsel import processes, runs
 from vlmsel.scorers import Samples, Scorer
 from vlmsel.scorers.base import gradient_scorers, sample_scorers
 from vlmsel.scoring import progress
+from vlmsel.scoring.aggregate import Aggregate, aggregate
 from vlmsel.scoring.batches import progress_bar
 from vlmsel.scoring.curvature import FitSources, Preconditioned, Targets, precondition
 from vlmsel.scoring.memory_plan import Prefer
@@ -155,6 +156,7 @@ def score_pool(
     out: Path,
     share: Share = Share(),
     place: Prefer = "auto",
+    how: Aggregate = "sum",
 ) -> Scored | None:
     """Run both passes for the scorers that look at gradients, or what of them is not yet done in `out`.
 
@@ -165,6 +167,7 @@ def score_pool(
         out: the run folder.
         share: the part of the score pass that this job does.
         place: where curvature is gathered.
+        how: how the scores of blocks are put together.
 
     Returns:
         The scores, or None as long as chunks of other jobs are not there.
@@ -177,12 +180,18 @@ def score_pool(
     share = share.by(pool.windows)
     stacks = {name: stack.to(pool.device) for name, stack in h.stacks.items()}
     norms = [{name: own.to(pool.device) for name, own in one.items()} for one in h.norms]
-    _score_chunks(pool, ScoreReducer(stacks, h.normalised, norms), out, share)
+    kept = [] if how == "sum" else [column for column, (_, target) in enumerate(h.names) if not is_virtual(target)]
+    _score_chunks(pool, ScoreReducer(stacks, h.normalised, norms, kept), out, share)
     processes.wait()
     chunks = share.chunks(len(pool.sizes))
     if not all(_part(out, chunk).is_file() for chunk in chunks):
         return None
     whole = BatchScores.joined([_read_part(pool, out, chunk) for chunk in chunks])  # small: scores only
+    if kept:
+        fine = torch.isfinite(whole.by_block).all(0).all(0)
+        columns = torch.full_like(whole.by_block[0], float("nan"))
+        columns[:, fine] = aggregate(whole.by_block[..., fine], how)
+        whole.scores[kept] = columns.to(whole.scores)
     lost = h.left_out | left_out(whole.uids, whole.codes)
     scored = Scored(whole.uids, whole.losses, whole.scores, h.names, h.details, lost).masked()
     if h.virtual is not None:

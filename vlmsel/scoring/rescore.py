@@ -19,6 +19,7 @@ from vlmsel.gradients.store.format import STORE, TARGETS
 from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.scorers import Samples, Scorer
 from vlmsel.scorers.base import feature_scorers
+from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.curvature import FitSources, Targets
 from vlmsel.scoring.memory_plan import Prefer
 from vlmsel.scoring.passes import FitPart
@@ -106,6 +107,7 @@ def rescore_pool(
     part: FitPart,
     folder: Path,
     place: Prefer = "auto",
+    how: Aggregate = "sum",
 ) -> Scored:
     """Score stored samples with any scorers, or what of it is not yet done in `folder`.
 
@@ -116,6 +118,7 @@ def rescore_pool(
         part: the samples that P is made from: the same as in a pass over the pool.
         folder: the run folder.
         place: where curvature is gathered.
+        how: how the scores of blocks are put together.
 
     Returns:
         The scores; samples that are lacking come last, with their losses and no scores.
@@ -127,7 +130,7 @@ def rescore_pool(
         raise ValueError(comparing[0].refusal)
     fit, scale = part.draw([uid for uid in pool.records.usable() if uid not in pool.excluded])
     sources = FitSources(pool.source(fit), pool.source(scale))
-    scored = score_pool(StoreSource(pool.store, pool.keep), sources, targets, scorers, folder, place=place)
+    scored = score_pool(StoreSource(pool.store, pool.keep), sources, targets, scorers, folder, place=place, how=how)
     assert scored is not None  # there are no other jobs
     nobody = pool.samples(scored.uids[:0], scored.losses[:0])  # the targets' gradients are stored, not their samples
     samples = pool.samples(scored.uids, scored.losses)

@@ -46,12 +46,13 @@ class Reducer(ABC, Generic[T]):
     """What is made of a batch's gradients, as they come.
 
     `whole` says that it takes each block's gradient in one piece, once; otherwise a weight that is used several times
-    comes in parts, whose sum is the gradient, as soon as the backward has made them. Where it takes no `gradients`, a
-    model only runs forward, for the losses.
+    comes in parts, whose sum is the gradient, as soon as the backward has made them. Whole gradients come in the form
+    that is smaller unless it looks at `tokens`. Where it takes no `gradients`, a model only runs forward, for losses.
     """
 
     whole: bool = False
     gradients: bool = True
+    tokens: bool = False
 
     @abstractmethod
     def start(self, uids: Tensor) -> None:
@@ -105,9 +106,12 @@ def left_out(uids: Tensor, codes: Tensor) -> LeftOut:
 
 
 class Collect(Reducer[Gradients]):
-    """Keeps the factors."""
+    """Keeps the factors, those with tokens as they came where `tokens` are asked for."""
 
     whole = True
+
+    def __init__(self, tokens: bool = False) -> None:
+        self.tokens = tokens
 
     def start(self, uids: Tensor) -> None:
         self.factors: dict[str, Factor] = {}
@@ -148,9 +152,9 @@ class GradientSource(ABC):
         sizes = [self.sizes[number] for number in numbers]
         return hashlib.sha256(repr((self.samples(numbers).tolist(), sizes)).encode()).hexdigest()
 
-    def gradients(self) -> AbstractContextManager[Read[Gradients]]:
-        """Give what reads batches by number as factors."""
-        return self.passing(Collect())
+    def gradients(self, tokens: bool = False) -> AbstractContextManager[Read[Gradients]]:
+        """Give what reads batches by number as factors, unformed where `tokens` are looked at."""
+        return self.passing(Collect(tokens))
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Return the rows and columns of every block."""
@@ -216,7 +220,7 @@ def _hand_over(captured: Capture, reducer: Reducer[Any]) -> None:
     """Give the reducer whole gradients, and hold on to nothing."""
     if reducer.whole:
         for block, factor in captured.factors().items():
-            reducer.take(block, factor.compact())
+            reducer.take(block, factor if reducer.tokens else factor.compact())
     captured.start(None)
 
 
