@@ -12,7 +12,10 @@ from vlmsel import processes, runs
 from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.formats import pool_digest, read_samples
 from vlmsel.data.formats.pictures import Picture
+from vlmsel.data.images import GONE
 from vlmsel.models.subject import Subject
+
+MISSING = 0.05  # of a file's samples may lack a picture before it is refused
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,23 @@ def open_pool(
         reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))
     samples = SampleDataset(found.samples, subject, reading, _key(subject, reading, sha256))
     problems = {problem.uid: problem.reason for problem in found.problems} | samples.check()
+    _refuse_missing(problems, len(found.records), path, reading)
     if not samples.usable():
         first = [f"; the first, sample {uid}: {reason}" for uid, reason in problems.items()] or [": the list is empty"]
         raise ValueError(f"{path}: no usable sample{first[0]}")
     _say_cut(samples, path, subject.positions)
     return Pool(Path(path), sha256, samples, problems, len(found.records))
+
+
+def _refuse_missing(problems: Mapping[int, str], total: int, path: str | Path, reading: Reading) -> None:
+    """Refuse a file of which more than `MISSING` have a picture that is not there: the folder may be another."""
+    lost = [uid for uid, reason in problems.items() if GONE in reason]
+    if len(lost) > MISSING * total and not reading.allow_missing:
+        raise ValueError(
+            f"{path}: the pictures of {len(lost)} of {total} samples are missing in {reading.images} (the first, "
+            f"sample {lost[0]}: {problems[lost[0]]}); give the right --images, or go on without them, "
+            "--allow_missing true"
+        )
 
 
 def _key(subject: Subject, reading: Reading, sha256: str) -> Any:
