@@ -159,7 +159,7 @@ def _run(command: str, arguments: list[str]) -> int:
 
 def carry_out(command: str, call: Callable[..., None], values: dict[str, Any], dry_run: bool) -> None:
     """Run a command whose paths are there, or say what it would do."""
-    work.check(command, values)
+    work.check(command, values, dry_run)
     if dry_run:
         print("\n".join(work.describe(command, values)))
         return

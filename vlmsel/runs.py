@@ -38,7 +38,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 FREE = (  # settings that no result depends on
-    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by",
+    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by", "allow_missing",
     "settings.workers", "settings.save_every", "settings.log_to",
 )  # fmt: skip
 _LOCK = ".lock"
@@ -387,16 +387,21 @@ def unlock(path: Path) -> None:
 
 
 def _difference(path: Path, new: str) -> str:
-    """Say which settings of a configuration and another one differ; "" when none does.
+    """Say which settings of a configuration file and another configuration differ; "" when none does."""
+    try:
+        return different(path.read_text(encoding="utf-8"), new)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{path}: damaged; choose another --out or delete the folder") from None
+
+
+def different(was: str, now: str) -> str:
+    """Say which settings of two configurations differ; "" when none does.
 
     The order of settings, comments and settings that are null or `FREE` make no difference.
     """
-    try:
-        was, now = (dict(_settings(yaml.safe_load(text) or {})) for text in (path.read_text(encoding="utf-8"), new))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ValueError(f"{path}: damaged; choose another --out or delete the folder") from None
-    gone = "; ".join(f"{name}: {was[name]}" for name in was if was[name] != now.get(name))
-    come = "; ".join(f"{name}: {now[name]}" for name in now if now[name] != was.get(name))
+    old, new = (dict(_settings(yaml.safe_load(text) or {})) for text in (was, now))
+    gone = "; ".join(f"{name}: {old[name]}" for name in old if old[name] != new.get(name))
+    come = "; ".join(f"{name}: {new[name]}" for name in new if new[name] != old.get(name))
     return f"there: {gone or 'nothing'}; now: {come or 'nothing'}" if gone or come else ""
 
 

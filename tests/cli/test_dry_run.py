@@ -65,6 +65,12 @@ def test_paths_are_looked_at_before_anything_is_loaded(option, value, line, pool
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_of_an_evaluation_looks_at_its_questions(pool, tmp_path, capsys):
+    for option, line in (("--questions", "none.json: no such file"), ("--model", "none.json: no model; give a preset")):
+        assert cli.main([*words("evaluate", tmp_path, pool), option, "none.json", "--dry_run"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
 def test_a_dry_run_refuses_a_folder_that_the_command_would(pool, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.tex").write_text("")

@@ -112,6 +112,7 @@ def test_select_takes_scored_samples_only(world, aligned, folder, tmp_path, caps
     ]
     assert cli.main([str(word) for word in [*chain, "--scorer", "Random", "--count", 12]]) == 0
     assert runs.read_json(tmp_path / "chosen.json") == [records[uid] for uid in places]
+    (tmp_path / "chosen.json").unlink()
     for amount in (["--count", 13], ["--fraction", 1.0]):
         line = refused([*chain, "--scorer", "TracIn", *amount], capsys)
         assert "only 12 with a finite score can be chosen; ask for fewer" in line
@@ -275,3 +276,33 @@ def test_phases_refuse(case, command, world, aligned, folder, tmp_path, capsys):
     ]
     line = refused([command, *base, *(word.format(folder=folder) for word in more)], capsys)
     assert expected.format(folder=folder) in line
+
+
+def test_a_file_whose_pictures_are_missing_is_refused(world, aligned, folder, tmp_path, capsys):
+    records = runs.read_json(world / "pool.json")
+    for record in records[:2]:
+        record["image"] = "none.png"
+    pool = tmp_path / "missing.json"
+    pool.write_text(json.dumps(records))
+    line = refused(options(world, aligned, folder, tmp_path / "run", pool=pool), capsys)
+    assert f"{pool}: the pictures of 2 of 12 samples are missing in {folder}/images (the first, sample 0: image" in line
+    assert line.endswith("go on without them, --allow_missing true")
+    assert cli.main(options(world, aligned, folder, tmp_path / "run", pool=pool, allow_missing="true")) == 0
+    assert ": 10 of 12 samples, 2 scores each" in capsys.readouterr().out
+    assert cli.main(options(world, aligned, folder, tmp_path / "run", pool=pool, allow_missing="true")) == 0
+
+
+def test_select_replaces_its_own_choice_alone(world, tmp_path, capsys):
+    words = ["select", "--scorer", "Random", "--pool", f"{world}/pool.json", "--out", f"{tmp_path}/chosen.json"]
+    (tmp_path / "chosen.json").write_text("[]")
+    line = refused([*words, "--count", 2], capsys)
+    assert line.endswith("chosen.json: exists and is no choice of vlmsel (no manifest beside it); choose another --out")
+    (tmp_path / "chosen.json").unlink()
+    for _ in range(2):
+        assert cli.main([*words, "--count", "2"]) == 0
+    line = refused([*words, "--count", 3], capsys)
+    assert "holds another choice (there: count: 2; now: count: 3); choose another --out or delete it" in line
+    assert len(runs.read_json(tmp_path / "chosen.json")) == 2
+    assert "fraction must lie in (0, 1], got 20.0 (20 % is 0.2)" in refused(
+        [*words[:-1], f"{tmp_path}/other.json", "--fraction", 20], capsys
+    )

@@ -55,7 +55,7 @@ def test_table_has_every_kind_of_model_and_task(done):
 
 def test_every_step_is_an_ordinary_run_folder(done):
     seed = done / "seed0"
-    steps = ["choose/warmup", "choose/score", "score", "tune/HyperINF", "tune/choose", "evaluate/choose/gqa"]
+    steps = ["choose/warmup", "choose/score", "score", "tune/HyperINF", "tune/choose", "evaluate"]
     assert all((folder / "config.yaml").is_file() for folder in [done / "align", *(seed / step for step in steps)])
     config = yaml.safe_load((seed / "choose/config.yaml").read_text())  # whole, as the command line leaves it
     assert config["scorer"].startswith("HyperINF(") and config["seed"] == 0 and config["lora"] is None

@@ -68,6 +68,19 @@ def test_from_files_to_metrics(home, tmp_path, task, capsys):
     assert shown.startswith(f"{task}: ") and f"{found['headline']} {100 * majority[found['headline']]:.1f}" in shown
 
 
+@pytest.mark.parametrize("task", ["gqa", "pope"])
+def test_some_of_the_questions_are_asked_as_all_of_them_are(home, tmp_path, task, capsys):
+    assert evaluate(home, tmp_path / "all", task) == 0
+    for name in ("some", "again"):
+        assert evaluate(home, tmp_path / name, task, "--limit", "7") == 0
+    every, some = answers(tmp_path / "all"), answers(tmp_path / "some")
+    assert len(some) == 7 == result(tmp_path / "some")["questions"] and some.items() <= every.items()
+    assert (
+        answers(tmp_path / "again") == some and f"{task}: 7 of {QUESTIONS} questions, drawn" in capsys.readouterr().out
+    )
+    assert evaluate(home, tmp_path / "more", task, "--limit", "0") == 2
+
+
 def test_batches_change_no_answer(home, tmp_path):
     given = []
     for size in (1, 3, 16):

@@ -125,7 +125,8 @@ def test_random_with_the_shares_of_the_pool_or_of_another_choice(home, run, tmp_
     model = chosen(home, tmp_path / "b.json", count=21)
     for like in (tmp_path / "b.json", tmp_path / "b.json.manifest.json"):
         for seed in (0, 1):
-            same = chosen(home, tmp_path / "c.json", scores=None, scorer="Random", like=like, seed=seed)
+            out = tmp_path / f"{like.name}-{seed}.json"
+            same = chosen(home, out, scores=None, scorer="Random", like=like, seed=seed)
             assert same["sources"] == model["sources"] and same["uids"] != model["uids"]
     (tmp_path / "b.json.manifest.json").rename(tmp_path / "kept.manifest.json")
     same = chosen(home, tmp_path / "c.json", scores=None, scorer="Random", like=tmp_path / "b.json")

@@ -24,6 +24,7 @@ def align(
     group_by_modality_length: bool = False,
     max_length: int = 2048,
     exif: bool | None = None,
+    allow_missing: bool = False,
     device: str = "auto",
     dtype: str = "float32",
     config: str = "",
@@ -42,6 +43,7 @@ def align(
         group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
         max_length: longest sequence in tokens, patches included; what is longer is cut.
         exif: turn pictures as their EXIF orientation says, or leave them; the model keeps it.
+        allow_missing: go on where pictures of more than 5 % of the captions are missing.
         device: auto, cpu, cuda or cuda:<number>.
         dtype: of what is frozen, float32 or bfloat16, which halves its memory and wants `settings.precision bfloat16`;
             what learns is float32 in any case.
@@ -50,7 +52,8 @@ def align(
     require_autocast(dtype, settings)
     if processes.is_main():
         runs.open_run(out, config)
-    subject, reading = open_subject(model, device, dtype), Reading(Path(images), max_length)
+    subject = open_subject(model, device, dtype)
+    reading = Reading(Path(images), max_length, allow_missing=allow_missing)
     if subject.pictures(reading) is None:
         raise ValueError(f"{model} reads text only and has no projector to align; go on with vlmsel tune or score")
     subject.turn_pictures(exif)

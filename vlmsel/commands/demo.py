@@ -52,8 +52,7 @@ def demo(
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
     show_results(folder, title, ROWS, {"settings": asdict(settings)})
     first = folder / f"seed{first_seed}"
-    shown = (first / "choose", *sorted(path.parent for path in first.glob("evaluate/*/*/metrics.json")))
-    page = write_report(tuple(map(str, shown)), folder / "report.html", load_image, None, None, SHOWN)
+    page = write_report((f"{first}/choose", f"{first}/evaluate"), folder / "report.html", load_image, None, None, SHOWN)
     progress.ended(
         f"per seed under {first}: world/ choose/ tune/ evaluate/",
         f"page of the first seed: {page}",

@@ -6,6 +6,7 @@ import gc
 from typing import Any
 
 from vlmsel import processes, progress, runs
+from vlmsel.checks import check_at_least_one
 from vlmsel.commands.folders import open_together
 from vlmsel.evaluation import suite
 from vlmsel.evaluation.asking import Asking, PopeMode
@@ -31,6 +32,7 @@ def evaluate(
     protocol: str = "llava15",
     pope_mode: PopeMode | None = None,
     template: str | None = None,
+    limit: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 128,
     dtype: str = "float32",
@@ -60,6 +62,7 @@ def evaluate(
         pope_mode: text parses POPE's answers, logit compares the probabilities of yes and no; the protocol's own when
             left out.
         template: the conversation template for a Hugging Face model, when it is not its processor's own.
+        limit: ask so many questions of each benchmark, drawn evenly at random, for a first look.
         batch_size: questions per batch; changes nothing but the time.
         max_new_tokens: longest answer in tokens; 128 as in LLaVA's and Prismatic's evaluations.
         dtype: float32 or bfloat16, that of the backbones.
@@ -67,12 +70,13 @@ def evaluate(
         config: the resolved configuration as text.
     """
     with processes.first_speaks():
+        check_at_least_one(limit=limit)
         asking = Asking(protocol, pope_mode, batch_size, max_new_tokens)
         entries = task_entries(task, tasks, questions=questions, images=images, annotations=annotations, ocr=ocr)
         sources = suite.model_sources(model, models, predictions, several=len(entries) > 1)
         suite.check_entries(entries, asking, named=bool(tasks), needs_images=not predictions)
         folder = open_together(out, config)
-        benchmarks = suite.load_all(entries, asking, named=bool(tasks))
+        benchmarks = suite.load_all(entries, asking, bool(tasks), limit)
         if predictions:
             suite.evaluate_given(benchmarks[0], [predictions] if isinstance(predictions, str) else predictions, folder)
             progress.ended(then=f"vlmsel report {out}")

@@ -28,6 +28,7 @@ class ReadingOptions:
         template: the conversation template for a Hugging Face language model; text when left out.
         exif: turn pictures as their EXIF orientation says, or leave them; as the model was trained when left out, and
             as they are for one that was not. A model that is saved keeps it.
+        allow_missing: go on where pictures of more than 5 % of a file's samples are missing, without these samples.
     """
 
     flat: ClassVar[bool] = True
@@ -36,10 +37,12 @@ class ReadingOptions:
     loss_on: LossOn = "answers"
     template: str | None = None
     exif: bool | None = None
+    allow_missing: bool = False
 
     def reading(self) -> Reading:
         """Return how a model reads samples."""
-        return Reading(None if self.images is None else Path(self.images), self.max_length, self.loss_on)
+        images = None if self.images is None else Path(self.images)
+        return Reading(images, self.max_length, self.loss_on, allow_missing=self.allow_missing)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def select(
     path = None if scores is None else Path(scores, "scores.parquet") if Path(scores).is_dir() else Path(scores)
     if Path(out).resolve() in [Path(one).resolve() for one in (pool, path, draw.like) if one is not None]:
         raise ValueError(f"{out}: --out would replace a file that is read; choose another name")
+    _refuse_other(out, config)
     table, about = (None, {}) if path is None else read_table(path, pool)
     facts = Facts.of_pool(pool) if table is None else Facts.of_table(table)
     digest = pool_digest(pool) if table is None else about["pool_sha256"]
@@ -82,6 +83,17 @@ def select(
     write_choice(out, pool, picked.uids.tolist(), len(facts), write)
     origin = {"config": config, "pool": pool, "pool_sha256": digest, "written": write}
     _tell(out, picked, facts, origin, path, about.get("warmed_up", []))
+
+
+def _refuse_other(out: str, config: str) -> None:
+    """Refuse to replace a file that is not an earlier result of the same choice."""
+    manifest = Path(f"{out}.manifest.json")
+    if not Path(out).exists():
+        return
+    if not manifest.is_file():
+        raise ValueError(f"{out}: exists and is no choice of vlmsel (no manifest beside it); choose another --out")
+    if difference := runs.different(runs.read_json(manifest).get("config", ""), config):
+        raise ValueError(f"{out}: holds another choice ({difference}); choose another --out or delete it")
 
 
 def _top(table: dict[str, np.ndarray], columns: list[str], combine: str, budget: Any) -> Picked:

@@ -23,6 +23,7 @@ class Work:
         stages: its bars, in their order.
         files: the options that name files of samples.
         model: the options that name models.
+        own: whether the command looks at its paths itself, before it opens a model; a dry run does here.
     """
 
     steps: tuple[str, ...]
@@ -30,6 +31,7 @@ class Work:
     stages: tuple[str, ...] = ()
     files: tuple[str, ...] = ("pool", "data", "targets")
     model: tuple[str, ...] = ("model",)
+    own: bool = False
 
 
 SCORED = ("scores.parquet", "affinity.safetensors", "skipped.json")
@@ -88,8 +90,9 @@ WORK = {
         ("read the questions", "open each model", "answer in batches of {batch_size}", "compute the metrics"),
         ("predictions.jsonl", "metrics.json", "table.md (several models or tasks)"),
         ("answering",),
-        files=(),
+        files=("questions", "annotations", "ocr"),
         model=("model", "models"),
+        own=True,
     ),
     "detect": Work(
         (
@@ -105,14 +108,14 @@ WORK = {
 }
 
 
-def check(command: str, values: Mapping[str, Any]) -> None:
+def check(command: str, values: Mapping[str, Any], dry_run: bool = False) -> None:
     """Look whether what a command reads is there, before anything is loaded.
 
     Raises:
         FileNotFoundError: a file, an image folder or a model is not.
     """
     work = WORK.get(command)
-    if work is None:
+    if work is None or (work.own and not dry_run):
         return
     from vlmsel.data.images import require_folder
     from vlmsel.models.open import make_of
@@ -154,8 +157,8 @@ def _paths(given: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[tuple[s
         if isinstance(value, dict):
             label = "target {}: " if name == "targets" else ""
             yield from ((label.format(key), path) for key, path in value.items())
-        elif isinstance(value, str):
-            yield "", value
+        elif isinstance(value, str | list):
+            yield from (("", path) for path in ([value] if isinstance(value, str) else value))
 
 
 def describe(command: str, values: Mapping[str, Any]) -> list[str]:
@@ -171,7 +174,8 @@ def describe(command: str, values: Mapping[str, Any]) -> list[str]:
     lines = [f"vlmsel {command} would"]
     lines += [f"  {number}. {step.format(**values)}" for number, step in enumerate(work.steps, 1)]
     for label, path in _paths(flat(values), work.files):
-        lines.append(f"reads {label}{path}: {len(read_records(path)):,} records")
+        count = "" if work.own else f": {len(read_records(path)):,} records"
+        lines.append(f"reads {label}{path}{count}")
     goes_on = runs.could_open(out, values["config"])
     lines.append(f"writes {out}/: {', '.join(work.writes)}{' (goes on with what is there)' if goes_on else ''}")
     return [*lines, "", values["config"].rstrip()]

@@ -44,12 +44,14 @@ class Reading:
         max_length: longest sequence in tokens, pictures' places included; what is longer is cut.
         loss_on: what is supervised, answers or all text.
         features: gives the features of pictures in their place.
+        allow_missing: go on where many pictures are missing.
     """
 
     images: Path | None = None
     max_length: int = 2048
     loss_on: LossOn = "answers"
     features: FeatureReader | None = None
+    allow_missing: bool = False
 
 
 class Size(NamedTuple):

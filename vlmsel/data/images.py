@@ -41,6 +41,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 MODES = ("pad", "crop", "squash", "letterbox")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".JPG", ".JPEG", ".PNG")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM", "TIFF")  # no format whose reader runs a program
+GONE = "is missing in"  # what is said of a picture that is not there, between its name and the folder
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 MAX_SIDE = 16_384  # padding makes a square of the longer side
 MAX_RATIO = 200  # cropping enlarges the longer side by the same factor as the shorter one
@@ -72,7 +73,7 @@ def find_image(folder: str | Path, relative: str) -> Path:
         raise ValueError(problem)
     found = next((name for name in _names(relative) if os.path.isfile(os.path.join(folder, name))), None)
     if found is None:
-        raise FileNotFoundError(f"image {quoted(relative)} is missing in {folder}")
+        raise FileNotFoundError(f"image {quoted(relative)} {GONE} {folder}")
     return Path(os.path.realpath(os.path.join(folder, found)))
 
 

@@ -7,8 +7,9 @@ Each result lies in a folder of its own: `predictions.jsonl`, `metrics.json` and
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,11 @@ def check_entries(entries: Mapping[str, TaskFiles], asking: Asking, named: bool,
         raise ValueError(f"pope_mode {asking.pope_mode} is for the task pope; leave it out")
 
 
-def load_all(entries: Mapping[str, TaskFiles], asking: Asking, named: bool = True) -> list[Benchmark]:
-    """Read benchmarks and find their images; a fault is `named` after its own.
+def load_all(
+    entries: Mapping[str, TaskFiles], asking: Asking, named: bool = True, limit: int | None = None
+) -> list[Benchmark]:
+    """Read benchmarks and find their images; a fault is `named` after its own. With a `limit`, so many questions of
+    each are drawn.
 
     Raises:
         FileNotFoundError, ValueError: a file or an image is missing or not what it should be; names file and question.
@@ -87,12 +91,24 @@ def load_all(entries: Mapping[str, TaskFiles], asking: Asking, named: bool = Tru
     for name, files in entries.items():
         with within(name if named else None):
             task, images = load_task(files.task or name, files, asking.pope), Path(files.images or "")
+            task = some(task, limit, name)
             inputs = {f"the questions ({path})": runs.file_hash(path) for path in files.paths}
             if isinstance(task, VisualTask) and files.images is not None:
                 task.require_images(images)
                 inputs["the images"] = task.images_digest(images)
             found.append(Benchmark(name, files.task or name, task, images, inputs))
     return found
+
+
+def some(task: Task, limit: int | None, name: str) -> Task:
+    """Draw some of a benchmark's questions, the same ones every time; all where there are no more."""
+    total = len(task.questions)
+    if limit is None or limit >= total:
+        return task
+    drawn = sorted(random.Random(0).sample(range(total), limit))
+    if processes.is_main():
+        print(f"{name}: {limit} of {total} questions, drawn; a number of the whole benchmark needs no --limit")
+    return replace(task, questions=type(task.questions)(task.questions[i] for i in drawn))  # type: ignore[call-arg, type-var, misc]
 
 
 # With a model

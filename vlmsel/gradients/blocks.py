@@ -11,6 +11,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import torch
 import torch.nn.functional as F
@@ -255,9 +256,15 @@ def _block(model: nn.Module, name: str) -> Block:
     return Block(name, module_name, rows, cols)
 
 
+def _likeness(spec: str, name: str) -> float:
+    """Say how like a specification is to the nearest segment of a parameter's name, from 0 to 1."""
+    return max(round(SequenceMatcher(None, spec, part).ratio(), 1) for part in name.split("."))
+
+
 def _nothing_found(spec: str, names: Iterable[str]) -> str:
-    """Say that nothing matches and what there is, layers of a kind counted once."""
+    """Say that nothing matches and what there is, layers of a kind counted once, those that could be meant first."""
     shapes = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+    shapes.sort(key=lambda shape: -_likeness(spec, shape))
     shown = ", ".join(shapes[:12]) + (f", and {len(shapes) - 12} more" if len(shapes) > 12 else "")
     return (
         f"blocks {spec!r} match no parameter (use projector, lora, last-block, or a regular expression, with | for "

@@ -13,9 +13,11 @@ from vlmsel.data.dataset import Reading, SampleDataset
 from vlmsel.data.formats import pool_digest, read_samples
 from vlmsel.data.formats.choice import read_choice, refuse_choice
 from vlmsel.data.formats.pictures import Picture
+from vlmsel.data.images import GONE
 from vlmsel.models.subject import Subject
 
 FIRST = 256  # samples of a large pool of which one can be used before work begins
+MISSING = 0.05  # of a file's samples may lack a picture before it is refused
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,21 @@ def open_pool(
         reading = replace(reading, features=subject.features(reading, names, features, feature_dtype))
     samples = SampleDataset(found.samples, subject, reading, key, sha256)
     problems = {problem.uid: problem.reason for problem in found.problems} | samples.check_pictures()
+    _refuse_missing(problems, total, path, reading)
     pool = Pool(Path(path), sha256, samples, problems, total, subject.positions)
     begin = not measured and samples.large and processes.count() == 1
     return pool if begin and samples.lengths_of(samples.candidates()[:FIRST]) else pool.measured()
+
+
+def _refuse_missing(problems: Mapping[int, str], total: int, path: str | Path, reading: Reading) -> None:
+    """Refuse a file of which more than `MISSING` have a picture that is not there: the folder may be another."""
+    lost = [uid for uid, reason in problems.items() if GONE in reason]
+    if len(lost) > MISSING * total and not reading.allow_missing:
+        raise ValueError(
+            f"{path}: the pictures of {len(lost)} of {total} samples are missing in {reading.images} (the first, "
+            f"sample {lost[0]}: {problems[lost[0]]}); give the right --images, or go on without them, "
+            "--allow_missing true"
+        )
 
 
 def _key(subject: Subject, reading: Reading, sha256: str) -> Any:

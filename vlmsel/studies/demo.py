@@ -149,19 +149,29 @@ class Demo(Study[Path | None, Path | str, None]):
         return out
 
     def tune(self, seed: Seed, arm: str, data: Path | None) -> Path | str:
+        tuned, images = self._model(seed, arm), str(seed.folder / "world" / "images")
         if data is None:
-            return self.aligned
-        tuned, images = seed.folder / "tune" / arm, str(seed.folder / "world" / "images")
+            return tuned
         how = {"images": images, "settings": self._phase(seed)}
-        self.call("tune", tuned, model=self.aligned, data=str(data), **how)
+        self.call("tune", Path(tuned), model=self.aligned, data=str(data), **how)
         return tuned
 
     def ask(self, seed: Seed, arm: str, model: Path | str) -> None:
-        world = seed.folder / "world"
-        for task, files in benchmark_files(world).items():
-            images, out = str(world / "images" / "test" / task), seed.folder / "evaluate" / arm / task
-            how = {"protocol": "bare", "max_new_tokens": 16}  # answers are words
-            self.call("evaluate", out, model=str(model), task=task, images=images, **how, **files)
+        """Evaluate the models of all arms together, after the last: each is opened, and each picture hashed, once."""
+        if arm != self.settings.arms[-1]:
+            return
+        world, arms = seed.folder / "world", self.settings.arms
+        tasks = {
+            task: {"images": str(world / "images" / "test" / task), **files}
+            for task, files in benchmark_files(world).items()
+        }
+        models = {one: str(self._model(seed, one)) for one in arms}
+        how = {"protocol": "bare", "max_new_tokens": 16}  # answers are words
+        self.call("evaluate", seed.folder / "evaluate", models=models, tasks=tasks, **how)
+
+    def _model(self, seed: Seed, arm: str) -> Path | str:
+        """Return where the model of an arm lies."""
+        return self.aligned if arm == BEFORE else seed.folder / "tune" / arm
 
     def _phase(self, seed: Seed) -> PhaseSettings:
         return replace(phase_preset("tiny-tune"), epochs=self.settings.tune_epochs, seed=seed.number)
