@@ -6,8 +6,8 @@ python tools/write_options.py
 from __future__ import annotations
 
 from vlmsel.cli import COMMANDS, described
-from vlmsel.commands.listed import FILE
 from vlmsel.runs import write_json
+from vlmsel.shell.listed import FILE
 
 
 def main() -> None:

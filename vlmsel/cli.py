@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from vlmsel import progress
 from vlmsel.commands import work
 from vlmsel.commands.groups import grouped, groups_of
-from vlmsel.commands.listed import did_you_mean, kind_of, listed, wrong_option
+from vlmsel.shell.listed import did_you_mean, kind_of, listed, wrong_option
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "open_clip_torch", "datasets", "pyarrow", "pillow", "numpy")
 EXIT = """exit codes:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(versions()))
         return 0
     if arguments[0] == "completion":
-        from vlmsel.commands.completion import script
+        from vlmsel.shell.completion import script
 
         return script(arguments[1:])
     if arguments[0] not in COMMANDS:

@@ -10,8 +10,8 @@ import yaml
 from run_folders import make_pool
 
 from vlmsel import __version__, cli, progress
-from vlmsel.commands import completion
 from vlmsel.commands.work import WORK
+from vlmsel.shell import completion
 
 
 @pytest.fixture

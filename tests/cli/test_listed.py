@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vlmsel import cli
-from vlmsel.commands.listed import listed, wrong_option
+from vlmsel.shell.listed import listed, wrong_option
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

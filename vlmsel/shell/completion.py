@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from vlmsel.commands.listed import listed
+from vlmsel.shell.listed import listed
 
 BASH = """_vlmsel() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" options=""
