@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,9 @@ def kind_of(hint: Any) -> Any:
         return names
     if get_origin(hint) is Literal:
         return {"choices": list(get_args(hint))}
-    return "mapping" if any(part is dict or get_origin(part) is dict for part in parts) else "any"
+    inside = any(part is dict or get_origin(part) is dict for part in parts)
+    optional = len(parts) > 1 and any(map(is_dataclass, parts))  # whose fields the parser finds when they are given
+    return "mapping" if inside or optional else "any"
 
 
 def wrong_option(command: str, arguments: Sequence[str]) -> str:
@@ -42,6 +45,7 @@ def wrong_option(command: str, arguments: Sequence[str]) -> str:
     known: Mapping[str, Any] = listed()[command]["options"]
     for place, word in enumerate(arguments):
         name, equals, value = word.partition("=")
+        name = name.removesuffix("+")
         if not name.startswith("--") or name == "--" or name[2:] in listed()[command]["moved"]:
             continue
         after = arguments[place + 1 : place + 2]
