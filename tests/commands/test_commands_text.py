@@ -224,6 +224,7 @@ def test_refusals(home, warm, aligned, world, tmp_path, capsys):
 def test_a_missing_folder_that_could_be_a_name_on_the_hub_says_both(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.json").write_text("[]")
     words = ("tune", "--model", "nobody/nothing-at-all", "--data", "d.json", "--out", "run")
     line = refused(*words, capsys=capsys)
     assert "nobody/nothing-at-all: no such folder, and no model of this name can be loaded from the hub" in line
