@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import tracemalloc
 
 import pytest
 
@@ -349,3 +350,13 @@ def test_the_worlds_own_files_are_read_without_problems(tmp_path):
         pool = read_samples(tmp_path / name)
         assert pool.problems == [] and len(pool.samples) == len(pool.records)
         assert [s.source for s in pool.samples] == [record["source"] for record in pool.records]
+
+
+def test_a_list_on_one_line_is_not_read_as_one_line(tmp_path):
+    (tmp_path / "a.json").write_text(" " * 2000 + json.dumps([{"a": "x" * 200}] * 50_000))
+    tracemalloc.start()
+    try:
+        assert len(read_records(tmp_path / "a.json")) == 50_000
+        assert tracemalloc.get_traced_memory()[1] < 8e6  # of 11 MB
+    finally:
+        tracemalloc.stop()

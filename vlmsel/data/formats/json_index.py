@@ -93,17 +93,27 @@ def index(path: Path) -> tuple[array[int], array[int]]:
         begin = len(_MARK) if file.read(len(_MARK)) == _MARK else 0
         file.seek(begin)
         try:
+            if _opening(file) == b"[":  # which may be one line of all records
+                file.seek(begin)
+                return _List(path, file).spans(begin)
+            file.seek(begin)
             first = next((line.lstrip() for line in file if line.strip()), None)
             if first is None:
                 raise ValueError(f"{path}: the file is empty")
             file.seek(begin)
-            if first.startswith(b"["):
-                return _List(path, file).spans(begin)
             found = _lines(file, begin)
         except UnicodeDecodeError as problem:
             raise ValueError(f"{path}: not a text file in UTF-8 ({problem})") from None
     _refuse_one_value(path, first)
     return found
+
+
+def _opening(file: IO[bytes]) -> bytes:
+    """Return the first byte that is not blank, b"" where there is none."""
+    while chunk := file.read(1024):
+        if rest := chunk.lstrip():
+            return rest[:1]
+    return b""
 
 
 def _lines(file: IO[bytes], at: int) -> tuple[array[int], array[int]]:
