@@ -101,7 +101,7 @@ def sor(m: Tensor, v: Tensor, omega: float) -> Iterator[Tensor]:
 def conjugate_gradient(m: Tensor, v: Tensor) -> Iterator[Tensor]:
     """SciPy's, run anew for each number of iterations."""
     for steps in range(1, 10**6):
-        yield torch.from_numpy(sparse.cg(m.numpy(), v.numpy(), rtol=0, atol=0, maxiter=steps)[0])
+        yield torch.from_numpy(sparse.cg(m.numpy(), v.numpy(), rtol=torch.finfo(m.dtype).eps, maxiter=steps)[0])
 
 
 def gmres(m: Tensor, v: Tensor) -> Iterator[Tensor]:
@@ -160,7 +160,7 @@ def taken(name: str, m: Tensor, v: Tensor, steps: int) -> Tensor:
     if name in DIRECT:
         return DIRECT[name](m, v)
     if name == "conjugate gradient":
-        return torch.from_numpy(sparse.cg(m.numpy(), v.numpy(), rtol=0, atol=0, maxiter=steps)[0])
+        return torch.from_numpy(sparse.cg(m.numpy(), v.numpy(), rtol=torch.finfo(m.dtype).eps, maxiter=steps)[0])
     if name == "GMRES":
         size = min(steps, len(m))
         return torch.from_numpy(sparse.gmres(m.numpy(), v.numpy(), rtol=1e-15, restart=size, maxiter=1)[0])

@@ -87,4 +87,4 @@ def test_recipes_of_studies_run_small(recipe, tmp_path):
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert all((tmp_path / "out" / name).stat().st_size for name in files)
     for path in (tmp_path / "out").glob("*.csv"):
-        assert len(list(csv.DictReader(path.open()))) > 0
+        assert len(list(csv.DictReader(path.read_text().splitlines()))) > 0
