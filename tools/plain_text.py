@@ -60,6 +60,7 @@ class Ready:
     """Batches in memory, in the place of a plan that makes them."""
 
     made: Sequence[Any]
+    cut: None = None  # a batch is a group of its own
 
     @property
     def groups(self) -> list[list[int]]:
@@ -74,6 +75,10 @@ class Ready:
     def batches(self, numbers: Sequence[int] | None = None) -> Iterator[Any]:
         """Give the batches of these numbers, or all."""
         yield from self.made if numbers is None else (self.made[number] for number in numbers)
+
+    def by_group(self, numbers: Sequence[int] | None = None) -> Iterator[Iterator[Any]]:
+        """Give them one by one."""
+        return (iter([batch]) for batch in self.batches(numbers))
 
 
 def gather(source: ModelSource, gathered: Gathered) -> None:

@@ -39,17 +39,18 @@ def metrics(done, arm, task):
 
 def test_table_has_every_kind_of_model_and_task(done):
     results = json.loads((done / "results.json").read_text())
-    assert list(results["percent"]) == [MAJORITY, *ROWS]
+    rows = [name for name in ROWS if name not in WAYS]
+    assert list(results["percent"]) == [MAJORITY, *rows]
     assert all(set(row) == set(TASKS) for row in results["percent"].values())
-    for name in ROWS:
+    for name in rows:
         arms = [f"{name} 1", f"{name} 2"] if name in (RANDOM, MIXTURE) else [name]
         for task in TASKS:
             values = [metrics(done, arm, task) for arm in arms]
             assert results["percent"][name][task] == [pytest.approx(sum(values) / len(values))], (name, task)
     table = (done / "table.md").read_text().splitlines()
-    assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, *ROWS]
+    assert [re.split(r" *\| *", line)[1] for line in table[2:]] == [MAJORITY, *rows]
     picture = pixels(done / "table.png")
-    assert picture.shape == (int(120 * (0.42 * len(ROWS) + 1.3)), 120 * 5 * 5 // 2, 3)
+    assert picture.shape == (int(120 * (0.42 * len(rows) + 1.3)), 120 * 5 * 5 // 2, 3)
     assert has(picture, "tab:blue") and has(picture, "0.35") and has(picture, "0.6")
 
 

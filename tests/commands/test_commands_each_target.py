@@ -51,11 +51,11 @@ def test_the_mean_over_samples_is_the_influence_on_the_file(scored, scorer):
 
 
 def test_select_goes_by_them(world, scored, tmp_path, capsys):
-    given = ["select", "--pool", f"{world}/pool.json", "--count", "4", "--out", f"{tmp_path}/chosen.json"]
+    given = ["select", "--pool", f"{world}/pool.json", "--count", "4", "--out"]
     each, sets = (["--scores", str(scored / name)] for name in ("each", "sets"))
     for scorer in LINEAR:
-        assert cli.main([*given, *each, "--scorer", scorer]) == 0
-        manifest = runs.read_json(tmp_path / "chosen.json.manifest.json")
+        assert cli.main([*given, f"{tmp_path}/{scorer}.json", *each, "--scorer", scorer]) == 0
+        manifest = runs.read_json(tmp_path / f"{scorer}.json.manifest.json")
         found = Affinities(scored / "each" / NAME)
         near = {
             (t["file"], t["uid"]): row for t, row in zip(found.targets, found.block(scorer, slice(None)), strict=True)
@@ -63,7 +63,8 @@ def test_select_goes_by_them(world, scored, tmp_path, capsys):
         first = near[manifest["target_file"][0], manifest["target_uid"][0]]
         assert manifest["uids"][0] == found.uids[first.argmax()] and len(set(manifest["uids"])) == 4
         assert manifest["affinity"][0] == pytest.approx(first.max(), rel=1e-4)
-    assert cli.main([*given, *each, "--rule", "herding"]) == 0
+    assert cli.main([*given, f"{tmp_path}/herding.json", *each, "--rule", "herding"]) == 0
+    given = [*given, f"{tmp_path}/chosen.json"]
     assert "DataInf has norms of plain gradients only" in refused(
         [*given, *each, "--rule=herding", "--scorer=DataInf"], capsys
     )
@@ -89,7 +90,7 @@ def test_records_carry_weights_and_what_cannot_be_used_has_no_row(world, aligned
     records = runs.read_json(world / "targets/gqa.json")
     mine = [{"id": 0}, {**records[0], "weight": 2.5}, {**records[1], "image": "none.png"}, records[1]]
     (tmp_path / "gqa.json").write_text(json.dumps(mine))
-    more = {"targets.gqa": tmp_path / "gqa.json", "scorers": "[TracIn]"}
+    more = {"targets.gqa": tmp_path / "gqa.json", "scorers": "[TracIn]", "allow_missing": "true"}
     assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
     found = Affinities(tmp_path / "run" / NAME)
     rows = [(one["uid"], one["weight"]) for one in found.targets if one["file"] == "gqa"]
@@ -128,7 +129,15 @@ def test_scorers_without_gradients_choose_through_the_same_files(world, aligned,
         np.testing.assert_allclose(one.block(scorer, slice(None)), other.block(scorer, slice(None)), atol=1e-5)
         assert np.abs(one.block(scorer, slice(None))).max() <= 1 + 1e-5
         for rule in ("round_robin", "herding"):
-            given = ["select", "--pool", f"{world}/pool.json", "--count", "4", "--out", f"{tmp_path}/{scorer}.json"]
+            given = [
+                "select",
+                "--pool",
+                f"{world}/pool.json",
+                "--count",
+                "4",
+                "--out",
+                f"{tmp_path}/{scorer} {rule}.json",
+            ]
             assert cli.main([*given, "--scores", str(alone), "--scorer", scorer, "--rule", rule]) == 0
 
 

@@ -92,11 +92,12 @@ def test_a_hub_name_without_network_is_refused_within_seconds(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "getproxies", dict)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://192.0.2.1")  # an address that nobody has
+    (tmp_path / "d.json").write_text("[]")
     start = time.monotonic()
     line = refused("tune", "--model", "owner/nothing", "--data", "d.json", "--out", "run", capsys=capsys)
     assert time.monotonic() - start < 5
     assert "owner/nothing: no such folder, and no model of this name can be loaded from the hub (the hub does" in line
-    line = refused("score", *TEXT, "--pool", "owner/nothing", "--targets.a", "b.json", "--out", "run", capsys=capsys)
+    line = refused("score", *TEXT, "--pool", "owner/nothing", "--targets.a", "d.json", "--out", "run", capsys=capsys)
     assert line.startswith("error: owner/nothing: no such file, nor a data set that the hub gives (the hub does not")
 
 
@@ -105,7 +106,8 @@ def test_adapters_of_a_model_on_the_hub_are_refused_within_seconds(tmp_path, cap
     save_file({}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/nothing", "r": 2}))
     start = time.monotonic()
-    line = refused("tune", "--model", tmp_path, "--data", "d.json", "--out", tmp_path / "run", capsys=capsys)
+    (tmp_path / "d.json").write_text("[]")
+    line = refused("tune", "--model", tmp_path, "--data", tmp_path / "d.json", "--out", tmp_path / "run", capsys=capsys)
     assert time.monotonic() - start < 5
     assert "adapter_config.json: base_model_name_or_path: owner/nothing: no such folder, and no model of this" in line
 

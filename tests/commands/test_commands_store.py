@@ -38,7 +38,7 @@ BROKEN = 13  # the record without conversations in the pool of `pool`
 
 
 def streaming(world, aligned, pool, out, **more):
-    return score_words(world, aligned, out, SCORERS, **{"pool": pool, "batch_size": 2, **more})
+    return score_words(world, aligned, out, SCORERS, **{"pool": pool, "batch_size": 2, "allow_missing": "true", **more})
 
 
 def stored(folder, out, **more):

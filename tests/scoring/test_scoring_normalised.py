@@ -217,7 +217,7 @@ def score_vectors(module, x, stacks, scale=1.0):
         row_samples=lambda batch: {},
     )
     batch = SimpleNamespace(uids=torch.arange(len(x)), x=x)
-    plan = SimpleNamespace(sizes=[len(x)], batches=lambda numbers: [batch])
+    plan = SimpleNamespace(sizes=[len(x)], cut=None, by_group=lambda numbers: [[batch]])
     read = ModelSource(subject, select_blocks(module, "layer"), plan, Budget())
     columns = len(next(iter(stacks.values())))
     with read.passing(ScoreReducer(stacks, [column % 2 == 0 for column in range(columns)])) as each:

@@ -104,6 +104,7 @@ WORK = {
         ("seed*/", "suspects.csv", "results.json", "table.md and detection.png (where wrong labels are known)"),
         ("measuring samples", "training", "targets", "curvature pass", "score pass"),
         files=(),
+        model=(),
     ),
 }
 

@@ -81,8 +81,9 @@ def _expected(kind: Any, given: str) -> str:
 def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     """Ask for the name that is nearest to a word; "" where none is near.
 
-    >>> did_you_mean("scroe", ["score", "tune"]), did_you_mean("x", ["score"])
-    (', did you mean score?', '')
+    >>> did_you_mean("scroe", ["score", "tune"]), did_you_mean("x", ["score"]), did_you_mean("--model", ["--help"])
+    (', did you mean score?', '', '')
     """
-    near = get_close_matches(word, list(known), 1)
-    return f", did you mean {near[0]}?" if near else ""
+    names = {name.lstrip("-"): name for name in known}  # dashes, which all have, make none near
+    near = get_close_matches(word.lstrip("-"), list(names), 1)
+    return f", did you mean {names[near[0]]}?" if near else ""
