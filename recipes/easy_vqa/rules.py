@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from tools.convert_easy_vqa import convert
 from vlmsel import runs
 from vlmsel.commands.call import call
 from vlmsel.reporting.results import show_results
 from vlmsel.studies.demo_rules import MODELS, SCORERS, WAYS
+from vlmsel.studies.duel import choice_tokens
 from vlmsel.studies.study import RANDOM, Seed, Study, draws_of, kind_of
 from vlmsel.training.phases import phase_preset
 
@@ -68,9 +68,9 @@ class EasyVQA(Study[Path | None, Path, None]):
 
     def _tokens(self, seed: Seed) -> int:
         """Return how many tokens the default choice teaches."""
-        chosen = runs.read_json(Path(f"{self.subset(seed, DEFAULT.row)}.manifest.json"))["uids"]
-        tokens = pd.read_parquet(seed.folder / "rules" / DEFAULT.model / "scores.parquet")["tokens"]
-        return int(np.asarray(tokens)[chosen].sum())
+        chosen = self.subset(seed, DEFAULT.row)
+        assert chosen is not None
+        return choice_tokens(seed.folder / "rules" / DEFAULT.model, chosen)
 
     def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:
         if data is None:

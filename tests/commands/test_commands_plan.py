@@ -16,9 +16,9 @@ from vlmsel.models.counts import count
 from vlmsel.models.open import open_subject
 from vlmsel.models.outline import outline
 from vlmsel.models.pool import open_pool
-from vlmsel.studies import costs, lengths
-from vlmsel.studies.cards import find_card
-from vlmsel.studies.costs import Amount
+from vlmsel.planning import costs, lengths
+from vlmsel.planning.costs import Amount
+from vlmsel.planning.hardware import find_card
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,9 @@ from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.table import check_target_names
 from vlmsel.selection import Ask
 from vlmsel.training.phases import PRESETS, PhaseSettings
-from vlmsel.training.warmup import part_size
+from vlmsel.training.warmup import LEAST, part_size
 
 __all__ = ["PRESETS", "choose"]
-LEAST = 200  # samples of a warm-up
 
 
 def choose(

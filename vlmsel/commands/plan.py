@@ -6,11 +6,11 @@ from vlmsel import progress, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands import options
 from vlmsel.models.config import LoraSpec
+from vlmsel.planning.hardware import UTILISATION, find_card
+from vlmsel.planning.plan import Wanted, plan_of
 from vlmsel.reporting.planned import lines
 from vlmsel.scorers.base import gradient_scorers
 from vlmsel.scorers.load import load_scorers
-from vlmsel.studies.cards import UTILISATION, find_card
-from vlmsel.studies.planning import Wanted, plan_of
 from vlmsel.training.phases import PRESETS, PhaseSettings
 
 __all__ = ["PRESETS", "plan"]

@@ -14,7 +14,7 @@ from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.training.phases import PRESETS, PhaseSettings, require_autocast
 from vlmsel.training.run import train_on
-from vlmsel.training.warmup import RECORD, draw_part, mean_loss, part_size
+from vlmsel.training.warmup import LEAST, RECORD, draw_part, mean_loss, part_size
 
 __all__ = ["PRESETS", "warmup"]
 
@@ -25,7 +25,7 @@ def warmup(
     out: str,
     targets: dict[str, str] | None = None,
     fraction: float = 0.05,
-    least: int = 200,
+    least: int = LEAST,
     seed: int = 0,
     preset: str = "tiny-tune",
     settings: PhaseSettings = PRESETS["tiny-tune"],

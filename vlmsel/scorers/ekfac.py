@@ -12,18 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
 from vlmsel.checks import check_positive
-from vlmsel.scorers import kronecker
-from vlmsel.scorers.base import GradientScorer, Metric, Solved
-from vlmsel.scorers.kronecker import Diagonal, RotatedSquares
+from vlmsel.scorers.kronecker import Diagonal, KroneckerScorer, RotatedSquares
 from vlmsel.scorers.statistics import BlockTargets
 
 
 @dataclass(frozen=True)
-class EKFAC(GradientScorer):
+class EKFAC(KroneckerScorer):
     """EK-FAC. It looks at tokens: formed gradients, as in most stores, will not do.
 
     Attributes:
@@ -46,25 +41,6 @@ class EKFAC(GradientScorer):
             raise ValueError(f"{self.name} needs the block's eigenbasis before its first update")
         return RotatedSquares(block)
 
-    def solve(self, statistic: RotatedSquares, v: Float[Tensor, "targets rows cols"]) -> Solved:
-        return self._diagonal(statistic).solve(v, damping=self._damping(statistic), samples=statistic.count)
-
-    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
-        return block.targets.nbytes + kronecker.basis_bytes(block)
-
-    @property
-    def own_norm(self) -> bool:
-        return True
-
-    def metric(self, statistic: RotatedSquares) -> Metric:
-        return self._diagonal(statistic).metric(statistic.block)
-
-    def metric_bytes(self, block: BlockTargets) -> int:
-        return (block.rows**2 + block.cols**2 + block.entries) * block.dtype.itemsize
-
-    def _damping(self, statistic: RotatedSquares) -> float:
-        return self.damping * float(statistic.total.mean()) / max(1, statistic.count)
-
-    def _diagonal(self, statistic: RotatedSquares) -> Diagonal:
+    def diagonal(self, statistic: RotatedSquares) -> Diagonal:
         values = statistic.total / max(1, statistic.count)
-        return Diagonal.of(statistic.basis, values, self._damping(statistic))
+        return Diagonal.of(statistic.basis, values, self.damping * float(values.mean()))

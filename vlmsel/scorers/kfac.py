@@ -18,14 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.checks import check_positive
-from vlmsel.scorers import kronecker
-from vlmsel.scorers.base import GradientScorer, Metric, Solved
-from vlmsel.scorers.kronecker import Diagonal, TokenMoments
+from vlmsel.scorers.base import Solved
+from vlmsel.scorers.kronecker import Diagonal, KroneckerScorer, TokenMoments
 from vlmsel.scorers.statistics import BlockTargets
 
 
 @dataclass(frozen=True)
-class KFAC(GradientScorer):
+class KFAC(KroneckerScorer):
     """K-FAC. It looks at tokens: formed gradients, as in most stores, will not do.
 
     Attributes:
@@ -43,23 +42,9 @@ class KFAC(GradientScorer):
         return TokenMoments(block)
 
     def solve(self, statistic: TokenMoments, v: Float[Tensor, "targets rows cols"]) -> Solved:
-        damping = self.damping * statistic.mean_square
-        found = self._diagonal(statistic)
-        return found.solve(v, damping=damping, samples=statistic.count, tokens=statistic.per_sample)
+        found = self.diagonal(statistic)
+        return found.solve(v, samples=statistic.count, tokens=statistic.per_sample)
 
-    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
-        return block.targets.nbytes + kronecker.basis_bytes(block)
-
-    @property
-    def own_norm(self) -> bool:
-        return True
-
-    def metric(self, statistic: TokenMoments) -> Metric:
-        return self._diagonal(statistic).metric(statistic.block)
-
-    def metric_bytes(self, block: BlockTargets) -> int:
-        return (block.rows**2 + block.cols**2 + block.entries) * block.dtype.itemsize
-
-    def _diagonal(self, statistic: TokenMoments) -> Diagonal:
+    def diagonal(self, statistic: TokenMoments) -> Diagonal:
         basis = statistic.basis()
         return Diagonal.of(basis, statistic.per_sample * basis.products, self.damping * statistic.mean_square)

@@ -12,15 +12,16 @@ and entries, as for HyperINF, is added to the eigenvalues of the product, not to
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vlmsel.gradients import DenseFactor, Factor, OuterFactor
-from vlmsel.scorers.base import Metric, Solved, no_fit_gradient
+from vlmsel.scorers.base import GradientScorer, Metric, Solved, no_fit_gradient
 from vlmsel.scorers.statistics import BlockTargets, State, Statistic
 
 
@@ -45,18 +46,20 @@ class Basis(NamedTuple):
 
 
 class Diagonal(NamedTuple):
-    """P, by its basis and 1 / (Λ + λ) there; None for a block without gradients."""
+    """P, by its basis and 1 / (Λ + λ) there, None for a block without gradients, and λ."""
 
     basis: Basis
     weights: Tensor | None
+    damping: float
 
     @classmethod
     def of(cls, basis: Basis, values: Float[Tensor, "r c"], damping: float) -> Diagonal:
         """Damp eigenvalues."""
-        return cls(basis, None if damping == 0 else 1 / (values + damping))
+        return cls(basis, None if damping == 0 else 1 / (values + damping), damping)
 
     def solve(self, v: Float[Tensor, "targets rows cols"], **details: object) -> Solved:
         """Return h = P v; the arithmetic is in float64."""
+        details = {"damping": self.damping, **details}
         if self.weights is None:
             return no_fit_gradient(v, **details)
         u, w = self.basis.rows, self.basis.cols
@@ -72,6 +75,31 @@ class Diagonal(NamedTuple):
         sides = (side.to(block.dtype) for side in (self.basis.rows.T, self.basis.cols.T, self.weights))
         rows, cols, weights = (side.contiguous() for side in sides)
         return Metric(rows, cols, weights=weights)
+
+
+class KroneckerScorer(GradientScorer):
+    """A scorer whose P is diagonal in a Kronecker eigenbasis, which gives it a norm of its own."""
+
+    @abstractmethod
+    def diagonal(self, statistic: Any) -> Diagonal:
+        """Return P of a block."""
+
+    def solve(self, statistic: Any, v: Float[Tensor, "targets rows cols"]) -> Solved:
+        return self.diagonal(statistic).solve(v, samples=statistic.count)
+
+    def solve_bytes(self, block: BlockTargets, samples: int) -> int:
+        moments = 4 * 8 * (block.rows**2 + block.cols**2)  # both, their eigenvectors, and what finding them takes
+        return block.targets.nbytes + moments + 4 * 8 * block.entries
+
+    @property
+    def own_norm(self) -> bool:
+        return True
+
+    def metric(self, statistic: Any) -> Metric:
+        return self.diagonal(statistic).metric(statistic.block)
+
+    def metric_bytes(self, block: BlockTargets) -> int:
+        return (block.rows**2 + block.cols**2 + block.entries) * block.dtype.itemsize
 
 
 class TokenMoments(Statistic):
@@ -195,8 +223,3 @@ class RotatedSquares(Statistic):
     def bytes(self, samples: int) -> int:
         block = self.block
         return 8 * (block.entries + block.rows**2 + block.cols**2)  # the basis beside it
-
-
-def basis_bytes(block: BlockTargets) -> int:
-    """Return the bytes of two moments, their eigenvectors and what finding them takes, in float64."""
-    return 4 * 8 * (block.rows**2 + block.cols**2) + 4 * 8 * block.entries

@@ -157,9 +157,10 @@ class Demo(Study[Path | None, Path | str, None]):
         return tuned
 
     def ask(self, seed: Seed, arm: str, model: Path | str) -> None:
-        """Evaluate the models of all arms together, after the last: each is opened, and each picture hashed, once."""
-        if arm != self.settings.arms[-1]:
-            return
+        """All models of a seed are asked together, see `conclude`."""
+
+    def conclude(self, seed: Seed) -> None:
+        """Evaluate the models of all arms: each is opened, and each picture hashed, once."""
         world, arms = seed.folder / "world", self.settings.arms
         tasks = {
             task: {"images": str(world / "images" / "test" / task), **files}

@@ -96,7 +96,7 @@ class Duel(Study[Path, Path, Losses]):
         else:
             chosen = seed.folder / "selected" / f"{CHOSEN}{Path(sides.pool).suffix}"
             options |= {"scorer": "Random", "seed": 1000 * seed.number + int(arm.split()[-1])}
-            options |= {"tokens": _tokens(sides.score, chosen)}
+            options |= {"tokens": choice_tokens(sides.score, chosen)}
             if kind == MIXTURE:
                 options["like"] = str(chosen)
         self.call("select", out, **options)
@@ -141,7 +141,7 @@ def _write_half(path: Path, sides: Sides, found: affinity.Affinities, rows: Sequ
     write_table(path, columns, about)
 
 
-def _tokens(score: Path, chosen: Path) -> int:
+def choice_tokens(score: Path, chosen: Path) -> int:
     """Return the tokens of a choice, as the score table counts them."""
     table, _ = read_table(score / "scores.parquet")
     uids = runs.read_json(f"{chosen}.manifest.json")["uids"]

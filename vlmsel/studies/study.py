@@ -74,6 +74,10 @@ class Study(ABC, Generic[Data, Model, Answer]):
     def ask(self, seed: Seed, arm: str, model: Model) -> Answer:
         """Return the model's answer."""
 
+    def conclude(self, seed: Seed) -> None:
+        """Do what is done once for all arms of a seed, after the last."""
+        return
+
     @final
     def run(self, folder: Path, seeds: Iterable[int], arms: Sequence[str]) -> list[dict[str, Answer]]:
         """Run every arm of every seed in `folder/seed<k>`, or what is left of it; return each seed's answers by arm."""
@@ -86,6 +90,7 @@ class Study(ABC, Generic[Data, Model, Answer]):
                 if found is None:
                     found = self.ask(seed, arm, self.tune(seed, arm, self.subset(seed, arm)))
                 answers[-1][arm] = found
+            self.conclude(seed)
         return answers
 
 

@@ -17,6 +17,7 @@ from vlmsel.data.batches import length_batches
 from vlmsel.data.dataset import SampleDataset, shown
 from vlmsel.models.subject import Subject
 
+LEAST = 200  # samples of a warm-up, however small its share of the pool
 RECORD = "warmup.json"  # in the run folder of `vlmsel warmup`
 
 

@@ -1,6 +1,6 @@
 """What the way from a pool to an evaluated model will take: operations, hours, memory by part, disk.
 
-Only arithmetic: costs.py has the formulas, cards.py the cards, `Given` what is asked for.
+Only arithmetic: costs.py has the formulas, hardware.py the cards, `Given` what is asked for.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vlmsel.models.counts import Counts
+from vlmsel.planning import costs
+from vlmsel.planning.costs import Amount
+from vlmsel.planning.hardware import GB, Card
 from vlmsel.scorers import GradientScorer
 from vlmsel.scorers.statistics import Gram
 from vlmsel.scoring.memory import Memory
 from vlmsel.scoring.memory_plan import Plan, find_room, known_blocks
-from vlmsel.studies import costs
-from vlmsel.studies.cards import GB, Card
-from vlmsel.studies.costs import Amount
 from vlmsel.training.phases import PhaseSettings
 
 ANSWER = 10  # tokens of an answer

@@ -12,15 +12,13 @@ from vlmsel.models.config import LoraSpec
 from vlmsel.models.counts import Counts, count
 from vlmsel.models.outline import outline
 from vlmsel.models.subject import Subject
+from vlmsel.planning import forecast, lengths
+from vlmsel.planning.costs import Amount
+from vlmsel.planning.forecast import Given
+from vlmsel.planning.hardware import Card
 from vlmsel.scorers import GradientScorer
-from vlmsel.studies import forecast, lengths
-from vlmsel.studies.cards import Card
-from vlmsel.studies.costs import Amount
-from vlmsel.studies.forecast import Given
 from vlmsel.training.phases import PhaseSettings
-from vlmsel.training.warmup import part_size
-
-LEAST = 200  # samples of a warm-up, as `vlmsel choose` has it
+from vlmsel.training.warmup import LEAST, part_size
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from vlmsel.data.formats import read_samples
 from vlmsel.data.sample import Sample
 from vlmsel.models.counts import Counts
 from vlmsel.models.subject import Subject
+from vlmsel.planning.costs import Amount
 from vlmsel.scoring.batches import seeded_part
-from vlmsel.studies.costs import Amount
 
 LOOKED = 2000  # samples whose lengths are found; all of a smaller file
 LETTERS = 4  # of a token, where there is no tokenizer

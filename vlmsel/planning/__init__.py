@@ -1,0 +1,1 @@
+"""What a choice will take before it runs: counts, costs, hardware, lengths, forecast. Nothing is loaded."""
