@@ -37,6 +37,8 @@ class EasyVQA(Study[Path | None, Path, None]):
 
     archive: Path
     out: Path
+    pool: int = 4000
+    test: int = 1000
 
     def data(self, seed: Seed) -> Path:
         return self.out / f"data{seed.number}"
@@ -44,7 +46,7 @@ class EasyVQA(Study[Path | None, Path, None]):
     def prepare(self, seed: Seed) -> None:
         data = self.data(seed)
         if not (data / "annotations.json").is_file():
-            convert(self.archive, data, seed.number)
+            convert(self.archive, data, seed.number, self.pool, test=self.test)
         files = {"pool": str(data / "pool.json"), "images": str(data / "images")}
         goals = {"targets": {TASK: str(data / "target.json")}, "seed": seed.number, **files}
         aligned, warm = seed.folder / "align", seed.folder / "warmup"
@@ -108,8 +110,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/easy_vqa_rules"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--pool", type=int, default=4000, help="questions in the pool")
+    parser.add_argument("--test", type=int, default=1000, help="questions asked")
     given = parser.parse_args()
-    study = EasyVQA(given.archive, given.out)
+    study = EasyVQA(given.archive, given.out, given.pool, given.test)
     study.run(given.out, given.seeds, given.arms)
     show_results(given.out, "20 % of easy-VQA", [kind_of(arm) for arm in ARMS], {})
     for name, shares in spoilt(study, given.seeds).items():

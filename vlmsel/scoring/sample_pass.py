@@ -119,5 +119,5 @@ def _squares(vectors: Tensor) -> Tensor:
 def _gram(vectors: Tensor, squares: Tensor) -> Tensor:
     """Return the Gram matrix of the vectors' directions. [T, T]"""
     norms = squares.sqrt().clamp_min(1e-300)
-    gram = vectors.double() @ vectors.T.double()
-    return (gram.to_dense() if gram.is_sparse else gram) / norms / norms[:, None]
+    dense = vectors.to_dense() if vectors.is_sparse else vectors  # torch warns where both sides are sparse
+    return vectors.double() @ dense.T.double() / norms / norms[:, None]

@@ -1,0 +1,57 @@
+"""The study of rules on easy-VQA, at a minute size, on an archive drawn here."""
+
+import importlib.util
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlmsel import runs
+
+STUDY = Path(__file__).parents[2] / "recipes/easy_vqa/rules.py"
+ARMS = ("Random 1", "Random of equal tokens 1", "Loss, aligned", "round_robin HyperINF, warmed up")
+
+
+def archive(path):
+    """Pictures of one colour and what is asked of them; the last 400 training pictures are kept out of the pool."""
+    with tarfile.open(path, "w:gz") as tar:
+
+        def add(name, content):
+            about = tarfile.TarInfo(f"easy_vqa/{name}")
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+
+        for split, count in (("train", 412), ("test", 4)):
+            asked = []
+            for number in range(count):
+                color = ("red", "blue")[number % 2]
+                asked += [["what color is the shape?", color, number], ["what shape is it?", "circle", number]]
+                asked.append(["is there a red shape?", "yes" if color == "red" else "no", number])
+                picture = io.BytesIO()
+                Image.new("RGB", (8, 8), color).save(picture, "png")
+                add(f"{split}/images/{number}.png", picture.getvalue())
+            add(f"{split}/questions.json", json.dumps(asked).encode())
+
+
+@pytest.mark.slow
+def test_every_kind_of_choice_is_tuned_and_asked(tmp_path, monkeypatch, capsys):
+    archive(tmp_path / "easy.tar.gz")
+    spec = importlib.util.spec_from_file_location("rules", STUDY)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "rules", module)  # where its dataclass looks itself up
+    spec.loader.exec_module(module)
+    out = tmp_path / "out"
+    words = [tmp_path / "easy.tar.gz", "--out", out, "--seeds", 3, "--pool", 30, "--test", 4, "--arms", *ARMS]
+    monkeypatch.setattr(sys, "argv", ["rules.py", *map(str, words)])
+    module.main()
+    found = runs.read_json(out / "results.json")["percent"]
+    assert {"Random", "Random of equal tokens", *ARMS[2:]} <= set(found)
+    chosen, drawn = (
+        runs.read_json(out / f"seed3/selected/{name}.json.manifest.json")["uids"] for name in (ARMS[3], ARMS[1])
+    )
+    assert len(chosen) == 6 and drawn
+    assert "spoilt answers, whole pool: " in capsys.readouterr().out
