@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import fsdp
 
 from vlmsel import processes
 from vlmsel.gradients.blocks import last_layer
@@ -65,7 +66,7 @@ def shard(subject: Subject, groups: Groups) -> None:
 
 
 def _fully_shard() -> Callable[..., Any]:
-    found: Any = getattr(torch.distributed.fsdp, "fully_shard", None)
+    found: Any = getattr(fsdp, "fully_shard", None)
     if found is None or "ignored_params" not in inspect.signature(found).parameters:
         raise ValueError(
             f"FSDP needs torch 2.8 or later, this is {torch.__version__}; update it, or take ddp.yaml of "
