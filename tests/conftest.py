@@ -25,6 +25,14 @@ def shapes():
     shape_checks.begin_test()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_power_cut():
+    """Let the system write files when it likes: no test cuts the power, and some write hundreds of small files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
     """Run as users do, without the checks of shapes and types around functions, to see the package's own refusals."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import copy
 import json
+import shutil
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import open_clip
@@ -83,10 +87,13 @@ def tiny_clip(seed: int = 0, quick_gelu: bool = False) -> open_clip.CLIP:
         return open_clip.CLIP(**CLIP_CONFIG, quick_gelu=quick_gelu)
 
 
-def save_backbones(folder: Path, seed: int = 0, quick_gelu: bool = False) -> tuple[Path, Path]:
-    """Write a tower in open_clip's layout and a language model with tokenizer; return the two folders."""
+@cache
+def _saved_backbones(seed: int, quick_gelu: bool) -> Path:
+    """Write a tower and a language model once per process."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     clip, llama = folder / "clip", folder / "llama"
-    clip.mkdir(parents=True, exist_ok=True)
+    clip.mkdir()
     config = {"model_cfg": {**CLIP_CONFIG, "quick_gelu": quick_gelu}, "preprocess_cfg": {"mean": [0.5] * 3}}
     (clip / "open_clip_config.json").write_text(json.dumps(config))
     state = {k: v.contiguous() for k, v in tiny_clip(seed, quick_gelu).state_dict().items()}
@@ -94,7 +101,15 @@ def save_backbones(folder: Path, seed: int = 0, quick_gelu: bool = False) -> tup
     with quiet_transformers():
         tiny_language(seed).save_pretrained(llama)
     tiny_tokenizer().save_pretrained(llama)
-    return clip, llama
+    return folder
+
+
+def save_backbones(folder: Path, seed: int = 0, quick_gelu: bool = False) -> tuple[Path, Path]:
+    """Write a tower in open_clip's layout and a language model with tokenizer; return the two folders."""
+    for part in ("clip", "llama"):  # a new file: weights of a model that was read from the old one lie there
+        shutil.rmtree(folder / part, ignore_errors=True)
+    shutil.copytree(_saved_backbones(seed, quick_gelu), folder, dirs_exist_ok=True)
+    return folder / "clip", folder / "llama"
 
 
 def llava_7b(config: VLMConfig) -> VLM:
@@ -120,10 +135,16 @@ def tiny_vlm(tmp_path: Path | None = None, dtype: torch.dtype = torch.float32, l
         config = VLMConfig(vision=f"local-dir:{clip}", language=str(llama), lora=spec, projector_trained=True)
         model = build(config, dtype)
     else:
-        config = VLMConfig(vision="memory", language="memory", lora=spec, projector_trained=True)
-        vision, language = VisionTower(tiny_clip().visual.to(dtype)), tiny_language().to(dtype)
-        model = assemble(config, vision, language, tiny_tokenizer())
+        model = copy.deepcopy(_in_memory(dtype, spec))
     return model.double() if dtype == torch.float64 else model
+
+
+@cache
+def _in_memory(dtype: torch.dtype, lora: LoraSpec | None) -> VLM:
+    """Put random backbones together."""
+    config = VLMConfig(vision="memory", language="memory", lora=lora, projector_trained=True)
+    vision, language = VisionTower(tiny_clip().visual.to(dtype)), tiny_language().to(dtype)
+    return assemble(config, vision, language, tiny_tokenizer())
 
 
 def wake_lora(model: torch.nn.Module, seed: int = 1, scale: float = 0.3) -> None:

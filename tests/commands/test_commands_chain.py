@@ -94,7 +94,9 @@ def test_the_lowest_scores_are_selected_and_tuned_on(world, aligned, scored, tmp
     assert "now: settings.seed: 1); choose another --out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("gone", ["parts", "directions.safetensors", "scores.parquet"])
+@pytest.mark.parametrize(
+    "gone", ["parts", *(pytest.param(n, marks=pytest.mark.slow) for n in ("directions.safetensors", "scores.parquet"))]
+)
 def test_a_run_that_lost_a_part_makes_it_again(world, aligned, tmp_path, gone):
     arguments = score_arguments(
         world, aligned, tmp_path / "run", scorers="[TracIn,HyperINF(damping=10.0)]", fit_samples=5
@@ -118,6 +120,7 @@ def test_a_run_does_not_go_on_with_other_inputs(world, aligned, tmp_path, capsys
     assert f"run: the pool ({pool}) changed since this run began" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_model_or_fewer_images(world, aligned, tmp_path, capsys):
     model, images = tmp_path / "model", tmp_path / "images"
     shutil.copytree(aligned / "model", model)

@@ -91,6 +91,7 @@ def test_one_checkpoint_with_rate_one_is_the_model_s_own_column(world, trained, 
     assert found["TracIn.CP/gqa"] == found["TracIn/gqa"] and "Random.CP/gqa" not in found
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_checkpoints_goes_on(world, trained, tmp_path, monkeypatch):
     given = world, trained[0]
     assert score(*given, tmp_path / "whole", trained, [1, 2, 3]) == 0
@@ -113,6 +114,7 @@ def test_a_run_killed_between_checkpoints_goes_on(world, trained, tmp_path, monk
     assert table(tmp_path / "run") == table(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_shards_and_their_checkpoints_make_one_table(world, trained, tmp_path, capsys):
     """A pool of one chunk is the first shard's alone; the other finds the table lacking, and later whole."""
     given = world, trained[0]

@@ -86,6 +86,7 @@ def test_influence_on_a_mean_of_targets_is_the_scores(chosen):
         np.testing.assert_allclose(influence, table[f"HyperINF/{file}"][found.uids], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_top_sees_the_choosing_half_only(chosen, tmp_path):
     words = ["validate", "--run", str(chosen), "--count", "3", "--rule", "top", "--seeds", "1", "--draws", "1"]
     assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0

@@ -11,13 +11,13 @@ from pictures import has, pixels
 from vlmsel import cli
 from vlmsel.data.world.files import TASKS
 from vlmsel.models.open import open_subject
-from vlmsel.studies.demo import BEFORE, CHOSEN, MIXTURE, PRESETS, RANDOM, ROWS, TOP, Demo
+from vlmsel.studies.demo import BEFORE, CHOSEN, MIXTURE, PRESETS, RANDOM, ROWS, SCORERS, TOP, Demo
 from vlmsel.studies.demo import FULL as FULL_POOL
 from vlmsel.studies.demo_rules import WAYS
 from vlmsel.studies.study import MAJORITY, Seed
 
 SIZES = {"pool": 20, "target": 2, "questions": 3, "fit_samples": 8, "align_epochs": 1, "tune_epochs": 1}
-FULL = {"captions": 4, "mixture": "true", "scorers": "true", "draws": 2}
+FULL = {"captions": 4, "mixture": "true", "draws": 2}
 
 
 def demo(out, *more, **sizes):
@@ -39,7 +39,7 @@ def metrics(done, arm, task):
 
 def test_table_has_every_kind_of_model_and_task(done):
     results = json.loads((done / "results.json").read_text())
-    rows = [name for name in ROWS if name not in WAYS]
+    rows = [name for name in ROWS if name not in (*SCORERS, *WAYS)]
     assert list(results["percent"]) == [MAJORITY, *rows]
     assert all(set(row) == set(TASKS) for row in results["percent"].values())
     for name in rows:
@@ -56,14 +56,14 @@ def test_table_has_every_kind_of_model_and_task(done):
 
 def test_every_step_is_an_ordinary_run_folder(done):
     seed = done / "seed0"
-    steps = ["choose/warmup", "choose/score", "score", "tune/HyperINF", "tune/choose", "evaluate"]
+    steps = ["choose/warmup", "choose/score", "tune/top", "tune/choose", "evaluate"]
     assert all((folder / "config.yaml").is_file() for folder in [done / "align", *(seed / step for step in steps)])
     config = yaml.safe_load((seed / "choose/config.yaml").read_text())  # whole, as the command line leaves it
     assert config["scorer"].startswith("HyperINF(") and config["seed"] == 0 and config["lora"] is None
-    chosen = json.loads((seed / "selected/HyperINF.json").read_text())
+    chosen = json.loads((seed / "selected/top.json").read_text())
     assert len(chosen) == round(0.2 * SIZES["pool"])
-    manifest = json.loads((seed / "selected/HyperINF.json.manifest.json").read_text())
-    assert manifest["columns"] == ["HyperINF/vqav2", "HyperINF/gqa", "HyperINF/textvqa"]
+    manifest = json.loads((seed / "selected/top.json.manifest.json").read_text())
+    assert manifest["columns"] == [f"HyperINF/{task}" for task in TASKS]
 
 
 def test_the_mixture_is_that_of_the_choice(done):
@@ -96,12 +96,15 @@ def test_rules_are_chosen_by_scores_at_both_models(tmp_path):
     assert "rule" not in called.pop()[1]  # Loss draws: select takes no rule for it
 
 
-@pytest.mark.slow  # fifteen small models
-def test_every_rule_is_tuned_and_evaluated(tmp_path):
-    sizes = {"draws": 1, "mixture": "true", "rules": "true", "pool": 40}
+@pytest.mark.slow  # twenty small models
+def test_every_rule_and_scorer_is_tuned_and_evaluated(tmp_path):
+    sizes = {"draws": 1, "mixture": "true", "rules": "true", "scorers": "true", "pool": 40}
     assert demo(tmp_path / "demo", "--first_seed", "3", **sizes) == 0
     results = json.loads((tmp_path / "demo/results.json").read_text())
-    assert set(WAYS) < set(results["percent"]) and (tmp_path / "demo/seed3/tune/Loss, aligned").is_dir()
+    assert {*WAYS, *SCORERS} < set(results["percent"])
+    manifest = json.loads((tmp_path / "demo/seed3/selected/HyperINF.json.manifest.json").read_text())
+    assert manifest["columns"] == ["HyperINF/vqav2", "HyperINF/gqa", "HyperINF/textvqa"]
+    assert (tmp_path / "demo/seed3/tune/Loss, aligned").is_dir()
     heads = (tmp_path / "demo/table.md").read_text().splitlines()[0]
     assert heads.endswith("| mean - Random | mean - same mixture |")
 

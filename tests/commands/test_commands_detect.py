@@ -188,6 +188,7 @@ def test_of_two_labels_the_other_is_likely(finished, seed):
     assert likely == {uid: CLASSES[1 - CLASSES.index(label)] for uid, label in enumerate(given)}
 
 
+@pytest.mark.slow
 def test_batches_change_nothing_but_rounding(place, finished, tmp_path):
     done(place, tmp_path / "small", scorers=SCORERS, batch_tokens=25)
     small, whole = (read_table(folder / "seed0/scores.parquet")[0] for folder in (tmp_path / "small", finished))
@@ -201,6 +202,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_repeats_nothing_that_is_done(place, finished, tmp_path, monkeypatch, capsys):
     out, trained = tmp_path / "run", []
 
@@ -229,6 +231,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing_that_is_done(place, finished, 
     )
 
 
+@pytest.mark.slow
 def test_a_seed_more_and_another_ranking_go_on_from_a_finished_run(place, tmp_path):
     done(place, tmp_path / "run", scorers="[TracIn,DataInf]")
     first = (tmp_path / "run/seed0/scores.parquet").stat().st_mtime_ns

@@ -68,7 +68,7 @@ def test_from_files_to_metrics(home, tmp_path, task, capsys):
     assert shown.startswith(f"{task}: ") and f"{found['headline']} {100 * majority[found['headline']]:.1f}" in shown
 
 
-@pytest.mark.parametrize("task", ["gqa", "pope"])
+@pytest.mark.parametrize("task", ["gqa", pytest.param("pope", marks=pytest.mark.slow)])
 def test_some_of_the_questions_are_asked_as_all_of_them_are(home, tmp_path, task, capsys):
     assert evaluate(home, tmp_path / "all", task) == 0
     for name in ("some", "again"):
@@ -288,7 +288,8 @@ def test_files_that_cannot_be_read(home, tmp_path, capsys, option, content, mess
     changed = {"model": None} if option == "predictions" else {}
     error = refused(lambda: given(home, tmp_path, **changed, **{option: path}), capsys)
     assert str(path) in error and MESSAGES.get((option, content), message) in error
-    assert given(home, tmp_path, max_new_tokens=2) == 0  # the mended command may have the folder
+    if content == b"":  # the mended command may have the folder
+        assert given(home, tmp_path, max_new_tokens=2) == 0
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def write_yaml(home, path, **more):
     return ["evaluate", "--config", str(path), "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_every_model_on_every_task_and_a_table(home, tmp_path, capsys, monkeypatch):
     call = write_yaml(home, tmp_path / "all.yaml")
     out = tmp_path / "run"

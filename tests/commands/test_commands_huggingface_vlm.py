@@ -49,7 +49,7 @@ def run(*words):
     return cli.main([str(word) for word in words])
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["smolvlm", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_the_recipe_runs_on_tiny_models_of_the_same_classes(name, home, tmp_path, capsys):
     model = save_vlm(tmp_path / "model", name)
     pool, images = home / "pool.json", ("--images", home / "images")
@@ -73,6 +73,7 @@ def test_the_recipe_runs_on_tiny_models_of_the_same_classes(name, home, tmp_path
     assert str(tmp_path / "chosen.json") in card and "Choice: " in card and "scorer" in card
 
 
+@pytest.mark.slow
 def test_choose_and_validate_take_such_a_model(home, tmp_path):
     model = save_vlm(tmp_path / "model", "llava")
     words = ("--model", model, "--pool", home / "pool.json", "--images", home / "images", "--device", "cpu")

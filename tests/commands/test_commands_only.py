@@ -39,6 +39,7 @@ def tune(home, out, **more):
     return words("tune", given)
 
 
+@pytest.mark.slow
 def test_every_way_of_a_choice_trains_the_same_model(home, tmp_path):
     assert cli.main(tune(home, tmp_path / "pool", data=home / "part.json")) == 0
     for how in ("uids", "weights"):

@@ -85,6 +85,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(world, aligned, tmp_path):
     assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_half_precision_is_for_what_is_frozen_and_wants_autocast(world, aligned, tmp_path, capsys):
     half = ["--dtype", "bfloat16"]
     assert cli.main(tune(world, aligned, tmp_path / "run", *half)) == 2

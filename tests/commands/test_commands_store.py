@@ -167,6 +167,7 @@ def many(world, aligned, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_store(world, aligned, many, tmp_path, monkeypatch):
     calls, losses = [], VLM.losses
 

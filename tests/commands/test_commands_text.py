@@ -99,8 +99,15 @@ def test_the_whole_chain(home, warm, tmp_path):
     assert runs.read_json(tmp_path / "evaluate/metrics.json")["metrics"]["acc"] == pytest.approx(sum(right) / 6)
 
 
-@pytest.mark.parametrize("blocks", ["lora", "last-block"])
-@pytest.mark.parametrize("loss_on", ["answers", "all"])
+@pytest.mark.parametrize(
+    ("blocks", "loss_on"),
+    [
+        ("lora", "answers"),
+        ("last-block", "all"),
+        pytest.param("lora", "all", marks=pytest.mark.slow),
+        pytest.param("last-block", "answers", marks=pytest.mark.slow),
+    ],
+)
 def test_scores_are_those_of_a_plain_float64_twin(home, warm, tmp_path, blocks, loss_on):
     files = ("--pool", home / "pool.json", "--targets.sums", home / "target.json", "--out", tmp_path / "score")
     words = ("--scorers", SCORERS, "--blocks", blocks, "--loss_on", loss_on, "--scale_samples", "null")

@@ -31,6 +31,7 @@ def test_the_model_is_tuned_on_the_part_and_the_targets_losses_are_told(world, a
     assert runs.read_json(tmp_path / "run/warmup.json") == about
 
 
+@pytest.mark.slow
 def test_another_seed_draws_another_part(world, aligned, tmp_path):
     for seed in (0, 1):
         assert cli.main(words(world, aligned, tmp_path / str(seed), "--seed", seed)) == 0

@@ -42,7 +42,7 @@ def tight(limit, tried=None):
     return losses
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest.mark.parametrize("limit", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_scores_are_the_same_in_halves(model, limit, tmp_path):
     expected, losses, _, _ = scores(model, tmp_path / "a")
     found, own, left_out, tokens = scores(model, tmp_path / "b", tight(limit))
@@ -59,6 +59,7 @@ def test_later_batches_are_no_larger_than_what_fitted(model, tmp_path, capsys):
     assert capsys.readouterr().out.count("out of memory on a batch of") == len(failed)
 
 
+@pytest.mark.slow
 def test_a_sample_that_does_not_fit_alone_is_reported_and_moves_no_other(model, tmp_path):
     def losses(subject, batch):
         if 31 in batch.uids.tolist():

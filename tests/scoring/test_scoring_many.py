@@ -2,6 +2,7 @@
 
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tiny_models import tiny_vlm, wake_lora
 from tiny_pool import Run, tiny_items
 
 from vlmsel.scorers import DataInf, Exact, HyperINF, LiSSA, TracIn
+from vlmsel.scoring import progress
 from vlmsel.scoring.pool_pass import Share
 
 TESTS = Path(__file__).parents[1]
@@ -74,12 +76,15 @@ def environment():
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_any_number_of_processes_gives_the_same_scores(tmp_path, count):
+def test_any_number_of_processes_gives_the_same_scores(tmp_path, monkeypatch, count):
     one, out = write_program(tmp_path, "one")
-    subprocess.run([sys.executable, str(one)], check=True, timeout=120, env=environment(), capture_output=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "EVERY", progress.EVERY)  # the program sets them
+        patch.setattr(progress, "SHARE", progress.SHARE)
+        runpy.run_path(str(one))
     expected = result(out)
     many, out = write_program(tmp_path, f"many{count}")
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone", str(many)]
+    launch = [sys.executable, str(TESTS / "together.py"), str(count), str(many)]
     ended = subprocess.run(launch, capture_output=True, text=True, timeout=180, env=environment())
     assert ended.returncode == 0, ended.stderr
     found = result(out)

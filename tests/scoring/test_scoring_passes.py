@@ -103,7 +103,7 @@ def test_curvature_of_a_part_of_the_pool(exact_model, tmp_path):
     assert not torch.allclose(whole["Exact/one"], columns["Exact/one"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(2, marks=pytest.mark.slow), 8])
 def test_batch_size_changes_nothing_but_rounding(model, batch_size, tmp_path):
     expected, _, _ = scored(model, tiny_items(), tmp_path / "a")
     found, _, _ = scored(model, tiny_items(), tmp_path / "b", batch_size=batch_size)
@@ -129,7 +129,7 @@ def test_padding_changes_nothing_but_rounding(exact_model, model):
 
 
 @pytest.mark.parametrize("how", ["loss", "pixels"])
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
 def test_a_sample_that_is_not_finite_is_reported_and_moves_no_other(exact_model, how, batch_size, tmp_path):
     items = tiny_items(dtype=torch.float64)
     clean = [item for i, item in enumerate(items) if i != 3]

@@ -29,6 +29,12 @@ def model():
     return vlm
 
 
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """Of a run that was not stopped."""
+    return score(model, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.fixture
 def always(monkeypatch):
     """Write the file after every batch."""
@@ -42,7 +48,7 @@ def score(model, out, losses=None, batch_size=1):
 
 
 @pytest.mark.parametrize("seen", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)])
-def test_a_pass_goes_on_behind_the_last_file(model, always, seen, tmp_path):
+def test_a_pass_goes_on_behind_the_last_file(model, whole, always, seen, tmp_path):
     losses, _ = stopping(BEFORE + seen)
     with pytest.raises(Stopped):
         score(model, tmp_path / "stopped", losses)
@@ -50,19 +56,20 @@ def test_a_pass_goes_on_behind_the_last_file(model, always, seen, tmp_path):
     losses, calls = stopping(99)
     found = score(model, tmp_path / "stopped", losses)
     assert len(calls) == BEFORE + (8 - seen) + 8
-    expected = score(model, tmp_path / "whole")
+    expected = whole
     assert torch.equal(found.scores, expected.scores) and torch.equal(found.losses, expected.losses)
     assert found.details == expected.details
     assert not list((tmp_path / "stopped").glob("curvature*"))
 
 
-def test_files_are_not_written_all_the_time(model, tmp_path, monkeypatch):
+def test_files_are_not_written_all_the_time(model, whole, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(progress.Progress, "save", lambda self, batches, *rest: saved.append(batches))
     score(model, tmp_path)
     assert not saved
 
 
+@pytest.mark.slow
 def test_a_file_of_another_plan_is_no_help(model, always, tmp_path):
     losses, _ = stopping(BEFORE + 4)
     with pytest.raises(Stopped):

@@ -119,7 +119,7 @@ def test_losses_of_target_samples_are_their_own(model, tmp_path):
     assert [one.loss for one in found.affinities.targets] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_batches_change_nothing_but_rounding(model, tmp_path, batch_size):
     expected, found = scored(model, tmp_path / "a", 4), scored(model, tmp_path / "b", 4, batch_size)
     for scorer in SCORERS:

@@ -265,8 +265,15 @@ def terminable():
     assert signal.signal(signal.SIGINT, asked) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stop", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("number", "stop"),
+    [
+        (signal.SIGINT, 2),
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        *(pytest.param(number, 4, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_a_signal_saves_a_state_before_the_run_ends(tmp_path, number, stop, terminable):
     settings = PhaseSettings(**{**SETTINGS.__dict__, "epochs": 2.0, "save_every": 200})
     whole, expected = trained(tmp_path, settings, "whole")
@@ -369,8 +376,18 @@ def test_half_written_states_are_not_resumed_from(tmp_path):
     assert newest_state(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("train", ["projector", "projector+lora", "lora", "projector+lm"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("train", "precision"),
+    [
+        ("projector+lora", "float32"),
+        ("projector+lm", "bfloat16"),
+        *(
+            pytest.param(train, precision, marks=pytest.mark.slow)
+            for precision in ("float32", "bfloat16")
+            for train in ("projector", "lora")
+        ),
+    ],
+)
 def test_gradient_checkpointing_changes_nothing(tmp_path, train, precision):
     settings = PhaseSettings(train=train, learning_rate=1e-3, batch_size=5, precision=precision)
     plain, a = trained(tmp_path, settings, "plain")
