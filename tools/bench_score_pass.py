@@ -13,6 +13,8 @@ both / plain            curvature pass over a tenth of the samples and score pas
 score / forward         the same score pass over a plain forward
 r columns / plain       a score pass for single target samples: 4 scorers x r virtual targets and the targets' means,
                         plain norms and those in HyperINF's metric (64 and 256 target samples have up to 64 and 128)
+r columns, products     multiply-adds of these columns' inner products with formed gradients, the least that any exact
+                        way takes, over those of a plain forward and backward: counted, not timed
 
 Repetitions of all ways are interleaved; a ratio is the median over repetitions of the ratio within one.
 """
@@ -30,6 +32,7 @@ from typing import Any
 
 import torch
 from plain_text import PlainText, Ready, adapted, gather, llama
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlmsel.data.batches import Batch, Collator, Item, length_batches
 from vlmsel.data.dataset import Reading
@@ -168,6 +171,14 @@ def for_each(columns: int, setting: Setting) -> Callable[[Setting], None]:
     return lambda own: pass_over(own, ScoreReducer(stacks, metrics=[plain_norm, inverse]))
 
 
+def products(columns: int, setting: Setting) -> float:
+    """Return the least multiply-adds of so many columns' inner products over those of a plain forward and backward."""
+    with FlopCounterMode(display=False) as counted:
+        plain(setting)
+    weights = sum(block.rows * block.cols for block in setting.blocks)
+    return 2 * setting.samples * len(SCORERS) * (TARGETS + columns) * weights / counted.get_total_flops()
+
+
 def seconds(call: Callable[[Setting], None], setting: Setting) -> float:
     """Time a call, GPU work included."""
     start = time.perf_counter()
@@ -212,6 +223,7 @@ def main() -> None:
             else:
                 setting = text_setting(kind, given.samples, given.batch_tokens, given.device)
         found = measure(setting, given.repeats, given.columns)
+        found |= {f"{count} columns, products": products(count, setting) for count in given.columns}
         shown = ", ".join(
             f"{name} {value:.3f}" if value < 50 else f"{name} {value:.0f}" for name, value in found.items()
         )

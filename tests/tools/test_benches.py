@@ -84,6 +84,10 @@ def test_ratios_of_the_passes(bench, monkeypatch):
     found = score_pass.measure(setting, 1, [2])
     assert found["score / forward"] == pytest.approx(found["score / plain"] * found["plain / forward"])
     assert all(parameter.grad is None for parameter in setting.subject.module.parameters())
+    weights = sum(block.rows * block.cols for block in setting.blocks)
+    tokens = sum(batch.input_ids.numel() for batch in setting.batches)
+    # a weight that learns takes a product forward and two backward per token
+    assert 0 < score_pass.products(2, setting) < 2 * 20 * 4 * 6 * weights / (3 * 2 * tokens * weights)
 
 
 def test_the_published_procedure_gives_our_scores(bench, tmp_path):

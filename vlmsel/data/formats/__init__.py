@@ -12,6 +12,7 @@ from typing import Any
 
 from vlmsel.data.formats.arrow_files import Hub, Parquet, Saved
 from vlmsel.data.formats.base import Form
+from vlmsel.data.formats.coco import Coco
 from vlmsel.data.formats.internvl import InternVL
 from vlmsel.data.formats.json_file import JsonFile
 from vlmsel.data.formats.llava_next import LlavaNext
@@ -21,6 +22,7 @@ FORMS: list[Form] = [
     Saved(),
     Parquet(),
     InternVL(),
+    Coco(),
     LlavaNext(),
     Hub(),
     JsonFile(),  # the last, as it claims every file
