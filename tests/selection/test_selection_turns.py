@@ -39,6 +39,7 @@ def test_files_take_turns_by_their_mean_loss_and_their_samples_equally():
     targets = goals(a=[1.0, 2.0, 3.0], b=[1.0] * 50)
     weights = file_weights(targets, "loss", None)
     assert weights == {"a": 2.0, "b": 1.0} and file_weights(targets, "equal", None) == {"a": 1.0, "b": 1.0}
+    assert file_weights(targets, "root_loss", None) == {"a": pytest.approx(2**0.5), "b": 1.0}
     assert shares(targets, weights) == pytest.approx([2 / 9] * 3 + [1 / 150] * 50)
     turns = turn_order(targets, weights, 30)
     assert [(turns[:count] < 3).sum() for count in (3, 6, 30)] == [2, 4, 20]

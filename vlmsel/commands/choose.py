@@ -9,7 +9,7 @@ from typing import Any
 from vlmsel import processes, progress, runs
 from vlmsel.commands import options
 from vlmsel.commands.call import call
-from vlmsel.data.formats import read_samples
+from vlmsel.data.formats import read_records, read_samples
 from vlmsel.models.config import LoraSpec
 from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.table import check_target_names
@@ -89,9 +89,16 @@ def choose(
         call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
         pictures = "" if reading.images is None else f" --images {reading.images}"
         progress.ended(
-            f"choice: {chosen}; is it better than a random one? vlmsel validate --run {out} --fraction 0.01 --out DUEL",
+            f"choice: {chosen}; is it better than a random one? vlmsel validate --run {out} --count "
+            f"{_trial(pool, chosen)} --out DUEL",
             then=f"vlmsel tune --model {model} --data {chosen}{pictures} --out {folder / 'tune'}",
         )
+
+
+def _trial(pool: str, chosen: Path) -> int:
+    """Return how many samples tell a choice from a random one, cheaply: 1 % of the pool, but enough to learn from."""
+    of_choice = len(runs.read_json(f"{chosen}.manifest.json")["uids"])
+    return min(of_choice, max(LEAST, len(read_records(pool)) // 100))
 
 
 def _flat(group: Any) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class AffinityRule:
     """How affinities to single target samples decide.
 
     Attributes:
-        turns: how often the samples of a target file choose: in proportion to its mean loss, or equally often.
+        turns: how often the samples of a target file choose: in proportion to its mean loss, to the square
+            root of that, or equally often.
         weights: weights of the target files that take the place of `turns`, such as `--weights.gqa 2`.
         keep: target files of tasks that must not get worse: they take no turns, and samples with the lowest affinity
             to their mean are passed over.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-Turns = Literal["loss", "equal"]
+Turns = Literal["root_loss", "loss", "equal"]
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -25,7 +25,8 @@ def file_weights(
 
     Args:
         targets: {"file", "uid", "weight", "loss"} of the target samples that count.
-        turns: "loss": files take turns in proportion to what is still to be learnt; "equal": as often as each other.
+        turns: "loss": files take turns in proportion to what is still to be learnt; "root_loss": to its square root,
+            so that the hardest task leaves turns to the others; "equal": as often as each other.
         given: takes the place of both.
 
     Raises:
@@ -43,7 +44,9 @@ def file_weights(
             raise ValueError(f"target {file}: no losses in the affinity file; pass --turns equal or --weights.{file} 1")
         weights = sample_weights(own)
         losses[file] = float(weights @ [target["loss"] for target in own] / weights.sum())
-    return losses if any(losses.values()) else dict.fromkeys(files, 1.0)
+    if not any(losses.values()):
+        return dict.fromkeys(files, 1.0)
+    return {name: math.sqrt(loss) for name, loss in losses.items()} if turns == "root_loss" else losses
 
 
 def _checked(given: Mapping[str, float], files: Sequence[str]) -> dict[str, float]:
