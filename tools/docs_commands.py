@@ -55,8 +55,8 @@ def sections(text: str) -> Iterator[str]:
 def entries_of(text: str) -> tuple[str, list[tuple[str, str]]]:
     """Return what a group says before its options, and these with what is said of each.
 
-    >>> entries_of("  All of it.\\n\\n  --out OUT  where. (type: str,\\n             default: a)\\n  --dry_run\\n      go.\\n")
-    ('All of it.', [('--out OUT', 'where. (type: str, default: a)'), ('--dry_run', 'go.')])
+    >>> entries_of("  All.\\n\\n  --out OUT  where. (type: str,\\n        default: a)\\n  --dry_run\\n      go.\\n")
+    ('All.', [('--out OUT', 'where. (type: str, default: a)'), ('--dry_run', 'go.')])
     """
     before: list[str] = []
     entries: list[list[str]] = []
