@@ -32,6 +32,17 @@ def test_commands_parse(name, words, monkeypatch):
     assert values.get("out") or words[0] in ("inspect", "plan")
 
 
+YAML = [(name, block) for name, text in PAGES.items() for block in fenced(text, "yaml")]
+
+
+@pytest.mark.parametrize(("name", "block"), YAML, ids=lambda one: one if one in PAGES else "")
+def test_configurations_parse_with_the_line_they_open_with(name, block, tmp_path):
+    command, flag, _, *words = command_words(block.splitlines()[0])
+    path = tmp_path / "file.yaml"
+    path.write_text(block)
+    assert flag == "--config" and parse(command, [flag, str(path), *words])[1]["config"].count("name=") == 3
+
+
 def test_most_commands_are_shown():
     assert {words[0] for _, words in SHOWN} >= set(COMMANDS) - {"align", "convert", "rescore", "warmup"}
 

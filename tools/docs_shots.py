@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from browser import Page, browser  # noqa: E402
 
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+SIZES = {"desktop": (1280, 900, "samples"), "phone": (390, 844, "verdict")}  # width, height, the section to show
+SCROLL = "document.getElementById('%s').scrollIntoView(); new Promise(done => setTimeout(done, 200))"
 COLOURS = 128  # of a picture, which keeps it small
 MOST = 150_000  # bytes
 
@@ -38,15 +39,17 @@ def main() -> None:
 
 
 def photograph(page: Page, path: Path, size: str, scheme: str) -> bytes:
-    """Return what the top of a page looks like, as PNG.
+    """Return what a section of a page looks like, as PNG.
 
     Raises:
         ValueError: the picture is too large to be kept in the repository.
     """
-    width, height = SIZES[size]
+    width, height, section = SIZES[size]
     page.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
     page.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     page.open(path)
+    for _ in range(3):  # what comes into view takes its room
+        page.run(SCROLL % section)
     shot = Image.open(io.BytesIO(base64.b64decode(page.ask("Page.captureScreenshot", format="png")["data"])))
     file = io.BytesIO()
     shot.convert("RGB").quantize(COLOURS).save(file, "PNG", optimize=True)
