@@ -19,6 +19,16 @@ ROOT = Path(__file__).parents[1]
 LOADS = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "object": "data"}
 
 
+OFFLINE = """
+import socket
+
+def refuse(*_):
+    raise AssertionError("the book is built without a network")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+
+
 class Read(HTMLParser):
     """What a page links to, has anchors for, and loads."""
 
@@ -39,13 +49,16 @@ class Read(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The built pages by path, read."""
-    out = tmp_path_factory.mktemp("site")
-    offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "NO_MKDOCS_2_WARNING": "1"}
+    out = tmp_path_factory.mktemp("book")
+    (out / "python").mkdir()
+    (out / "python/sitecustomize.py").write_text(OFFLINE)
+    quiet = {"PYTHONPATH": str(out / "python"), "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(out)],
-        cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(out / "site")],
+        cwd=ROOT, env={**os.environ, **quiet}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr
+    out = out / "site"
     pages = {path.relative_to(out): Read(path.read_text("utf-8")) for path in out.rglob("*.html")}
     return out, pages
 
@@ -105,5 +118,6 @@ def test_examples_of_the_tools_hold():
 def test_public_names_are_in_the_reference(site):
     import vlmsel
 
-    _, pages = site
+    out, pages = site
     assert {f"vlmsel.{name}" for name in vlmsel._HOMES} <= pages[Path("api.html")].anchors
+    assert "λ = damping · mean of (g_j)² over samples and entries" in (out / "api.html").read_text("utf-8")

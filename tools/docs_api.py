@@ -29,6 +29,7 @@ ROOMS = {
     "To read what runs leave": ["vlmsel.scoring.table.read_table", "vlmsel.scoring.affinity.Affinities"],
     "Models": ["vlmsel.models.open.open_subject", "vlmsel.models.subject.Subject", "vlmsel.VLM"],
 }  # fmt: skip
+SCORER = re.compile(r"vlmsel\.scorers\.(?!base|statistics|testing)")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$")
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -58,11 +59,20 @@ def entry(name: str) -> Iterator[str]:
     found = find(vlmsel._HOMES[own] if module == "vlmsel" else module, own)
     yield f"### `{own}` {{ #{name} }}"
     yield f"```python\nfrom {module} import {own}\n\n{signature(found.node)}\n```"
+    if SCORER.match(found.module):  # its formula and source
+        yield from described(tree_of(found.module))
     yield from described(found.node)
     for method in methods(found.node):
         yield f"#### `{own}.{method.name}` {{ #{name}.{method.name} }}"
         yield f"```python\n{signature(method)}\n```"
         yield from described(method)
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    """Parse a module."""
+    path = ROOT / module.replace(".", "/")
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8"))
 
 
 @cache
@@ -72,15 +82,13 @@ def find(module: str, name: str) -> Found:
     Raises:
         ValueError: it is nowhere.
     """
-    path = ROOT / module.replace(".", "/")
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    for node in ast.parse(file.read_text("utf-8")).body:
+    for node in tree_of(module).body:
         if isinstance(node, Definition) and node.name == name:
             return Found(module, node)
         if isinstance(node, ast.ImportFrom) and any((one.asname or one.name) == name for one in node.names):
             assert node.module is not None
             return find(node.module, name)
-    raise ValueError(f"{file}: no {name}, which the reference of Python shows; mend ROOMS in tools/docs_api.py")
+    raise ValueError(f"{module}: no {name}, which the reference of Python shows; mend ROOMS in tools/docs_api.py")
 
 
 def methods(node: Definition) -> list[ast.FunctionDef]:
@@ -127,7 +135,7 @@ def split_arguments(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def described(node: Definition) -> Iterator[str]:
+def described(node: Definition | ast.Module) -> Iterator[str]:
     """Write a docstring: prose, sections as definition lists, examples and formulas as code."""
     for block in (ast.get_docstring(node) or "").split("\n\n"):
         first, *rest = block.splitlines() or [""]
