@@ -1,11 +1,11 @@
 """Help and mistakes in options are answered from a file, at once; the file says what the commands themselves say."""
 
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from snippets import command_words, lines_of
 
 from vlmsel import cli
 from vlmsel.shell.listed import listed, wrong_option
@@ -43,10 +43,8 @@ def test_these_need_no_torch(words):
 
 
 TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/run.sh"))]
-LINES = [line for path in TEXTS for line in path.read_text("utf-8").replace("\\\n", " ").splitlines()]
-SHOWN = [
-    shlex.split(line, comments=True)[1:] for line in LINES if line.startswith("vlmsel ") and line.count("'") % 2 == 0
-]
+LINES = [line for path in TEXTS for line in lines_of(path.read_text("utf-8"))]
+SHOWN = [command_words(line) for line in LINES if line.startswith("vlmsel ") and line.count("'") % 2 == 0]
 
 
 def test_every_command_that_is_shown_passes():

@@ -1,23 +1,17 @@
 """What the README shows is what the program takes: its commands parse and its Python runs."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from snippets import command_words, fenced, shell_lines
 
 from vlmsel.cli import COMMANDS, parse
 
 README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
-
-
-SHELL = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-VLMSEL = [shlex.split(line)[1:] for line in SHELL if line.startswith("vlmsel ")]
+SHELL = shell_lines(TEXT)
+VLMSEL = [command_words(line) for line in SHELL if line.startswith("vlmsel ")]
 
 
 @pytest.mark.parametrize("arguments", VLMSEL, ids=lambda words: words[0])
@@ -37,7 +31,7 @@ def test_first_command_is_the_demo_and_the_second_the_tests():
 
 
 def test_python_runs():
-    code = next(block for block in blocks("python") if "import torch, vlmsel" in block)
+    code = next(block for block in fenced(TEXT, "python") if "import torch, vlmsel" in block)
     names = {}
     exec(compile(code, str(README), "exec"), names)
     assert names["scores"].shape == (1, 8)

@@ -104,6 +104,10 @@ def test_sections_are_there_and_all_links_lead_to_them(shown):
     assert len(links) > 8 and {link.lstrip("#") for link in links} <= names
     for name in ("Verdict", "Results", "Pool and choice", "Samples", "Scores", "Affinities", "Curvature", "Left out"):
         assert f">{name}</h2>" in shown, name
+    labels = [attrs["aria-label"] for _, attrs in tree.tags if attrs.get("role") == "region"]
+    titles = re.findall("<h2[^>]*>([^<]*)</h2>", shown)
+    assert len({*labels, *titles}) == len(labels) + len(titles)  # landmarks are told apart by their names
+    assert '<th scope="col"></th>' not in shown  # nor is there a heading that a screen reader finds empty
     assert "62.5 ± 2.0" in tree.text and "Target sample 0 of gqa and what it took" in tree.text
 
 

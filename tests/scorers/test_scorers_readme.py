@@ -1,12 +1,12 @@
 """The plug-in of the README is a scorer that passes the battery and runs beside the others."""
 
 import importlib
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from snippets import fenced
 
 from vlmsel import score_gradients
 from vlmsel.scorers import TracIn
@@ -18,8 +18,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    (source,) = [block for block in blocks if "class Halved(" in block]
+    (source,) = [block for block in fenced(README.read_text("utf-8"), "python") if "class Halved(" in block]
     (tmp_path / "halved.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()

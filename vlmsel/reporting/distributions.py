@@ -36,7 +36,7 @@ def scores_section(scored: Scored, main: str) -> Section:
         rows.append([f"{scorer}/{target}", str(len(known)), *(f"{one:.3g}" for one in marks), helps])
         charts += _drawn(f"{scorer}/{target}", {"scores": values})
     head = ["scorer/target", "samples", "lowest", "5 %", "median", "95 %", "highest", "below 0"]
-    parts: list[Part] = [Prose(SIGN), Table("Scores", head, rows), *charts[:CHARTS]]
+    parts: list[Part] = [Prose(SIGN), Table("Distribution of scores", head, rows), *charts[:CHARTS]]
     if len(charts) > CHARTS:
         parts.append(Prose(f"{len(charts) - CHARTS} more columns are in the table only."))
     return Section("Scores", [*parts, *_by_source(scored, main)])
