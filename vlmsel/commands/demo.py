@@ -6,6 +6,7 @@ Every step runs the ordinary command on ordinary files, so what works here works
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from vlmsel import progress, runs
 from vlmsel.checks import check_at_least_one
@@ -26,6 +27,7 @@ def demo(
     first_seed: int = 0,
     preset: str = "quick",
     settings: DemoSettings = PRESETS["quick"],
+    worlds: str | None = None,
     config: str = "",
 ) -> None:
     """Run the chain; a stopped run goes on when repeated.
@@ -36,9 +38,12 @@ def demo(
         out: the run folder.
         seeds: how many worlds; intervals need at least 2.
         first_seed: the first world's number.
-        preset: the settings that `settings` starts from: quick; full, with alignment and every scorer; or rules, the
-            quick world with every rule by every scorer.
+        preset: the settings that `settings` starts from: quick; full, with alignment and every scorer; or the quick
+            world with every rule by every scorer (rules), the papers' rule after alignment (papers) or before it
+            (unaligned).
         settings: how large the demo is.
+        worlds: the folder of an earlier demo with the same seeds and settings but for the fraction; its worlds, scores
+            and models of the whole pool are taken over.
         config: the resolved configuration as text.
     """
     check_at_least_one(seeds=seeds)
@@ -46,13 +51,14 @@ def demo(
         raise ValueError(f"targets must be some of {', '.join(TASKS)}, got {list(settings.targets)}")
     folder = runs.open_run(out, config)
     runs.same_inputs(folder, {})
-    study = Demo(folder, settings, call)
+    study = Demo(folder, settings, call, None if worlds is None else Path(worlds))
     study.align()
     study.run(folder, range(first_seed, first_seed + seeds), settings.arms)
     title = f"{100 * settings.fraction:g} % of the embedded world's pool"
     show_results(folder, title, ROWS, {"settings": asdict(settings)})
     first = folder / f"seed{first_seed}"
-    page = write_report((f"{first}/choose", f"{first}/evaluate"), folder / "report.html", load_image, None, None, SHOWN)
+    parts = [f"{first}/evaluate"] if worlds is not None else [f"{first}/choose", f"{first}/evaluate"]
+    page = write_report(tuple(parts), folder / "report.html", load_image, None, None, SHOWN)
     progress.ended(
         f"per seed under {first}: world/ choose/ tune/ evaluate/",
         f"page of the first seed: {page}",

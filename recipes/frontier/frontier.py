@@ -1,0 +1,237 @@
+"""What a cheaper score is worth: how near to the full one it comes, and for what part of its time.
+
+    python recipes/frontier/frontier.py --seeds 0 1 --rounds 1 --out runs/frontier
+
+Per seed a world and the packaged model, warmed up as `vlmsel choose` does it; its pool is scored by `vlmsel score` in
+every way of `WAYS`, with the options that stand there. A way is measured against the full score of its seed by
+
+    rho        Spearman's correlation of the influence on a target file's mean, per file, and their mean
+    choice     share of the full score's choice that the way's choice has, by `vlmsel select`'s default rule
+    top        the same by the rule `top`
+    time       seconds of a way over those of the full score in the same round, median over seeds and rounds
+
+The clock is the wall's, or the processor's on a machine that others use. A run that stopped goes on when repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from vlmsel import runs
+from vlmsel.commands.call import call
+from vlmsel.data.world.files import TASKS, WorldSizes, write_world
+from vlmsel.reporting.tables import as_markdown, as_text
+from vlmsel.scoring.affinity import NAME as AFFINITIES
+from vlmsel.scoring.table import read_table
+from vlmsel.training.phases import phase_preset
+
+FULL, STORED, KEPT, LOSS, ALIGNED = "full", "store, rescored", "store, written", "Loss", "not warmed up"
+HYPERINF = ("HyperINF(damping=10)",)  # `choose`'s
+LAYERS, DEPTH = r"layers\.({})\..*lora", 4  # blocks of some layers; how many the packaged model has
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def last(layers: int) -> dict[str, Any]:
+    """Return the options of a score on the adapters of the last layers alone."""
+    return {"blocks": LAYERS.format("|".join(str(DEPTH - 1 - back) for back in range(layers)))}
+
+
+def fit(percent: float, pool: int) -> dict[str, Any]:
+    """Return the options of a score whose curvature is fitted on a part of the pool."""
+    return {"fit_samples": max(1, round(percent * pool / 100))}
+
+
+def ways(pool: int) -> dict[str, dict[str, Any]]:
+    """Return what is tried: row -> options of `vlmsel score`."""
+    return {
+        FULL: {},
+        **{f"fit {percent} %": fit(percent, pool) for percent in (10, 5, 1)},
+        "last 2 layers": last(2),
+        "last layer": last(1),
+        "projector": {"blocks": "projector"},
+        "last 2 layers, fit 10 %": {**last(2), **fit(10, pool)},
+        "16 columns": {"columns": 16},
+        "means only": {"each_target": False},
+        "means only, fit 10 %": {"each_target": False, **fit(10, pool)},
+        "bfloat16": {"dtype": "bfloat16"},
+        KEPT: {"store_projection": 16},
+        STORED: {},
+        ALIGNED: {},
+        "TracIn": {"scorers": ("TracIn",)},
+        "DataInf": {"scorers": ("DataInf",)},
+        "Hidden": {"scorers": ("Hidden",)},
+        "Embedding": {"scorers": ("Embedding",)},
+        "BM25": {"scorers": ("BM25",)},
+    }
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """One world: where it lies, how large it is and how it is scored."""
+
+    folder: Path
+    seed: int
+    pool: int
+    target: int
+    fraction: float
+    clock: str
+    tried: tuple[str, ...]
+
+    @property
+    def files(self) -> dict[str, Any]:
+        world = self.folder / "world"
+        targets = {task: str(world / f"targets/{task}.json") for task in TASKS}
+        return {"pool": str(world / "pool.json"), "images": str(world / "images"), "targets": targets}
+
+    @property
+    def warm(self) -> str:
+        return str(self.folder / "warmup")
+
+    def prepare(self) -> None:
+        """Draw the world and warm the model up; score a little, so that imports are in nobody's time."""
+        if not (self.folder / "world/world.json").is_file():
+            write_world(self.folder / "world", WorldSizes(0, self.pool, self.target, 1), self.seed)
+        settings = replace(phase_preset("tiny-tune"), seed=self.seed)
+        call("warmup", Path(self.warm), model="tiny-aligned", fraction=0.1, settings=settings, **self.files)
+        small = {**self.files, "pool": self.files["targets"]["pope"], "scorers": (*HYPERINF, "Hidden", "BM25")}
+        call("score", self.folder / "lead-in", model=self.warm, **small)
+
+    def score(self, row: str, options: Mapping[str, Any], out: Path) -> float:
+        """Score the pool in one way; return the seconds it took, or had taken."""
+        if not (out / "seconds.json").is_file():
+            now = CLOCKS[self.clock]
+            begin = now()
+            if row == STORED:
+                call("rescore", out, store=str(out.parent / KEPT / "store"), scorers=HYPERINF)
+            else:
+                kept = {"store": str(out / "store")} if row == KEPT else {}
+                model = "tiny-aligned" if row == ALIGNED else self.warm
+                call("score", out, **{"model": model, "scorers": HYPERINF, **self.files, **options, **kept})
+            runs.write_json(out / "seconds.json", now() - begin)
+        return float(runs.read_json(out / "seconds.json"))
+
+    def chosen(self, scored: Path, scorer: str, rule: str | None) -> set[int]:
+        """Return what is chosen by a score run."""
+        out = scored / f"chosen {rule or 'by default'}.json"
+        how = {"scores": str(scored), "scorer": scorer, "fraction": self.fraction}
+        call("select", out, pool=self.files["pool"], **how, **({"rule": rule} if rule else {}))
+        return set(runs.read_json(Path(f"{out}.manifest.json"))["uids"])
+
+    def fidelity(self, scored: Path, scorer: str, full: Path) -> dict[str, float | None]:
+        """Return how near the score run of a way is to the full one."""
+        own, whole = (read_table(run / "scores.parquet")[0] for run in (scored, full))
+        found: dict[str, float | None] = {}
+        for task in TASKS:
+            loss = scorer == LOSS
+            ranked = -own["loss"] if loss else own[f"{scorer}/{task}"]
+            found[task] = float(spearmanr(ranked, whole[f"HyperINF/{task}"]).statistic)
+        found["rho"] = sum(found[task] or 0.0 for task in TASKS) / len(TASKS)
+        rules = {"choice": None, "top": "top"}
+        if scorer == LOSS:  # it is no rule's, and chooses by itself
+            rules = {"choice": None}
+        elif not (scored / AFFINITIES).is_file():
+            rules = {"top": "top"}
+        for name, rule in rules.items():
+            wanted = self.chosen(full, "HyperINF", rule)
+            found[name] = len(self.chosen(scored, scorer, rule) & wanted) / len(wanted)
+        return found
+
+    def run(self, rounds: int) -> dict[str, dict[str, list[float | None]]]:
+        """Score in every way, once per round; return row -> measure -> values."""
+        self.prepare()
+        tried = {row: options for row, options in ways(self.pool).items() if row == FULL or row in self.tried}
+        found: dict[str, dict[str, list[float | None]]] = {}
+        for number in range(rounds):
+            at = self.folder / f"round{number}"
+            seconds = {row: self.score(row, options, at / row) for row, options in tried.items()}
+            for row, own in seconds.items():
+                measures = found.setdefault(row, {"seconds": [], "time": []})
+                measures["seconds"].append(own)
+                measures["time"].append(own / seconds[FULL])
+        at = self.folder / "round0"
+        for row in tried:
+            for name, value in self.fidelity(at / row, row if row in SCORERS else "HyperINF", at / FULL).items():
+                found[row][name] = [value]
+        losses = self.fidelity(at / FULL, LOSS, at / FULL)
+        found[LOSS] = {name: [value] for name, value in losses.items()}
+        return found
+
+
+SCORERS = ("TracIn", "DataInf", "Hidden", "Embedding", "BM25")
+
+
+def gathered(seeds: list[dict[str, dict[str, list[float | None]]]]) -> dict[str, dict[str, list[float]]]:
+    """Put the worlds' values side by side: row -> measure -> values."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in seeds:
+        for row, measures in seed.items():
+            for name, values in measures.items():
+                found.setdefault(row, {}).setdefault(name, []).extend(one for one in values if one is not None)
+    return found
+
+
+def rows(found: Mapping[str, Mapping[str, list[float]]]) -> list[list[str]]:
+    """Return the table's cells, head first."""
+    head = ["way", "seconds", "time", *TASKS, "rho", "least", "choice", "top"]
+    table = [head]
+    for row, own in found.items():
+        cells = [f"{median(own['seconds']):.1f}", f"{median(own['time']):.2f}"] if "time" in own else ["", ""]
+        cells += [f"{np.mean(own[name]):.3f}" for name in (*TASKS, "rho")]
+        cells.append(f"{min(min(own[task]) for task in TASKS):.3f}")
+        cells += [f"{100 * np.mean(own[name]):.0f} %" if name in own else "" for name in ("choice", "top")]
+        table.append([row, *cells])
+    return table
+
+
+def draw(found: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
+    """Draw every way's fidelity over its part of the time, and the goal: .9 at a third."""
+    figure = Figure(figsize=(11, 5))
+    measures = {"rho": "rank correlation with the full score", "choice": "share of the full score's choice"}
+    for axis, (name, label) in zip(figure.subplots(1, 2), measures.items(), strict=True):
+        for row, own in found.items():
+            if "time" not in own or name not in own:
+                continue
+            at = (median(own["time"]), float(np.mean(own[name])))
+            axis.plot(*at, "o", color="tab:orange" if row in SCORERS else "tab:blue")
+            axis.annotate(row, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axis.axvline(1 / 3, color="0.5", linestyle=":", linewidth=1)
+        axis.axhline(0.9, color="0.5", linestyle=":", linewidth=1)
+        axis.set(xlabel="time, as a part of the full score's", ylabel=label, xlim=(0, None))
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/frontier"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one world each")
+    parser.add_argument("--rounds", type=int, default=2, help="timings of every way per world")
+    parser.add_argument("--pool", type=int, default=1200)
+    parser.add_argument("--target", type=int, default=40, help="samples per target file")
+    parser.add_argument("--fraction", type=float, default=0.2, help="what is chosen for the comparison of choices")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="whose seconds")
+    parser.add_argument("--ways", nargs="+", choices=list(ways(1)), default=list(ways(1)), help="what is tried")
+    given = parser.parse_args()
+    if STORED in given.ways and KEPT not in given.ways:
+        parser.error(f"--ways {STORED!r} needs {KEPT!r}, which writes the store")
+    how = (given.pool, given.target, given.fraction, given.clock, tuple(given.ways))
+    found = gathered([Frontier(given.out / f"seed{seed}", seed, *how).run(given.rounds) for seed in given.seeds])
+    runs.write_json(given.out / "frontier.json", {"settings": vars(given) | {"out": str(given.out)}, "ways": found})
+    runs.write_text(given.out / "frontier.md", as_markdown(rows(found)))
+    draw(found, given.out / "frontier.png")
+    print(f"\n{as_text(rows(found))}\n\n{given.out / 'frontier.md'}, frontier.json, frontier.png")
+
+
+if __name__ == "__main__":
+    main()
