@@ -1,97 +1,109 @@
-"""Is the choice better than a random one here? Measured on small ones, before the long run."""
+"""Is the choice better than a random one here, and how much is a score worth? Measured before the long run."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vlmsel import processes, progress, runs
+from vlmsel import processes, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.call import call
-from vlmsel.commands.options import FeatureOptions, ReadingOptions
 from vlmsel.data.formats import read_records
-from vlmsel.models.config import LoraSpec
-from vlmsel.reporting.tables import as_markdown, as_text
-from vlmsel.scorers.load import load_scorers
+from vlmsel.reporting.validation import show_duel, show_rows
 from vlmsel.selection import Rule, how_many
+from vlmsel.studies.bench import Kind, bench_of, read_run
 from vlmsel.studies.duel import Duel, Sides
-from vlmsel.studies.verdict import MIXTURE, RANDOM, said, verdict
-from vlmsel.training.phases import PhaseSettings
+from vlmsel.studies.known import Known
+from vlmsel.studies.parts import Deciles, Groups, Halves, Parts
+from vlmsel.studies.retraining import Bench, Retraining
+from vlmsel.studies.verdict import verdict
 
 
 def validate(
     run: str,
     out: str,
+    study: Kind = "duel",
+    scorers: tuple[str, ...] | None = None,
+    tuned_as: str | None = None,
     fraction: float | None = None,
     count: int | None = None,
     rule: Rule = "round_robin",
     seeds: int = 3,
     draws: int = 2,
+    subsets: int = 32,
     epochs: float | None = None,
     device: str = "auto",
     config: str = "",
 ) -> None:
-    """Tune on what half of every target file chooses and on random choices; the other halves judge. Writes
-    `out/validate.json` and `out/table.md`; a stopped run goes on.
+    """Retrain on parts of the pool and compare the losses of target samples with what the scores say. Writes
+    `out/validate.json`, `out/table.md` and, of several scorers, `out/validate.png`; a stopped run goes on.
 
     Args:
-        run: the run folder of `vlmsel choose`.
+        run: the run folder of `vlmsel choose`, of `vlmsel score` (several scorers) or of `vlmsel detect`.
         out: the run folder.
-        fraction: part of the pool that is chosen for this; small is enough.
+        study: duel: a choice by half of every target file against random ones, the other halves judge; deciles: equal
+            samples from each tenth of the ranking; lds: random halves of the pool, predicted loss against measured one;
+            groups: all of the pool but one fifth of the ranking.
+        scorers: names of scorers in the run, and Loss, Length, gradient norm; all of them when left out (of a duel
+            those of the run).
+        tuned_as: a run folder of `vlmsel warmup`, `tune` or `choose`, whose model and settings are taken; of a run of
+            `score`, the warm-up that it scored when left out.
+        fraction: part of the pool that a duel or a tenth trains on; small is enough.
         count: how many samples, instead of `fraction`.
-        rule: how affinities choose, as for `vlmsel select`.
-        seeds: how many times targets are halved and models tuned; intervals need at least 2.
-        draws: random choices per seed, of either kind.
-        epochs: passes over a choice; those of the warm-up's settings when left out.
+        rule: how affinities choose in a duel, as for `vlmsel select`.
+        seeds: how many times targets are halved and models tuned; intervals need at least 2 (of lds none).
+        draws: random choices per seed of a duel, of either kind.
+        subsets: random halves of lds.
+        epochs: passes over a part; those of the settings when left out.
         device: auto, cpu, cuda or cuda:<number>.
         config: the resolved configuration as text.
     """
-    check_at_least_one(seeds=seeds, draws=draws)
+    check_at_least_one(seeds=seeds, draws=draws, subsets=subsets)
     if processes.count() > 1:
         raise ValueError("validate runs as one process; start it without torchrun or accelerate launch")
-    chosen = _read_run(Path(run))
-    size = how_many(len(read_records(chosen["pool"])), fraction, count)
+    if study in ("lds", "groups") and (fraction, count) != (None, None):
+        raise ValueError(
+            f"--{'count' if fraction is None else 'fraction'}: no meaning for --study {study}; leave it out"
+        )
+    found = read_run(Path(run), tuned_as)
     folder = runs.open_run(out, config)
-    runs.same_inputs(folder, {"the scores": runs.file_hash(Path(run) / "score/scores.parquet")})
-    sides = _sides(Path(run), chosen, rule, size, draws, epochs, device)
-    print(f"plan: {seeds * len(sides.arms)} trainings on {size} samples' tokens each, {seeds} seeds", flush=True)
+    score, bench = bench_of(found, folder, epochs, device, call)
+    runs.same_inputs(folder, {"the scores": runs.file_hash(score / "scores.parquet")})
+    known = Known(score, bench.pool)
+    size = 0 if study in ("lds", "groups") else how_many(len(read_records(bench.pool)), fraction, count)
+    if study == "duel":
+        names = known.asked(scorers or found.scorers)
+        _duel(Sides(bench, score, names, rule, draws, size), folder, seeds)
+        return
+    names = known.asked(scorers)
+    parts: Parts = {
+        "deciles": lambda: Deciles(known, names, size),
+        "lds": lambda: Halves(known, names, subsets),
+        "groups": lambda: Groups(known, names),
+    }[study]()
+    _retrain(parts, bench, folder, seeds, study)
+
+
+def _duel(sides: Sides, folder: Path, seeds: int) -> None:
+    _say(seeds * len(sides.arms), f"{sides.count} samples' tokens", seeds)
     answers = Duel(sides, call).run(folder, range(seeds), sides.arms)
-    found = verdict(answers)
-    runs.write_json(folder / "validate.json", {**found, "count": size, "losses": answers})
-    rows = [["against", "gain in held-out loss", "verdict"]]
-    for kind in (RANDOM, MIXTURE):
-        own = found[kind]
-        rows.append([kind, f"{own['gain']:+.4f} ± {own['half_width']:.4f}", own["verdict"]])
-    runs.write_text(folder / "table.md", as_markdown(rows))
-    progress.ended(as_text(rows), f"{said(found)}; {folder / 'table.md'}", then=f"vlmsel report {run} {out}")
+    found = {scorer: verdict(sides.judged(scorer, answers)) for scorer in sides.scorers}
+    show_duel(folder, found, {"count": sides.count, "losses": answers})
 
 
-def _read_run(run: Path) -> dict[str, Any]:
-    """Return the settings of a choice."""
-    for file in (run / "config.yaml", run / "score/affinity.safetensors"):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file; give the run folder of a `vlmsel choose` that is done")
-    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+def _retrain(parts: Parts, bench: Bench, folder: Path, seeds: int, study: str) -> None:
+    plan = cache(parts.plan)
+    arms = list(plan(0))
+    _say(
+        len({(seed, *sorted(own)) for seed in range(seeds) for own in plan(seed).values()}),
+        f"{parts.size} samples",
+        seeds,
+    )
+    answers = Retraining(bench, plan, parts.known.found.targets).run(folder, range(seeds), arms)
+    about: dict[str, Any] = {"study": study, "measure": parts.measure, "count": parts.size, "seeds": seeds}
+    show_rows(folder, parts.conclude(answers), about | {"losses": answers})
 
 
-def _sides(
-    run: Path, chosen: dict[str, Any], rule: Rule, size: int, draws: int, epochs: float | None, device: str
-) -> Sides:
-    reading, beside = (_group(kind, chosen) for kind in (ReadingOptions, FeatureOptions))
-    settings = PhaseSettings(**chosen["settings"])
-    if epochs is not None:
-        settings = replace(settings, epochs=epochs)
-    lora = None if chosen.get("lora") is None else LoraSpec(**chosen["lora"])
-    tune = {**vars(reading), "lora": lora, "device": device, "settings": lambda seed: replace(settings, seed=seed)}
-    (scorer,) = load_scorers((chosen["scorer"],))
-    goal = beside.target_reading(reading.reading())
-    files = chosen["model"], chosen["pool"], run / "score"
-    return Sides(*files, scorer.name, rule, chosen["targets"], goal, draws, size, tune, device)
-
-
-def _group(kind: Any, chosen: dict[str, Any]) -> Any:
-    """Return a group of options as a configuration has them."""
-    return kind(**{name: chosen[name] for name in kind.__dataclass_fields__ if name in chosen})
+def _say(trainings: int, size: str, seeds: int) -> None:
+    print(f"plan: {trainings} trainings on {size} each, {seeds} seeds", flush=True)

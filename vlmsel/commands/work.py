@@ -78,11 +78,12 @@ WORK = {
     ),
     "validate": Work(
         (
-            "halve every target file, {seeds} times",
-            "choose by one half, and {draws} random choices of either kind",
-            "tune on each choice; the other halves judge",
+            "read {run}: scores, and how to tune (study {study}, {seeds} seeds)",
+            "duel: choose by half of every target file, beside {draws} random choices of either kind",
+            "deciles: ten parts of each scorer's ranking; groups: all but each of five; lds: {subsets} random halves",
+            "tune on each; the loss of target samples judges (how many trainings it says as it begins)",
         ),
-        ("seed*/", "validate.json", "table.md"),
+        ("seed*/", "validate.json", "table.md", "validate.png (several scorers)"),
         files=(),
         model=(),
     ),

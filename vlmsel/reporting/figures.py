@@ -81,3 +81,20 @@ def looks(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
         for number, family in enumerate(families.values())
         for place, scorer in enumerate(family)
     }
+
+
+def draw_intervals(rows: Mapping[str, Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw a dot with its interval, where it has one, per row of value, low and high; a dotted line at 0."""
+    order = sorted(rows, key=lambda name: rows[name]["value"])
+    figure = Figure(figsize=(7, 0.34 * len(order) + 1.2))
+    axis = figure.subplots()
+    for place, row in enumerate(rows[name] for name in order):
+        axis.plot(row["value"], place, "o", color="tab:blue")
+        if row["low"] is not None:
+            axis.plot([row["low"], row["high"]], [place, place], color="tab:blue")
+    axis.axvline(0, color="0.35", linestyle=":", linewidth=1)
+    axis.set_yticks(range(len(order)), order)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_title(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)

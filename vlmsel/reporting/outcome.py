@@ -28,7 +28,7 @@ def verdict_section(found: Found) -> Section:
     parts: list[Part] = []
     for run in found.by("validate"):
         if (result := run.json("validate.json")) is not None:
-            parts += _duel(run, result)
+            parts += _retrained(run, result) if "rows" in result else _duel(run, result)
     return Section("Verdict", parts or [Prose(NO_VERDICT, "open")])
 
 
@@ -48,6 +48,24 @@ def _duel(run: Run, result: Mapping[str, Any]) -> list[Part]:
         dots("Gain of the choice in held-out loss, 95 % interval", rows, mark=0.0),
         Table("The duel", ["against", "gain in held-out loss", "verdict"], table, note),
     ]
+
+
+def _retrained(run: Run, result: Mapping[str, Any]) -> list[Part]:
+    """Show what a study of several scorers measured."""
+    rows = sorted(result["rows"].items(), key=lambda one: -one[1]["value"])
+    ends = [[one["value"] if one[end] is None else one[end] for end in ("low", "high")] for _, one in rows]
+    shown_rows = [
+        (
+            name,
+            one["value"],
+            low,
+            high,
+            f"{one['value']:+.3f}" + ("" if one["low"] is None else f" ({low:+.3f} to {high:+.3f})"),
+        )
+        for (name, one), (low, high) in zip(rows, ends, strict=True)
+    ]
+    note = f"{result['study']}: {result['measure']}, 95 % interval; trained on {result['count']} samples; {run.folder}"
+    return [dots(note, shown_rows, mark=0.0)]
 
 
 def results_section(found: Found) -> Section | None:

@@ -4,10 +4,14 @@ Per seed every target file is cut into halves. One half chooses m samples of the
 random choices of as many tokens, and on random choices of as many tokens with the choice's own share of every source;
 the other half judges, by its mean loss. What the choice gains over a random one of its own mixture, it gains within
 sources; what only the mixture gains, a quota gives for nothing.
+
+Several scorers share the random choices, and all choose as many tokens; arms are then `<scorer>, chosen` and
+`<scorer>, same mixture 1`. A scorer without affinities to single target samples chooses by the rule top.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from vlmsel import runs
-from vlmsel.data.dataset import Reading
 from vlmsel.data.formats import read_records, write_part
-from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
-from vlmsel.scoring import affinity
+from vlmsel.models.subject import Subject
+from vlmsel.scoring.affinity import NAME
 from vlmsel.scoring.table import KNOWN, read_table, write_table
+from vlmsel.studies.known import Known, choosing_half
+from vlmsel.studies.retraining import Bench
 from vlmsel.studies.study import Seed, Study, draws_of, kind_of
 from vlmsel.studies.verdict import CHOSEN, MIXTURE, RANDOM, Losses
 from vlmsel.training.warmup import mean_loss
@@ -32,39 +37,44 @@ class Sides:
     """What the duel is about.
 
     Attributes:
-        model: what is tuned.
-        pool: the samples.
-        score: the run folder of their score, with affinities.
-        scorer: whose affinities choose.
+        bench: what is tuned, on what, and what judges it.
+        score: the run folder of the pool's score, with affinities.
+        scorers: whose affinities choose.
         rule: how, as for `vlmsel select`; top takes the influence on the mean of the choosing half.
-        targets: the target files by name.
-        reading, target_reading: how the pool and the targets are read.
         draws: random choices per seed, of either kind.
         count: how many samples are chosen.
-        tune: further options of `vlmsel tune`.
-        device: where losses are taken.
     """
 
-    model: str
-    pool: str
+    bench: Bench
     score: Path
-    scorer: str
+    scorers: Sequence[str]
     rule: str
-    targets: Mapping[str, str]
-    target_reading: Reading
     draws: int
     count: int
-    tune: Mapping[str, Any]
-    device: str
 
     @property
     def arms(self) -> list[str]:
         """All choices of a seed."""
-        return [CHOSEN, *(draw for kind in (RANDOM, MIXTURE) for draw in draws_of(kind, self.draws))]
+        mixtures = draws_of(MIXTURE, self.draws)
+        own = [self.arm(scorer, kind) for scorer in self.scorers for kind in (CHOSEN, *mixtures)]
+        return [*draws_of(RANDOM, self.draws), *own] if len(self.scorers) > 1 else self.alone(self.scorers[0])
+
+    def arm(self, scorer: str, kind: str) -> str:
+        """Name a scorer's choice, or a draw of its mixture."""
+        return f"{scorer}, {kind}" if len(self.scorers) > 1 else kind
+
+    def alone(self, scorer: str) -> list[str]:
+        """Name the choices that a scorer is judged by."""
+        mixtures = [self.arm(scorer, one) for one in draws_of(MIXTURE, self.draws)]
+        return [self.arm(scorer, CHOSEN), *draws_of(RANDOM, self.draws), *mixtures]
+
+    def judged(self, scorer: str, answers: Sequence[Mapping[str, Losses]]) -> list[dict[str, Losses]]:
+        """Return what a scorer is judged by, as if it were alone."""
+        return [{arm.rpartition(", ")[2]: one[arm] for arm in self.alone(scorer)} for one in answers]
 
 
 @dataclass(frozen=True)
-class Duel(Study[Path, Path, Losses]):
+class Duel(Study[Path, Subject, Losses]):
     """One half of every target file chooses, the other judges; `call` runs a command into a folder."""
 
     sides: Sides
@@ -73,13 +83,14 @@ class Duel(Study[Path, Path, Losses]):
     def prepare(self, seed: Seed) -> None:
         """Cut the target files, and what the run knows of them, into halves."""
         sides = self.sides
-        found = affinity.Affinities(sides.score / affinity.NAME, sides.pool)
-        rows = _choosing(found.targets, seed.number)
-        found.write_part(seed.folder / "score" / affinity.NAME, rows)
-        _write_half(seed.folder / "score/scores.parquet", sides, found, rows)
+        known = Known(sides.score, sides.bench.pool)
+        found = known.found
+        rows = choosing_half(found.targets, seed.number)
+        found.write_part(seed.folder / "score" / NAME, rows)
+        _write_half(seed.folder / "score/scores.parquet", sides.scorers, known, rows)
         kept = {(found.targets[row]["file"], found.targets[row]["uid"]) for row in rows}
         usable = {(one["file"], one["uid"]) for one in found.targets}
-        for name, file in sides.targets.items():
+        for name, file in sides.bench.targets.items():
             judging = [uid for uid in range(len(read_records(file))) if (name, uid) in usable - kept]
             write_part(_half(seed, name, file), file, judging)
 
@@ -88,57 +99,51 @@ class Duel(Study[Path, Path, Losses]):
         return runs.read_json(path) if path.is_file() else None
 
     def subset(self, seed: Seed, arm: str) -> Path:
-        sides, kind = self.sides, kind_of(arm)
-        out = seed.folder / "selected" / f"{arm}{Path(sides.pool).suffix}"
-        options: dict[str, Any] = {"pool": sides.pool, "scores": str(seed.folder / "score")}
-        if arm == CHOSEN:
-            options |= {"scorer": sides.scorer, "rule": sides.rule, "count": sides.count}
+        sides, several = self.sides, len(self.sides.scorers) > 1
+        scorer, _, draw = arm.rpartition(", ")
+        scorer, known = scorer or sides.scorers[0], Known(sides.score, sides.bench.pool)
+        out = seed.folder / "selected" / f"{arm}{Path(sides.bench.pool).suffix}"
+        chosen = out.with_name(f"{sides.arm(scorer, CHOSEN)}{out.suffix}")
+        options: dict[str, Any] = {"pool": sides.bench.pool, "scores": str(seed.folder / "score")}
+        if draw == CHOSEN:
+            options |= {"scorer": scorer, "rule": sides.rule if known.single(scorer) else "top"}
+            options |= {"tokens": budget(known, sides.count)} if several else {"count": sides.count}
         else:
-            chosen = seed.folder / "selected" / f"{CHOSEN}{Path(sides.pool).suffix}"
-            options |= {"scorer": "Random", "seed": 1000 * seed.number + int(arm.split()[-1])}
-            options |= {"tokens": choice_tokens(sides.score, chosen)}
-            if kind == MIXTURE:
+            options |= {"scorer": "Random", "seed": 1000 * seed.number + int(draw.split()[-1])}
+            options["tokens"] = budget(known, sides.count) if several else choice_tokens(sides.score, chosen)
+            if kind_of(draw) == MIXTURE:
                 options["like"] = str(chosen)
         self.call("select", out, **options)
         return out
 
-    def tune(self, seed: Seed, arm: str, data: Path) -> Path:
-        out = seed.folder / "tune" / arm
-        settings = {**self.sides.tune, "settings": self.sides.tune["settings"](seed.number)}
-        self.call("tune", out, model=self.sides.model, data=str(data), **settings)
-        return out
+    def tune(self, seed: Seed, arm: str, data: Path) -> Subject:
+        return self.sides.bench.train(data, seed.number, seed.folder / "work" / arm)
 
-    def ask(self, seed: Seed, arm: str, model: Path) -> Losses:
-        sides = self.sides
-        subject = open_subject(str(model), sides.device)
-        halves = {name: _half(seed, name, file) for name, file in sides.targets.items()}
-        read = {name: open_pool(subject, half, sides.target_reading).samples for name, half in halves.items()}
-        losses = {name: mean_loss(subject, samples) for name, samples in read.items()}
+    def ask(self, seed: Seed, arm: str, model: Subject) -> Losses:
+        bench = self.sides.bench
+        halves = {name: _half(seed, name, file) for name, file in bench.targets.items()}
+        read = {name: open_pool(model, half, bench.target_reading).samples for name, half in halves.items()}
+        losses = {name: mean_loss(model, samples) for name, samples in read.items()}
         runs.write_json(_answer(seed, arm), losses)
+        shutil.rmtree(seed.folder / "work")
         return losses
 
 
-def _choosing(targets: Sequence[Mapping[str, Any]], seed: int) -> list[int]:
-    """Draw the rows of half of every target file, at least one; in rising order."""
-    rng, chosen = np.random.default_rng(seed), []
-    for file in dict.fromkeys(target["file"] for target in targets):
-        rows = [row for row, target in enumerate(targets) if target["file"] == file]
-        if len(rows) < 2:
-            raise ValueError(f"target {file}: one sample cannot be cut into halves; give more")
-        chosen += rng.permutation(rows)[: len(rows) // 2].tolist()
-    return sorted(chosen)
-
-
-def _write_half(path: Path, sides: Sides, found: affinity.Affinities, rows: Sequence[int]) -> None:
+def _write_half(path: Path, scorers: Sequence[str], known: Known, rows: Sequence[int]) -> None:
     """Write the score table with influences on the means of the choosing halves, which are these rows of targets."""
-    table, about = read_table(sides.score / "scores.parquet")
-    columns: dict[str, Any] = {name: table[name] for name in KNOWN if name in table}
-    for file in sides.targets:
-        own = [row for row in rows if found.targets[row]["file"] == file]
-        influence = np.full(len(table["uid"]), np.nan)
-        influence[found.uids] = found.mean_influence(sides.scorer, own)
-        columns[f"{sides.scorer}/{file}"] = influence
-    write_table(path, columns, about)
+    columns: dict[str, Any] = {name: known.table[name] for name in KNOWN if name in known.table}
+    for scorer in scorers:
+        for file, affinity in zip(known.files, known.by_file(scorer, rows), strict=True):
+            influence = np.full(len(known.table["uid"]), np.nan)
+            influence[known.uids] = -affinity
+            columns[f"{scorer}/{file}"] = influence
+    write_table(path, columns, known.about)
+
+
+def budget(known: Known, count: int) -> int:
+    """Return the tokens that so many samples of the pool have on average."""
+    tokens = known.table["supervised" if "supervised" in known.table else "tokens"][known.uids]
+    return max(1, round(count * float(np.mean(tokens))))
 
 
 def choice_tokens(score: Path, chosen: Path) -> int:

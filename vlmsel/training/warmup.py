@@ -54,14 +54,20 @@ def warmed_up(model: str | Path, pool_sha256: str) -> list[int]:
     return []
 
 
-@torch.no_grad()
 def mean_loss(subject: Subject, data: SampleDataset, tokens: int = 8192) -> float:
     """Return the mean of the usable samples' losses, in batches of at most so many tokens."""
+    losses = sample_losses(subject, data, tokens).values()
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def sample_losses(subject: Subject, data: SampleDataset, tokens: int = 8192) -> dict[int, float]:
+    """Return the loss of every usable sample by its uid, in batches of at most so many tokens."""
     subject.module.eval()
-    usable, lengths = data.usable(), data.lengths()
-    groups = length_batches([lengths[i] for i in usable], None, tokens)
-    total = 0.0
-    for group in shown(groups, "target losses", "batch"):
+    usable, lengths, known = data.usable(), data.lengths(), data.uids
+    found: dict[int, float] = {}
+    for group in shown(length_batches([lengths[i] for i in usable], None, tokens), "target losses", "batch"):
         batch = subject.collate([data[usable[i]] for i in group]).to(subject.device)
-        total += float(subject.losses(batch).double().sum())
-    return total / len(usable)
+        losses = subject.losses(batch).double().tolist()
+        found |= dict(zip((known[usable[i]] for i in group), losses, strict=True))
+    return found

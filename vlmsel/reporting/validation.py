@@ -1,0 +1,64 @@
+"""What `vlmsel validate` leaves: validate.json, a table, and of several scorers a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlmsel import progress, runs
+from vlmsel.reporting.figures import draw_intervals
+from vlmsel.reporting.tables import as_markdown, as_text
+from vlmsel.studies.verdict import MIXTURE, RANDOM, said
+
+GAIN = "gain in held-out loss"
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def show_duel(folder: Path, found: Rows, about: Mapping[str, Any]) -> None:
+    """Write the verdicts on some scorers; of a single one its verdict alone."""
+    if len(found) > 1:
+        show_rows(folder, duel_rows(found), {"study": "duel", "measure": GAIN, **about, "duels": found}, found)
+        return
+    (one,) = found.values()
+    runs.write_json(folder / "validate.json", {**one, **about})
+    table = [["against", GAIN, "verdict"], *([kind, *_gain(one[kind])] for kind in (RANDOM, MIXTURE))]
+    _show(folder, table, f"{said(one)}; ")
+
+
+def show_rows(folder: Path, rows: Rows, about: Mapping[str, Any], duels: Rows | None = None) -> None:
+    """Write each scorer's figure, best first."""
+    runs.write_json(folder / "validate.json", {**about, "rows": rows})
+    draw_intervals(rows, folder / "validate.png", f"{about['measure']} (95 %)")
+    order = sorted(rows, key=lambda one: -rows[one]["value"])
+    if duels is None:
+        table = [["scorer", about["measure"], "95 % interval"]]
+        table += [[one, f"{rows[one]['value']:+.3f}", _interval(rows[one])] for one in order]
+    else:
+        table = [["scorer", f"{GAIN} against {RANDOM}", "verdict", f"against {MIXTURE}", "verdict"]]
+        table += [[one, *_gain(duels[one][RANDOM]), *_gain(duels[one][MIXTURE])] for one in order]
+    _show(folder, table)
+
+
+def duel_rows(found: Rows) -> dict[str, dict[str, Any]]:
+    """Return the gains against random choices as values with intervals."""
+    rows = {}
+    for scorer, one in found.items():
+        gain, half = one[RANDOM]["gain"], one[RANDOM]["half_width"]
+        known = half == half  # NaN of a single seed is none
+        ends = {"low": gain - half, "high": gain + half} if known else {"low": None, "high": None}
+        rows[scorer] = {"value": gain, **ends}
+    return rows
+
+
+def _gain(one: Mapping[str, Any]) -> list[str]:
+    return [f"{one['gain']:+.4f} ± {one['half_width']:.4f}", one["verdict"]]
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+
+
+def _show(folder: Path, table: list[list[str]], said: str = "") -> None:
+    runs.write_text(folder / "table.md", as_markdown(table))
+    progress.ended(as_text(table), f"{said}{folder / 'table.md'}", then=f"vlmsel report {folder}")

@@ -1,0 +1,100 @@
+"""From a run folder to what `vlmsel validate` retrains: its scores, and how its model was tuned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from vlmsel.data.dataset import Reading
+from vlmsel.models.config import LoraSpec
+from vlmsel.scorers.load import load_scorers
+from vlmsel.studies.labelled_pool import labelled_pool
+from vlmsel.studies.retraining import Bench
+from vlmsel.training.phases import PhaseSettings
+
+Kind = Literal["duel", "deciles", "lds", "groups"]  # of study
+TUNED = ("warmup", "tune", "choose")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is judged: its folder, its command, its settings, and those of what was tuned."""
+
+    folder: Path
+    command: str
+    settings: dict[str, Any]
+    tuned: dict[str, Any]
+
+    @property
+    def scorers(self) -> list[str]:
+        """The names of its scorers."""
+        given = (self.settings["scorer"],) if self.command == "choose" else tuple(self.settings["scorers"])
+        return [scorer.name for scorer in load_scorers(given)]
+
+
+def read_run(folder: Path, tuned_as: str | None = None) -> Run:
+    """Read a run of choose, score or detect, and say what tuned its model.
+
+    Raises:
+        FileNotFoundError: a file of it is missing.
+        ValueError: it is of another command, or nobody says how to tune.
+    """
+    command, settings = _command(folder)
+    if command not in ("choose", "score", "detect"):
+        raise ValueError(f"{folder}: a run of {command}; give the run folder of `vlmsel choose`, `score` or `detect`")
+    missing = folder / {"choose": "score/affinity.safetensors", "score": "affinity.safetensors"}.get(
+        command, "seed0/model/classifier.json"
+    )
+    if not missing.is_file():
+        raise FileNotFoundError(f"{missing}: no such file; give the run folder of a `vlmsel {command}` that is done")
+    if command == "detect" and tuned_as is not None:
+        raise ValueError("--tuned_as: no meaning for a run of `vlmsel detect`, which tuned; leave it out")
+    if command == "score":
+        tuned = _tuned(folder, settings["model"], tuned_as)
+    else:
+        tuned = settings if tuned_as is None else _tuned(folder, "", tuned_as)
+    return Run(folder, command, settings, tuned)
+
+
+def _tuned(folder: Path, model: str, tuned_as: str | None) -> dict[str, Any]:
+    """Return the settings of the run that tuned."""
+    for place in [Path(tuned_as)] if tuned_as else [Path(model), Path(model).parent]:
+        if (place / "config.yaml").is_file() and (found := _command(place))[0] in TUNED:
+            return found[1]
+    if tuned_as:
+        raise ValueError(f"--tuned_as {tuned_as}: no run folder of `vlmsel warmup`, `tune` or `choose`")
+    raise ValueError(f"{folder}: scored {model}, which does not say how to tune; name a run that does: --tuned_as RUN")
+
+
+def _command(folder: Path) -> tuple[str, dict[str, Any]]:
+    path = folder / "config.yaml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if (command := re.match(r"# vlmsel (\w+)\n", text)) is None:
+        raise FileNotFoundError(f"{path}: no such file; give the run folder of a `vlmsel choose` that is done")
+    return command[1], yaml.safe_load(text)
+
+
+def bench_of(run: Run, out: Path, epochs: float | None, device: str, call: Callable[..., None]) -> tuple[Path, Bench]:
+    """Return the folder of a run's scores and what is retrained; of a classifier, files are written to `out` first."""
+    own, tuned = run.settings, run.tuned
+    if run.command == "detect":
+        made = labelled_pool(run.folder, own, out / "labelled", call)
+        reading = Reading() if own["max_length"] is None else Reading(max_length=own["max_length"])
+        score, model, pool, targets = made.score, made.model, made.pool, made.targets
+        bench = Bench(model, pool, targets, reading, reading, made.settings, None, None, None, device)
+    else:
+        images = own.get("images")
+        more = {name: own[name] for name in ("max_length", "loss_on", "allow_missing") if name in own}
+        reading = Reading(None if images is None else Path(images), **more)
+        beside = own.get("target_images")
+        goal = reading if beside is None else replace(reading, images=Path(beside))
+        lora = None if tuned.get("lora") is None else LoraSpec(**tuned["lora"])
+        how = PhaseSettings(**tuned["settings"]), lora, own.get("template"), own.get("exif"), device
+        score = run.folder / "score" if run.command == "choose" else run.folder
+        bench = Bench(tuned["model"], own["pool"], own["targets"], reading, goal, *how)
+    return score, bench if epochs is None else replace(bench, settings=replace(bench.settings, epochs=epochs))

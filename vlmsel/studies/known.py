@@ -1,0 +1,111 @@
+"""What a score run says of its pool, scorer by scorer, as affinities: highest = most helpful.
+
+Scorers with affinities say it of every single target sample. Of others there is a number per target file, the negated
+influence of the score table, which counts for all samples of the file; so do three baselines that need no scorer: the
+loss (highest first), the length (longest first) and the norm of the gradient (longest first), where TracIn was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vlmsel.scoring.affinity import NAME, Affinities
+from vlmsel.scoring.table import KNOWN, read_table
+from vlmsel.selection import Facts
+
+LOSS, LENGTH, NORM = "Loss", "Length", "gradient norm"
+ROWS = 65_536  # of C that are read at once
+
+
+class Known:
+    """The scores of a run.
+
+    Attributes:
+        folder: the run.
+        found: its affinities.
+        uids: of the samples that were scored, in rising order. [n]
+        files: the target files, by name.
+        scorers: of whom there is anything, in the order of the table.
+    """
+
+    def __init__(self, folder: Path, pool: str) -> None:
+        """Open table and affinities of a run.
+
+        Raises:
+            FileNotFoundError, ValueError: one of them is missing, damaged, or of another pool.
+        """
+        self.folder = folder
+        self.found = Affinities(folder / NAME, pool)
+        self.table, self.about = read_table(folder / "scores.parquet", pool)
+        self.uids = self.found.uids
+        self.files = list(dict.fromkeys(target["file"] for target in self.found.targets))
+        named = (name.rpartition("/") for name in self.table if name not in KNOWN)
+        own = dict.fromkeys(scorer for scorer, _, file in named if file in self.files)
+        norm = [NORM] if "TracIn" in self.found.about["scorers"] else []
+        self.scorers = [*own, *(one for one in (LOSS, LENGTH, *norm) if one not in own)]
+
+    def asked(self, names: Sequence[str] | None) -> list[str]:
+        """Return the scorers that are asked for, all when None.
+
+        Raises:
+            ValueError: one of them is not there.
+        """
+        for name in names or ():
+            if name not in self.scorers:
+                raise ValueError(f"{self.folder}: nothing is known by {name!r}; it has {', '.join(self.scorers)}")
+        return list(names or self.scorers)
+
+    def single(self, scorer: str) -> bool:
+        """Tell whether a scorer knows target samples one by one."""
+        return scorer in self.found.about["scorers"]
+
+    def rows(self, file: str, among: Sequence[int] | None = None) -> list[int]:
+        """Return the rows of a file's target samples, those `among` some."""
+        known = range(len(self.found.targets)) if among is None else among
+        return [row for row in known if self.found.targets[row]["file"] == file]
+
+    def by_file(self, scorer: str, among: Sequence[int] | None = None) -> np.ndarray:
+        """Return the mean affinity of every scored sample to each file's target samples, those `among` some. [f, n]"""
+        if self.single(scorer):
+            return -np.stack([self.found.mean_influence(scorer, self.rows(file, among)) for file in self.files])
+        if scorer in (LOSS, LENGTH) and f"{scorer}/{self.files[0]}" not in self.table:
+            facts = Facts.of_table(self.table)
+            one = facts.values("loss" if scorer == LOSS else "length")[self.uids]
+        elif scorer == NORM:
+            one = self.found.norms("TracIn", len(self.table["uid"]))[self.uids]
+        else:
+            return -np.stack([self.table[f"{scorer}/{file}"][self.uids] for file in self.files])
+        return np.repeat(one[None].astype(float), len(self.files), axis=0)
+
+    def sums(self, scorer: str, subsets: np.ndarray) -> np.ndarray:
+        """Add up the affinities of each subset's samples to every target sample. [m, n] of 0 and 1 -> [m, T]"""
+        if self.single(scorer):
+            total = np.zeros((len(subsets), len(self.found.targets)))
+            for start in range(0, len(self.uids), ROWS):
+                rows = slice(start, start + ROWS)
+                total += subsets[:, rows] @ self.found.block(scorer, rows, unit=False).T
+            return total
+        by_file = subsets @ self.by_file(scorer).T
+        return by_file[:, [self.files.index(target["file"]) for target in self.found.targets]]
+
+    def mean(self, losses: Sequence[float], among: Sequence[int] | None = None) -> float:
+        """Return the mean over files of target samples' losses, those `among` some."""
+        return float(np.mean([np.mean([losses[row] for row in self.rows(file, among)]) for file in self.files]))
+
+
+def choosing_half(targets: Sequence[dict[str, object]], seed: int) -> list[int]:
+    """Draw the rows of half of every target file, at least one; in rising order.
+
+    Raises:
+        ValueError: a file has a single sample.
+    """
+    rng, chosen = np.random.default_rng(seed), []
+    for file in dict.fromkeys(target["file"] for target in targets):
+        rows = [row for row, target in enumerate(targets) if target["file"] == file]
+        if len(rows) < 2:
+            raise ValueError(f"target {file}: one sample cannot be cut into halves; give more")
+        chosen += rng.permutation(rows)[: len(rows) // 2].tolist()
+    return sorted(chosen)
