@@ -86,10 +86,13 @@ def test_unusable_samples_are_reported_and_move_no_other(world, aligned, folder,
         assert reason in reported[place + 1], name
     clean, found = table(tmp_path / "clean"), table(tmp_path / "mixed", pool)
     assert found["uid"] == list(range(len(records)))
+    assert found["id"] == [str(record.get("id", "")) if isinstance(record, dict) else "" for record in records]
     for name in ("loss", "TracIn/gqa", "HyperINF/gqa"):
         assert [found[name][uid] for uid in places] == clean[name]
         assert [value == value for value in found[name]] == [uid in places for uid in range(len(records))]
-    assert f"{pool}: 9 of 21 samples left out, listed in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{pool}: 9 of 21 samples left out, listed in" in said
+    assert "lowest = most helpful), 9 left out (1 lack their picture), see " in said
     nulls = pq.read_table(tmp_path / "mixed/scores.parquet")["TracIn/gqa"].null_count
     assert nulls == len(SAMPLES)
 
@@ -112,6 +115,8 @@ def test_select_takes_scored_samples_only(world, aligned, folder, tmp_path, caps
     ]
     assert cli.main([str(word) for word in [*chain, "--scorer", "Random", "--count", 12]]) == 0
     assert runs.read_json(tmp_path / "chosen.json") == [records[uid] for uid in places]
+    said = capsys.readouterr().out
+    assert "9 of the pool's 21 records cannot be chosen (1 lack their picture); fractions are of all 21" in said
     (tmp_path / "chosen.json").unlink()
     for amount in (["--count", 13], ["--fraction", 1.0]):
         line = refused([*chain, "--scorer", "TracIn", *amount], capsys)

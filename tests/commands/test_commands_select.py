@@ -1,8 +1,10 @@
 """`vlmsel select` on a score table and an affinity file that no model made."""
 
 import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from score_words import refused, words
 
@@ -75,12 +77,17 @@ def test_target_samples_choose_in_turn(home, run, tmp_path, capsys):
         best = max(left, key=row.__getitem__)
         left.remove(best)
         assert uids[best] == uid and value == pytest.approx(row[best], abs=1e-5)
+    takers = list(zip(manifest["target_file"], manifest["target_uid"], strict=True))
+    ranks = [takers[: place + 1].count(taker) for place, taker in enumerate(takers)]
+    assert manifest["rank"] == ranks and manifest["unusable"] == 1
+    assert manifest["reason"] == [f"choice {r} of {file} {t}" for r, (file, t) in zip(ranks, takers, strict=True)]
     said = capsys.readouterr().out.splitlines()
+    assert "1 of the pool's 60 records cannot be chosen; fractions are of all 60" in said
     assert (
         "a.json: 14 of 60 samples by S, round_robin over 15 target samples (turns: a 57 %, b 14 %, c 29 %)" in said[0]
     )
     assert said[1].startswith("sources: ") and said[2].startswith("mean of the choice (pool): tokens ")
-    assert "loss" in said[2] and "norm" in said[2] and len(said) <= 5
+    assert "loss" in said[2] and "norm" in said[2] and len(said) <= 6
 
 
 def test_the_same_twice_and_as_its_configuration_says(home, run, tmp_path):
@@ -107,6 +114,22 @@ def test_top_is_what_it_was(home, run, tmp_path):
     order = np.argsort(run[0]["loss"])  # the left out is last
     assert manifest["uids"] == order[:5].tolist() and manifest["columns"] == ["S/a"]
     assert manifest["influence"]["S/a"] == (run[0]["loss"][order[:5]] - 1).tolist()
+    assert manifest["rank"] == [1, 2, 3, 4, 5] and manifest["reason"][1] == "2 of 59, by S/a"
+    both = chosen(home, tmp_path / "b.json", count=4, rule="top")
+    assert [reason.split(", by ")[1] for reason in both["reason"]].count("S/b") == 2  # each target has its half
+    mean = chosen(home, tmp_path / "c.json", count=4, rule="top", combine="mean")
+    assert mean["reason"][3] == "4 of 59, by the mean of S/a, S/b" and mean["score"] == pytest.approx([-0.5] * 4)
+
+
+def test_a_table_that_pandas_saved_again_is_chosen_from(home, run, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(home / "run", again)
+    frame = pd.read_parquet(again / "scores.parquet").sample(frac=1, random_state=0)
+    frame.to_parquet(again / "scores.parquet")
+    frame.to_csv(again / "scores.csv", index=False)
+    wanted = chosen(home, tmp_path / "a.json", count=9)["uids"]
+    assert chosen(home, tmp_path / "b.json", count=9, scores=again)["uids"] == wanted
+    assert chosen(home, tmp_path / "c.json", count=9, scores=again / "scores.csv")["uids"] == wanted
 
 
 def test_random_needs_the_pool_alone_and_smaller_draws_are_parts_of_larger_ones(home, tmp_path):
@@ -143,6 +166,8 @@ def test_loss_and_length_come_from_the_table(home, run, tmp_path):
     high = chosen(home, tmp_path / "a.json", scorer="Loss", count=9)["uids"]
     low = chosen(home, tmp_path / "b.json", scorer="Loss", count=9, lowest=True)["uids"]
     order = np.argsort(loss)[: COUNT - 1].tolist()
+    manifest = runs.read_json(tmp_path / "a.json.manifest.json")
+    assert manifest["score"] == loss[high].tolist() and manifest["reason"][2] == "3 of 59, by Loss, highest first"
     assert high == order[::-1][:9] and low == order[:9]
     long = chosen(home, tmp_path / "c.json", scorer="Length", count=9)["uids"]
     assert min(tokens[long]) >= max(tokens[[u for u in range(COUNT) if u not in long and u != LEFT_OUT]])

@@ -124,14 +124,17 @@ def score(
         whole.report(folder / "skipped.json", scored.left_out)
     records = records_of(whole.samples, whole.problems, whole.total)
     path = folder / "scores.parquet"
-    marks = {"warmed_up": warmed_up(model, found.sha256)}  # their gradients are those of samples learnt already
+    # whose gradients are those of samples learnt already
+    marks = {"warmed_up": warmed_up(model, found.sha256), "missing": whole.missing}
     write_scores(path, records, scored, known | marks | {"config": config})
     if scored.affinities is not None:
         write_pool_affinities(folder / AFFINITIES, scored.affinities, known | {"config": config})
     used = len(scored.uids) - len(scored.left_out)
     count = f"{used}{found.share(used)}"
+    lost = f", {whole.total - used} left out ({whole.missing} lack their picture), see {folder / 'skipped.json'}"
     progress.ended(
-        f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)",
+        f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)"
+        + (lost if used < whole.total else ""),
         then=f"vlmsel select --scores {out} --pool {pool} --scorer {loaded[0].name} --fraction 0.05 --out CHOSEN",
     )
 

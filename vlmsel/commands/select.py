@@ -15,6 +15,7 @@ from vlmsel.data.formats.choice import Written, write_choice
 from vlmsel.scoring import affinity
 from vlmsel.scoring.table import read_table, score_columns
 from vlmsel.selection import DRAWN, AffinityRule, Ask, Draw, Facts, Rule, combine_targets, describe, top
+from vlmsel.selection.combine import places, target_ranks
 
 
 class Picked(NamedTuple):
@@ -70,7 +71,8 @@ def select(
         refuse_idle(f"--scorer {scorer}", affinities)
         if files is not None:
             raise ValueError(f"--target: no meaning for --scorer {scorer}; leave it out")
-        picked = Picked(draw.choose(scorer, facts, ask, digest), scorer, {"scorer": scorer})
+        uids = draw.choose(scorer, facts, ask, digest)
+        picked = Picked(uids, scorer, {"scorer": scorer, **draw.reasons(scorer, facts, uids)})
     elif table is None or path is None:
         raise ValueError(f"--scorer {scorer} needs --scores, the run folder of `vlmsel score`; Random needs none")
     elif rule == "top":
@@ -82,7 +84,7 @@ def select(
         picked = _by_affinity(found, scorer, rule or "round_robin", files, affinities, ask, facts)
     write_choice(out, pool, picked.uids.tolist(), len(facts), write)
     origin = {"config": config, "pool": pool, "pool_sha256": digest, "written": write}
-    _tell(out, picked, facts, origin, path, about.get("warmed_up", []))
+    _tell(out, picked, facts, origin, path, about.get("warmed_up", []), about.get("missing", 0))
 
 
 def _refuse_other(out: str, config: str) -> None:
@@ -97,11 +99,17 @@ def _refuse_other(out: str, config: str) -> None:
 
 
 def _top(table: dict[str, np.ndarray], columns: list[str], combine: str, budget: Any) -> Picked:
-    uids = top(combine_targets(np.stack([table[name] for name in columns]), combine), budget)
+    scores = np.stack([table[name] for name in columns])
+    uids = top(values := combine_targets(scores, combine), budget)
+    (ranks, count), best = places(values, uids), target_ranks(scores)[:, uids].argmin(axis=0)
+    by = [columns[t] for t in best] if combine == "rank" else [f"the mean of {', '.join(columns)}"] * len(uids)
     about = {
         "columns": columns,
         "combine": combine,
         "influence": {name: table[name][uids].tolist() for name in columns},
+        "score": values[uids].tolist(),
+        "rank": ranks,
+        "reason": [f"{rank} of {count}, by {name}" for rank, name in zip(ranks, by, strict=True)],
     }
     return Picked(uids, f"{', '.join(columns)} (lowest = most helpful)", about)
 
@@ -115,19 +123,32 @@ def _by_affinity(
 
 
 def _tell(
-    out: str, picked: Picked, facts: Facts, about: dict[str, Any], path: Path | None, warmed_up: list[int]
+    out: str,
+    picked: Picked,
+    facts: Facts,
+    about: dict[str, Any],
+    path: Path | None,
+    warmed_up: list[int],
+    missing: int,
 ) -> None:
-    """Write the manifest of a choice and say what it looks like; `warmed_up` are uids that the scored model knows."""
+    """Write the manifest of a choice and say what it looks like; `warmed_up` are uids that the scored model knows, and
+    so many samples lack their picture."""
     uids = picked.uids.tolist()
     sources = Counter(facts.sources[sorted(uids)].tolist())
     about["scores_sha256"] = None if path is None else runs.file_hash(path)
     about["warmed_up"] = known = int(np.isin(picked.uids, warmed_up).sum())
-    about |= {"of": len(facts), "sources": dict(sources.most_common()), "uids": uids}
+    unusable = len(facts) - int(facts.usable.sum())
+    about |= {"of": len(facts), "unusable": unusable, "sources": dict(sources.most_common()), "uids": uids}
     runs.write_json(Path(f"{out}.manifest.json"), about | picked.about)
     lines, warnings = describe(facts, picked.uids, picked.norms)
     if warmed_up:
         share = 100 * len(warmed_up) / len(facts)
         lines.append(f"in the warm-up: {100 * known / len(uids):.1f} % of the choice (pool {share:.1f} %)")
+    if unusable:
+        why = f" ({missing} lack their picture)" if missing else ""
+        lines.append(
+            f"{unusable} of the pool's {len(facts)} records cannot be chosen{why}; fractions are of all {len(facts)}"
+        )
     data = out if about["written"] == "pool" else f"{about['pool']} --only {out}"
     progress.ended(
         f"{out}: {len(uids)} of {len(facts)} samples by {picked.how}", *lines, *warnings,

@@ -34,7 +34,7 @@ class Work:
     own: bool = False
 
 
-SCORED = ("scores.parquet", "affinity.safetensors", "skipped.json")
+SCORED = ("scores.parquet", "scores.json", "affinity.safetensors", "skipped.json")
 WORK = {
     "align": Work(
         ("open {model}", "check every caption and picture", "train {settings.train} for {settings.epochs:g} epochs"),

@@ -67,6 +67,11 @@ class Pool:
         """
         return "" if used == self.total else f" of {self.total}"
 
+    @property
+    def missing(self) -> int:
+        """How many samples lack a picture."""
+        return sum(GONE in reason for reason in self.problems.values())
+
     def inputs(self, name: str) -> dict[str, str]:
         """Name what depends on the file by its content: `name` is what it is called."""
         usable = hashlib.sha256(repr(self.samples.candidates()).encode()).hexdigest()

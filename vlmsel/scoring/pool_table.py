@@ -11,6 +11,7 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.data.dataset import SampleDataset
+from vlmsel.data.formats.pool import Samples
 from vlmsel.scoring.affinity import Columns, write_affinities
 from vlmsel.scoring.pool_pass import PoolAffinities, Scored
 from vlmsel.scoring.table import write_table
@@ -25,12 +26,14 @@ class Records:
         tokens: its length, pictures' places included.
         reasons: why those that cannot be used cannot.
         supervised: how many of its tokens its loss is taken on; None in stores of earlier versions.
+        ids: the records' own, "" for one without; None where no record has one.
     """
 
     sources: Sequence[str]
     tokens: Sequence[int]
     reasons: Mapping[int, str]
     supervised: Sequence[int] | None = None
+    ids: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -43,13 +46,14 @@ class Records:
         """Return them as they are read back."""
         reasons = {str(uid): why for uid, why in self.reasons.items()}
         known = {"sources": list(self.sources), "tokens": list(self.tokens), "reasons": reasons}
-        return known if self.supervised is None else {**known, "supervised": list(self.supervised)}
+        more = {"supervised": self.supervised, "ids": self.ids}
+        return known | {name: list(values) for name, values in more.items() if values is not None}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Records:
         """Read them back."""
         reasons = {int(uid): why for uid, why in content["reasons"].items()}
-        return cls(content["sources"], content["tokens"], reasons, content.get("supervised"))
+        return cls(content["sources"], content["tokens"], reasons, content.get("supervised"), content.get("ids"))
 
 
 def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapping[str, Any]) -> None:
@@ -64,7 +68,10 @@ def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapp
         whole[uids] = values.numpy()
         return whole
 
-    columns: dict[str, Any] = {"uid": np.arange(len(records)), "source": records.sources, "tokens": records.tokens}
+    columns: dict[str, Any] = {"uid": np.arange(len(records))}
+    if records.ids is not None:
+        columns["id"] = records.ids
+    columns |= {"source": records.sources, "tokens": records.tokens}
     if records.supervised is not None:
         columns["supervised"] = records.supervised
     columns["loss"] = column(scored.losses)
@@ -92,4 +99,5 @@ def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> 
     sources, tokens, supervised = [""] * total, [0] * total, [0] * total
     for uid, source, size in zip(data.uids, data.sources, data.sizes(), strict=True):
         sources[uid], (tokens[uid], supervised[uid]) = source, size
-    return Records(sources, tokens, problems, supervised)
+    ids = data.samples.own_ids() if isinstance(data.samples, Samples) else None
+    return Records(sources, tokens, problems, supervised, ids)

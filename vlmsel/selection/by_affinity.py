@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -36,20 +37,30 @@ class Choice(NamedTuple):
         taken: rows are uids; takers stand in `targets`.
         targets: {"file", "uid", …} of the target samples that chose.
         weights: of their files, by which these took turns.
+        turns_taken: whether takers took the samples in turn, or are only those that these are nearest to.
     """
 
     taken: Taken
     targets: list[dict[str, Any]]
     weights: dict[str, float]
+    turns_taken: bool = True
 
     def about(self) -> dict[str, Any]:
-        """Say of each chosen sample which target sample took it, and with what unit affinity."""
+        """Say of each chosen sample which target sample took it, as its how manieth, and with what unit affinity."""
         takers = [self.targets[t] for t in self.taken.takers]
+        seen: Counter[int] = Counter()
+        ranks = []
+        for taker in self.taken.takers.tolist():
+            seen[taker] += 1
+            ranks.append(seen[taker])
+        said = "choice {} of {file} {uid}" if self.turns_taken else "by herding, nearest to {file} {uid}"
         return {
             "weights": self.weights,
             "affinity": [round(value, 6) for value in self.taken.values.tolist()],
+            "rank": ranks,
             "target_file": [taker["file"] for taker in takers],
             "target_uid": [taker["uid"] for taker in takers],
+            "reason": [said.format(rank, **taker) for rank, taker in zip(ranks, takers, strict=True)],
         }
 
     def turns(self) -> str:
@@ -121,7 +132,8 @@ class AffinityRule:
             taken = strata(rules[self.within], budget, allowed, self.pool_share)
         else:
             taken = rules[rule](budget, allowed)
-        return Choice(taken._replace(rows=source.uids[taken.rows]), targets, weights)
+        in_turn = (self.within if rule == "strata" else rule) == "round_robin"
+        return Choice(taken._replace(rows=source.uids[taken.rows]), targets, weights, in_turn)
 
     def _files(self, targets: Sequence[Mapping[str, Any]], files: Sequence[str] | None) -> tuple[list[str], list[str]]:
         """Return the target files that choose, and those to keep."""

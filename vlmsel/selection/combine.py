@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 
@@ -29,6 +29,22 @@ def combine_targets(scores: Float[np.ndarray, "targets n"], how: str = "rank") -
     if how not in ("rank", "mean"):
         raise ValueError(f"combine must be rank or mean, got {how!r}")
     known = np.where(np.isfinite(scores), scores, np.nan)
-    if how == "mean":
-        return known.mean(axis=0)
-    return rankdata(known, method="min", axis=1, nan_policy="omit").min(axis=0).astype(float)
+    return known.mean(axis=0) if how == "mean" else target_ranks(known).min(axis=0)
+
+
+def target_ranks(scores: Float[np.ndarray, "targets n"]) -> Float[np.ndarray, "targets n"]:
+    """Return each sample's rank for each target, 1 the most helpful; NaN for a sample with a score that is NaN."""
+    return rankdata(scores, method="min", axis=1, nan_policy="omit").astype(float)
+
+
+def places(values: Float[np.ndarray, " n"], uids: Int[np.ndarray, " k"]) -> tuple[list[int], int]:
+    """Return the places of some samples among all with a finite value, the lowest first, and how many those are.
+
+    >>> places(np.array([0.3, np.nan, 0.1, 0.2]), np.array([3, 0]))
+    ([2, 3], 3)
+    """
+    finite = np.isfinite(values)
+    order = np.argsort(np.where(finite, values, np.inf), kind="stable")
+    place = np.empty(len(values), np.int64)
+    place[order] = np.arange(1, len(values) + 1)
+    return place[uids].tolist(), int(finite.sum())

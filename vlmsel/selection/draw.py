@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from vlmsel import runs
 from vlmsel.data.formats import read_samples
 from vlmsel.selection.budget import Ask, Budget, apportion
+from vlmsel.selection.combine import places
 from vlmsel.selection.facts import Facts
 from vlmsel.selection.rules import top
 
@@ -56,6 +57,15 @@ class Draw:
         if self.like is not None or self.stratified:
             budget = self._limited(budget, facts, pool_sha256, np.isfinite(values))
         return top(values, budget)
+
+    def reasons(self, scorer: str, facts: Facts, uids: Int[np.ndarray, " k"]) -> dict[str, Any]:
+        """Say of each chosen sample its loss, length or drawn number, its place among all, and why it was chosen."""
+        values = self._values(scorer, facts)
+        ranks, count = places(values, uids)
+        way = f"by {scorer}, {'lowest' if self.lowest else 'highest'} first"
+        by = f"drawn at random, seed {self.seed}" if scorer == "Random" else way
+        reasons = [f"{rank} of {count}, {by}" for rank in ranks]
+        return {"score": np.abs(values[uids]).tolist(), "rank": ranks, "reason": reasons}
 
     def _values(self, scorer: str, facts: Facts) -> Float[np.ndarray, " n"]:
         """Return one number per sample, of which the lowest are chosen."""

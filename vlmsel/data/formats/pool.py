@@ -83,6 +83,15 @@ class Samples(Sequence[Sample]):
         """The source of each sample, by position."""
         return [self.names[code] for code in self.codes]
 
+    def own_ids(self) -> list[str] | None:
+        """Return the `id` of every record, by uid, "" for one without; None where no record has one."""
+        if (table := getattr(self.records, "dataset", None)) is not None:  # whose rows may hold pictures
+            values = table["id"] if "id" in table.column_names else ()
+        else:
+            values = (record.get("id") if isinstance(record, dict) else None for record in self.records)
+        found = ["" if value is None or isinstance(value, dict | list) else str(value) for value in values]
+        return found if any(found) else None
+
 
 @dataclass(frozen=True)
 class Pool:
