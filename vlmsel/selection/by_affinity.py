@@ -86,7 +86,7 @@ class AffinityRule:
     """
 
     flat: ClassVar[bool] = True
-    turns: Turns = "loss"
+    turns: Turns = "root_loss"
     weights: dict[str, float] | None = None
     keep: str | list[str] | None = None
     keep_quantile: float = 0.1
