@@ -3,7 +3,6 @@
 import ast
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -101,19 +100,20 @@ def forms(monkeypatch):
 pytestmark = pytest.mark.usefixtures("forms")
 
 
-def run(line):
-    """Run a line in a process of its own, as its reader does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vlmsel", *command_words(line)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+@pytest.fixture
+def run(capsys):
+    """Run a line and return what it prints."""
+
+    def ran(line):
+        assert main(command_words(line)) == 0, capsys.readouterr().err[-2000:]
+        return capsys.readouterr().out
+
+    return ran
 
 
 @pytest.mark.slow
-def test_the_five_steps_run(tmp_path, monkeypatch):
+def test_the_five_steps_run(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (world,) = fenced(PAGES["start"], "python")
     exec(world, {})
     said = [run(line) for line in shell_lines(PAGES["start"]) if command_words(line)]
@@ -128,14 +128,16 @@ def test_the_five_steps_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_scorer_of_the_page_runs_beside_the_others(tmp_path, monkeypatch):
+def test_the_scorer_of_the_page_runs_beside_the_others(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     write_world("world", WorldSizes(captions=0, pool=200, target=8, questions=1))
     Path("mine.py").write_text(next(block for block in fenced(PAGES["scorer"], "python") if "class PerRow" in block))
     for line in shell_lines(PAGES["scorer"]):
         if command_words(line):
             run(line)
+    sys.modules.pop("mine")
     assert Path("mine.json").exists()
 
 

@@ -66,15 +66,15 @@ def inspect(
             print(f"{write_clean}: {len(kept)} of {looked.total} records")
     if json is not None:
         runs.write_json(json, found)
-    progress.ended(then=_next(path, write_clean, is_checkpoint(folder)))
+    progress.ended(then=_next(path, images, write_clean, is_checkpoint(folder)))
 
 
-def _next(path: str, clean: str | None, model: bool) -> str:
+def _next(path: str, images: str | None, clean: str | None, model: bool) -> str:
     """Say what to type after a check-up."""
     if model:
         return f"vlmsel score --model {path} --pool POOL --targets.NAME FILE --out RUN"
     if clean is None:
-        return f"vlmsel inspect {path} --images DIR --write_clean CLEAN"
+        return f"vlmsel inspect {path} --images {images or 'DIR'} --write_clean CLEAN"
     return f"vlmsel choose --model MODEL --pool {clean} --targets.NAME FILE --fraction 0.05 --out RUN"
 
 
