@@ -9,7 +9,7 @@ from vlmsel.studies import retraining
 from vlmsel.studies.known import Known
 from vlmsel.studies.leave_out import halves
 
-SCORERS = ["Random", "TracIn", "HyperINF", "Loss", "Length", "gradient norm"]
+SCORERS = ["TracIn", "HyperINF", "Random", "Loss", "Length", "gradient norm"]
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_classifiers_are_retrained_from_a_run_of_detect(tmp_path, capsys):
 
 @pytest.mark.parametrize(("study", "more", "message"), [
     ("lds", ["--count", 3], "--count: no meaning for --study lds; leave it out"),
-    ("lds", ["--scorers", "[EKFAC]"], "nothing is known by 'EKFAC'; it has Random, TracIn"),
+    ("lds", ["--scorers", "[EKFAC]"], "nothing is known by 'EKFAC'; it has TracIn, HyperINF, Random"),
     ("deciles", ["--count", 9], "9 samples are asked for and a part of the ranking has 1; lower --count"),
-    ("lds", ["--tuned_as", "."], "no such file; give the run folder of a `vlmsel choose` that is done"),
+    ("lds", ["--tuned_as", "."], "--tuned_as .: no run folder of `vlmsel warmup`, `tune` or `choose`"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused(scored, tmp_path, capsys, study, more, message):
     assert validate(scored, tmp_path / "run", study, *more) == 2
