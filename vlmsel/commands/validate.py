@@ -68,8 +68,8 @@ def validate(
         )
     found = read_run(Path(run), tuned_as)
     folder = runs.open_run(out, config)
+    runs.same_inputs(folder, {"the scores": runs.file_hash(found.scores)})
     score, bench = bench_of(found, folder, epochs, device, call)
-    runs.same_inputs(folder, {"the scores": runs.file_hash(score / "scores.parquet")})
     known = Known(score, bench.pool)
     size = 0 if study in ("lds", "groups") else how_many(len(read_records(bench.pool)), fraction, count)
     if study == "duel":

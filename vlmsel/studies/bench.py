@@ -31,6 +31,11 @@ class Run:
     tuned: dict[str, Any]
 
     @property
+    def scores(self) -> Path:
+        """Its score table."""
+        return self.folder / {"choose": "score", "score": ".", "detect": "seed0"}[self.command] / "scores.parquet"
+
+    @property
     def scorers(self) -> list[str]:
         """The names of its scorers."""
         given = (self.settings["scorer"],) if self.command == "choose" else tuple(self.settings["scorers"])

@@ -85,7 +85,7 @@ class Known:
         if self.single(scorer):
             total = np.zeros((len(subsets), len(self.found.targets)))
             for start in range(0, len(self.uids), ROWS):
-                rows = slice(start, start + ROWS)
+                rows = slice(start, min(start + ROWS, len(self.uids)))
                 total += subsets[:, rows] @ self.found.block(scorer, rows, unit=False).T
             return total
         by_file = subsets @ self.by_file(scorer).T
