@@ -23,7 +23,9 @@ TREES = {
 }
 LINES = {name: len((ROOT / "vlmsel" / name).read_text(encoding="utf-8").splitlines()) for name in TREES}
 SHAPED = ("gradients/", "scorers/", "selection/", "solvers/")
-SIGNATURES = [(f"commands/{name}.py", name) for name in ("score", "evaluate", "detect", "choose", "warmup", "plan")]
+SIGNATURES = [
+    (f"commands/{name}.py", name) for name in ("score", "evaluate", "detect", "choose", "validate", "warmup", "plan")
+]
 ARRAYS = ("Bool", "Float", "Float32", "Float64", "Int", "Integer", "Num", "Shaped")  # jaxtyping's kinds
 SCORERS = {"Scorer", "GradientScorer", "SampleScorer"}  # the kinds that scoring may tell apart
 
@@ -77,7 +79,7 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail(f"a circle of imports: {' <- '.join(problem.args[1])}")
 
 
-@pytest.mark.parametrize(("folder", "most"), [("", 34_500), ("commands/", 1_900)], ids=["all", "commands"])
+@pytest.mark.parametrize(("folder", "most"), [("", 35_500), ("commands/", 1_900)], ids=["all", "commands"])
 def test_lines(folder, most):
     assert sum(count for name, count in LINES.items() if name.startswith(folder)) <= most
 

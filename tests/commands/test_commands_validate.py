@@ -17,7 +17,7 @@ def scored(world, aligned, tmp_path_factory):
     """A warm-up and a score by several scorers."""
     out = tmp_path_factory.mktemp("runs")
     pool = ["--pool", f"{world}/pool.json", "--images", f"{world}/images", "--device", "cpu"]
-    steps = ["--settings.max_steps", "1", "--least", "3", "--out", f"{out}/warmup"]
+    steps = ["--settings.max_steps", "3", "--least", "3", "--out", f"{out}/warmup"]
     assert cli.main(["warmup", "--model", str(aligned), *pool, *steps]) == 0
     targets = ["--targets.gqa", f"{world}/targets/gqa.json", "--targets.pope", f"{world}/targets/pope.json"]
     words = ["score", "--model", f"{out}/warmup", *pool, *targets, "--scorers", "[Random,TracIn,HyperINF]"]

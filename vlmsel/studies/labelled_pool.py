@@ -57,8 +57,10 @@ def labelled_pool(run: Path, detected: Mapping[str, Any], out: Path, call: Calla
         ValueError: samples have two texts each.
     """
     columns = tuple(detected["text_columns"]) if detected["text_columns"] else None
-    files = (detected[name] for name in ("task", "data", "train", "validation"))
-    source = Source(*files, columns, detected["label_column"], detected["true_label_column"])
+    files = {
+        name: detected[name] for name in ("task", "data", "train", "validation", "label_column", "true_label_column")
+    }
+    source = Source(text_columns=columns, **files)
     amounts = (detected[name] for name in ("flip", "train_samples", "validation_samples"))
     data = fit_together(*source.read(), source.title)
     drawn = draw(data, Amounts.of(source, *amounts), seed=0)
