@@ -122,7 +122,7 @@ class Frontier:
 
     def chosen(self, scored: Path, scorer: str, rule: str | None) -> set[int]:
         """Return what is chosen by a score run."""
-        out = scored / f"chosen {rule or 'by default'}.json"
+        out = scored / f"chosen by {scorer}, {rule or 'by default'}.json"
         how = {"scores": str(scored), "scorer": scorer, "fraction": self.fraction}
         call("select", out, pool=self.files["pool"], **how, **({"rule": rule} if rule else {}))
         return set(runs.read_json(Path(f"{out}.manifest.json"))["uids"])
