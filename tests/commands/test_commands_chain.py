@@ -37,11 +37,11 @@ def select_arguments(world, scored, out, *more):
 
 def test_every_scorer_and_target_has_a_column(world, scored):
     found = table(scored, world / "pool.json")
-    assert set(found) - {"uid", "source", "tokens", "supervised", "loss"} == {
+    assert set(found) - {"uid", "id", "source", "tokens", "supervised", "loss"} == {
         f"{n}/{t}" for n in NAMES for t in ("gqa", "pope")
     }
     assert found["uid"] == list(range(12))
-    assert all(math.isfinite(value) for name in found if name != "source" for value in found[name])
+    assert all(math.isfinite(value) for name in found if name not in ("source", "id") for value in found[name])
     assert set(about(scored)["details"]) == set(NAMES) - {"Random"}
     assert not (scored / "skipped.json").exists()
 

@@ -79,7 +79,7 @@ def test_columns_are_weighted_sums_of_runs_at_each_checkpoint(world, trained, tm
         expected = [1e-3 * a + 5e-4 * b for a, b in zip(one[f"{name}/gqa"], two[f"{name}/gqa"], strict=True)]
         assert found[f"{name}.CP/gqa"] == pytest.approx(expected, rel=1e-5)
         assert one[f"{name}/gqa"] != pytest.approx(two[f"{name}/gqa"], rel=1e-3)
-    assert list(found)[5:] == ["TracIn/gqa", "TracIn.cosine/gqa", "TracIn.CP/gqa", "TracIn.cosine.CP/gqa"]
+    assert list(found)[6:] == ["TracIn/gqa", "TracIn.cosine/gqa", "TracIn.CP/gqa", "TracIn.cosine.CP/gqa"]
     assert score(world, aligned, tmp_path / "plain", scorers=COSINE) == 0
     plain = table(tmp_path / "plain")
     assert all(found[name] == plain[name] for name in plain)  # columns at the model itself stay what they were

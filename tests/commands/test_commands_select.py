@@ -65,7 +65,9 @@ def chosen(home, out, **options):
 
 
 def test_target_samples_choose_in_turn(home, run, tmp_path, capsys):
-    manifest = chosen(home, tmp_path / "a.json", count=14)
+    assert chosen(home, tmp_path / "b.json", count=14)["weights"] == pytest.approx({"a": 2**0.5, "b": 0.5**0.5, "c": 1})
+    capsys.readouterr()
+    manifest = chosen(home, tmp_path / "a.json", count=14, turns="loss")
     uids = np.delete(np.arange(COUNT), LEFT_OUT)
     assert manifest["weights"] == {"a": 2.0, "b": 0.5, "c": 1.0}
     assert [manifest["target_file"].count(name) for name in "abc"] == [8, 2, 4]

@@ -74,7 +74,7 @@ def assert_same_table(found, expected, names=None):
     assert all(about(found)[key] == about(expected)[key] for key in ("pool", "pool_sha256"))
     assert list(one) == (list(other) if names is None else [*KNOWN, *names])
     for name in one:
-        if name in ("uid", "source", "tokens"):
+        if name in ("uid", "id", "source", "tokens"):
             assert one[name] == other[name]
             continue
         nans = [math.isnan(value) for value in other[name]]

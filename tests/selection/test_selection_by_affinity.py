@@ -38,13 +38,13 @@ def choose(source, count=30, rule="round_robin", files=None, **settings):
 def test_uids_and_target_samples_are_told():
     source = Held()
     choice = choose(source)
-    turns = turn_order(source.targets, {"a": 2.0, "b": 4.5, "c": 6.0}, 30)
+    turns = turn_order(source.targets, {"a": 2.0**0.5, "b": 4.5**0.5, "c": 6.0**0.5}, 30)
     expected = each_in_turn(source.aims @ source.features.T, turns, budget(30, 120), np.ones(120, dtype=bool))
     assert choice.taken.rows.tolist() == [2 * row + 1 for row, _, _ in expected]
     about = choice.about()
     assert about["target_uid"] == [10 * t for _, t, _ in expected] and set(about["target_file"]) == set("abc")
     assert about["affinity"] == pytest.approx([value for _, _, value in expected], abs=1e-5)
-    assert choice.turns() == "6 target samples (turns: a 16 %, b 36 %, c 48 %)"
+    assert choice.turns() == "6 target samples (turns: a 24 %, b 35 %, c 41 %)"
 
 
 def test_some_files_choose_with_weights_and_samples_without_gradient_take_no_turns():
