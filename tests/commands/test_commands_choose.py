@@ -66,7 +66,8 @@ def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsy
     assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
     shown = capsys.readouterr().out
     found = runs.read_json(tmp_path / "duel/validate.json")
-    assert said(found) in shown and found == {**found, **verdict(found["losses"])}
+    assert said(found) in shown and shown.endswith(f"next: vlmsel report {chosen} {tmp_path}/duel\n")
+    assert found == {**found, **verdict(found["losses"])}
     for seed in (0, 1):
         folder = tmp_path / f"duel/seed{seed}"
         choosing = {(one["file"], one["uid"]) for one in Affinities(folder / "score/affinity.safetensors").targets}

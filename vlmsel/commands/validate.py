@@ -74,7 +74,7 @@ def validate(
     size = 0 if study in ("lds", "groups") else how_many(len(read_records(bench.pool)), fraction, count)
     if study == "duel":
         names = known.asked(scorers or found.scorers)
-        _duel(Sides(bench, score, names, rule, draws, size), folder, seeds)
+        _duel(run, Sides(bench, score, names, rule, draws, size), folder, seeds)
         return
     names = known.asked(scorers)
     parts: Parts = {
@@ -82,17 +82,17 @@ def validate(
         "lds": lambda: Halves(known, names, subsets),
         "groups": lambda: Groups(known, names),
     }[study]()
-    _retrain(parts, bench, folder, seeds, study)
+    _retrain(run, parts, bench, folder, seeds, study)
 
 
-def _duel(sides: Sides, folder: Path, seeds: int) -> None:
+def _duel(run: str, sides: Sides, folder: Path, seeds: int) -> None:
     _say(seeds * len(sides.arms), f"{sides.count} samples' tokens", seeds)
     answers = Duel(sides, call).run(folder, range(seeds), sides.arms)
     found = {scorer: verdict(sides.judged(scorer, answers)) for scorer in sides.scorers}
-    show_duel(folder, found, {"count": sides.count, "losses": answers})
+    show_duel(folder, found, {"run": run, "count": sides.count, "losses": answers})
 
 
-def _retrain(parts: Parts, bench: Bench, folder: Path, seeds: int, study: str) -> None:
+def _retrain(run: str, parts: Parts, bench: Bench, folder: Path, seeds: int, study: str) -> None:
     plan = cache(parts.plan)
     arms = list(plan(0))
     _say(
@@ -101,7 +101,7 @@ def _retrain(parts: Parts, bench: Bench, folder: Path, seeds: int, study: str) -
         seeds,
     )
     answers = Retraining(bench, plan, parts.known.found.targets).run(folder, range(seeds), arms)
-    about: dict[str, Any] = {"study": study, "measure": parts.measure, "count": parts.size, "seeds": seeds}
+    about: dict[str, Any] = {"run": run, "study": study, "measure": parts.measure, "count": parts.size, "seeds": seeds}
     show_rows(folder, parts.conclude(answers), about | {"losses": answers})
 
 

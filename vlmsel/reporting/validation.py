@@ -23,7 +23,7 @@ def show_duel(folder: Path, found: Rows, about: Mapping[str, Any]) -> None:
     (one,) = found.values()
     runs.write_json(folder / "validate.json", {**one, **about})
     table = [["against", GAIN, "verdict"], *([kind, *_gain(one[kind])] for kind in (RANDOM, MIXTURE))]
-    _show(folder, table, f"{said(one)}; ")
+    _show(folder, about["run"], table, f"{said(one)}; ")
 
 
 def show_rows(folder: Path, rows: Rows, about: Mapping[str, Any], duels: Rows | None = None) -> None:
@@ -37,7 +37,7 @@ def show_rows(folder: Path, rows: Rows, about: Mapping[str, Any], duels: Rows | 
     else:
         table = [["scorer", f"{GAIN} against {RANDOM}", "verdict", f"against {MIXTURE}", "verdict"]]
         table += [[one, *_gain(duels[one][RANDOM]), *_gain(duels[one][MIXTURE])] for one in order]
-    _show(folder, table)
+    _show(folder, about["run"], table)
 
 
 def duel_rows(found: Rows) -> dict[str, dict[str, Any]]:
@@ -59,6 +59,6 @@ def _interval(row: Mapping[str, Any]) -> str:
     return "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
 
 
-def _show(folder: Path, table: list[list[str]], said: str = "") -> None:
+def _show(folder: Path, run: str, table: list[list[str]], said: str = "") -> None:
     runs.write_text(folder / "table.md", as_markdown(table))
-    progress.ended(as_text(table), f"{said}{folder / 'table.md'}", then=f"vlmsel report {folder}")
+    progress.ended(as_text(table), f"{said}{folder / 'table.md'}", then=f"vlmsel report {run} {folder}")
