@@ -27,7 +27,8 @@ def test_every_step_of_the_main_job_is_shown():
 def test_first_command_is_the_demo_and_the_second_the_tests():
     first, second = SHELL[:2]
     assert first.endswith("vlmsel demo") and second.endswith("pytest -n 2")
-    assert all(command.startswith("python -m venv .venv && .venv/bin/pip install -q -e") for command in (first, second))
+    own = "python -m venv .venv && .venv/bin/pip install -q uv && .venv/bin/uv pip install -q --python .venv -e "
+    assert first.startswith(own + ". && ") and second.startswith(own + "'.[test]' && ")
 
 
 def test_python_runs():
