@@ -20,28 +20,28 @@ from scipy.stats import rankdata
 from vlmsel.selection import combine_targets
 
 TENTHS, GROUPS = 10, 5
-RESAMPLES = 1000
+RESAMPLES, AT_ONCE = 1000, 50
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return Spearman's correlation of every column of one with that of the other, 0 where a column is constant.
-    [m, t], [m, t] -> [t]
+    [..., m, t], [..., m, t] -> [..., t]
 
     >>> spearman(np.array([[1.0], [2.0], [4.0]]), np.array([[3.0], [5.0], [9.0]])).tolist()
     [1.0]
     """
-    ranks = [rankdata(values, axis=0) - (len(values) + 1) / 2 for values in (one, other)]
-    scale = np.sqrt((ranks[0] ** 2).sum(axis=0) * (ranks[1] ** 2).sum(axis=0))
-    return np.where(scale > 0, (ranks[0] * ranks[1]).sum(axis=0) / np.where(scale > 0, scale, 1), 0.0)
+    ranks = [rankdata(values, axis=-2) - (values.shape[-2] + 1) / 2 for values in (one, other)]
+    scale = np.sqrt((ranks[0] ** 2).sum(axis=-2) * (ranks[1] ** 2).sum(axis=-2))
+    return np.where(scale > 0, (ranks[0] * ranks[1]).sum(axis=-2) / np.where(scale > 0, scale, 1), 0.0)
 
 
 def lds(predicted: np.ndarray, measured: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Return the mean over targets of the correlation over subsets, with a 95 % bootstrap interval. [m, t], [m, t]"""
     rng, (subsets, targets) = np.random.default_rng(seed), predicted.shape
-    means = []
-    for _ in range(RESAMPLES):
-        at = np.ix_(rng.integers(subsets, size=subsets), rng.integers(targets, size=targets))
-        means.append(spearman(predicted[at], measured[at]).mean())
+    means: list[float] = []
+    for _ in range(RESAMPLES // AT_ONCE):
+        at = rng.integers(subsets, size=(AT_ONCE, subsets, 1)), rng.integers(targets, size=(AT_ONCE, 1, targets))
+        means += spearman(predicted[at], measured[at]).mean(axis=-1).tolist()
     low, high = np.quantile(means, [0.025, 0.975])
     return {"value": float(spearman(predicted, measured).mean()), "low": float(low), "high": float(high)}
 
