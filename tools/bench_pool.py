@@ -54,6 +54,12 @@ def resident() -> float:
     return int(status["RssAnon"].split()[0]) / 1024
 
 
+def processor() -> float:
+    """Return the seconds of processor time of this process and of the workers that ended."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def peak() -> float:
     """Return the most resident memory so far in MB, mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -67,20 +73,21 @@ def measure(pool: Path, batches: int) -> None:
     from vlmsel.scoring.batches import Batching
 
     subject = open_subject("tiny-text", "cpu")
-    base, top, start = resident(), peak(), time.perf_counter()
+    base, top, start, used = resident(), peak(), time.perf_counter(), processor()
     found = open_pool(subject, pool, Reading(max_length=256), measured=False)
     opened = time.perf_counter() - start
     plan = Batching(max_tokens=4096).plan(subject, found.samples)
     reader = plan.batches()
     next(reader)
-    first = time.perf_counter() - start
+    first, used = time.perf_counter() - start, processor() - used
     for _, _ in zip(range(batches), reader, strict=False):
         pass
     begun = time.perf_counter()
     found.samples.lengths_of(range(*TIMED))
     rate = len(range(*TIMED)) / (time.perf_counter() - begun)
     print(
-        f"{pool.name}: {found.total} records; first batch after {first:.1f} s (opened in {opened:.1f} s); "
+        f"{pool.name}: {found.total} records; first batch after {first:.1f} s (opened in {opened:.1f} s; "
+        f"processor time of all processes {used:.1f} s); "
         f"samples measured at {rate:.0f}/s; "
         f"memory after imports {base:.0f} MB, now {resident() - base:+.0f} MB, at most {peak() - top:+.0f} MB"
     )
