@@ -8,7 +8,9 @@ from tiny_huggingface import save_language
 
 from vlmsel import cli, runs
 from vlmsel.data.formats import pool_digest
+from vlmsel.models.config import ALL_LINEAR
 from vlmsel.models.damage import read_weights
+from vlmsel.models.open import open_subject
 from vlmsel.training.warmup import warmed_up
 
 FAST = {"preset": "tiny-llm", "settings.epochs": 2, "settings.batch_size": 2, "lora.r": 2, "lora.alpha": 4}
@@ -75,7 +77,9 @@ def test_uids_alone_are_no_pool(home, tmp_path, capsys):
 
 def test_a_warm_up_draws_from_the_choice_and_its_samples_are_known_in_the_pool(home, tmp_path, capsys):
     given = {"model": home / "llama", "device": "cpu", "pool": home / "pool.json", "only": home / "uids.json", **FAST}
-    assert cli.main(words("warmup", {**given, "least": 3, "settings.epochs": 1, "out": tmp_path})) == 0
+    given |= {"least": 3, "settings.epochs": 1, "lora.targets": "all-linear", "out": tmp_path}
+    assert cli.main(words("warmup", given)) == 0
+    assert open_subject(str(tmp_path), "cpu").vlm_config.lora.targets == tuple(sorted(ALL_LINEAR))
     assert f"{home}/llama: fresh adapters of rank 2, scaled by alpha/r = 2" in capsys.readouterr().out.splitlines()
     record, chosen = runs.read_json(tmp_path / "warmup.json"), runs.read_json(home / "uids.json")
     assert len(record["uids"]) == 3 and set(record["uids"]) < set(chosen)
