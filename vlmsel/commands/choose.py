@@ -89,11 +89,11 @@ def choose(
     if processes.is_main():
         chosen = folder / f"chosen{''.join(Path(pool).suffixes[-1:])}"
         call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
-        pictures = "" if reading.images is None else f" --images {reading.images}"
+        more = ("" if reading.images is None else f" --images {reading.images}") + (lora.options() if lora else "")
         progress.ended(
             f"choice: {chosen}; is it better than a random one? vlmsel validate --run {out} --count "
             f"{_trial(pool, chosen)} --out DUEL",
-            then=f"vlmsel tune --model {model} --data {chosen}{pictures} --out {folder / 'tune'}",
+            then=f"vlmsel tune --model {model} --data {chosen}{more} --out {folder / 'tune'}",
         )
 
 

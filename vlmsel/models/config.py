@@ -60,6 +60,19 @@ class LoraSpec:
         """
         return f"alpha/√r = {self.scale:g}, rsLoRA" if self.rslora else f"alpha/r = {self.scale:g}"
 
+    def options(self) -> str:
+        """Write what is not as it is when left out as options of a command, the rank in any case.
+
+        >>> LoraSpec(r=4, targets=("q_proj", "v_proj")).options()
+        " --lora.r 4 --lora.targets '[q_proj,v_proj]'"
+        """
+        plain, said = LoraSpec(), {"r": str(self.r)}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != getattr(plain, one.name):
+                said[one.name] = f"'[{','.join(value)}]'" if isinstance(value, tuple) else str(value).lower()
+        return "".join(f" --lora.{name} {value}" for name, value in said.items())
+
 
 @dataclass(frozen=True)
 class VLMConfig:

@@ -274,9 +274,7 @@ class VLM(nn.Module, Subject):
         if "lora" in parts:
             groups["lora"] = lora_parameters(self)
             if not groups["lora"]:
-                raise ValueError(
-                    f"train is {parts!r} and the model has no LoRA adapters; attach some (tune --lora.r 64)"
-                )
+                raise ValueError(f"train is {parts!r} and the model has no LoRA adapters; attach some (--lora.r 16)")
         if "lm" in parts:
             weights = self.language_model.named_parameters()
             groups["language model"] = {f"language_model.{name}": p for name, p in weights}

@@ -97,9 +97,9 @@ def write_pool_affinities(path: str | Path, found: PoolAffinities, about: Mappin
 def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:
     """Return what the table says of the `total` records of a file: the samples that could be read, and, by uid, why
     others cannot be used."""
-    sources, sizes = [""] * total, np.zeros((total, 2), np.int64)
-    for uid, source in zip(data.uids, data.sources, strict=True):
+    uids, sources, sizes = data.uids, [""] * total, np.zeros((total, 2), np.int64)
+    for uid, source in zip(uids, data.sources, strict=True):
         sources[uid] = source
-    sizes[data.uids] = data.sizes()
+    sizes[uids] = data.sizes()
     ids = data.samples.ids if isinstance(data.samples, Samples) and len(data.samples.ids) else None
     return Records(sources, sizes[:, 0], problems, sizes[:, 1], ids)
