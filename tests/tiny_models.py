@@ -34,7 +34,7 @@ CLIP_CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 3, "head_width": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1},
 }
-LORA = LoraSpec(r=4, alpha=8)
+LORA = LoraSpec(r=4, alpha=8, rslora=True)
 
 
 @dataclass

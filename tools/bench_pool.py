@@ -17,7 +17,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TIMED = 10_000, 20_000  # samples whose measuring is timed
@@ -54,9 +57,28 @@ def resident() -> float:
     return int(status["RssAnon"].split()[0]) / 1024
 
 
-def peak() -> float:
-    """Return the most resident memory so far in MB, mapped files included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def processor() -> float:
+    """Return the seconds of processor time of this process and of the workers that ended."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+@contextmanager
+def peak() -> Iterator[list[float]]:
+    """Give a list that holds, behind the block, the most resident memory within it in MB, looked at every 20 ms."""
+    found, done = [resident()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            found[0] = max(found[0], resident())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
 
 
 def measure(pool: Path, batches: int) -> None:
@@ -67,22 +89,23 @@ def measure(pool: Path, batches: int) -> None:
     from vlmsel.scoring.batches import Batching
 
     subject = open_subject("tiny-text", "cpu")
-    base, top, start = resident(), peak(), time.perf_counter()
-    found = open_pool(subject, pool, Reading(max_length=256), measured=False)
-    opened = time.perf_counter() - start
-    plan = Batching(max_tokens=4096).plan(subject, found.samples)
-    reader = plan.batches()
-    next(reader)
-    first = time.perf_counter() - start
-    for _, _ in zip(range(batches), reader, strict=False):
-        pass
+    base, start, used = resident(), time.perf_counter(), processor()
+    with peak() as top:
+        found = open_pool(subject, pool, Reading(max_length=256), measured=False)
+        opened = time.perf_counter() - start
+        reader = Batching(max_tokens=4096).plan(subject, found.samples).batches()
+        next(reader)
+        first, used = time.perf_counter() - start, processor() - used
+        for _, _ in zip(range(batches), reader, strict=False):
+            pass
     begun = time.perf_counter()
     found.samples.lengths_of(range(*TIMED))
     rate = len(range(*TIMED)) / (time.perf_counter() - begun)
     print(
-        f"{pool.name}: {found.total} records; first batch after {first:.1f} s (opened in {opened:.1f} s); "
+        f"{pool.name}: {found.total} records; first batch after {first:.1f} s (opened in {opened:.1f} s; "
+        f"processor time of all processes {used:.1f} s); "
         f"samples measured at {rate:.0f}/s; "
-        f"memory after imports {base:.0f} MB, now {resident() - base:+.0f} MB, at most {peak() - top:+.0f} MB"
+        f"memory after imports {base:.0f} MB, now {resident() - base:+.0f} MB, at most {top[0] - base:+.0f} MB"
     )
 
 

@@ -50,6 +50,14 @@ def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
     assert "12 samples; targets: gqa 2, pope 2" in shown and f"next: vlmsel tune --model {aligned}" in shown
 
 
+@pytest.mark.slow
+def test_a_dtype_goes_to_warm_up_and_score(world, aligned, tmp_path):
+    half = ["--dtype", "bfloat16", "--settings.precision", "bfloat16"]
+    assert choose(world, aligned, tmp_path, "--fraction", "0.5", *half) == 0
+    for step in ("warmup", "score"):
+        assert "dtype: bfloat16" in (tmp_path / step / "config.yaml").read_text().splitlines()
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ([], "say how much to choose: --fraction, --count or --tokens"),
     (["--count", "3", "--warmup", "2"], "warmup is the share of the pool that the model is warmed up on"),

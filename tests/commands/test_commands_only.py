@@ -7,7 +7,11 @@ from score_words import refused, words
 from tiny_huggingface import save_language
 
 from vlmsel import cli, runs
+from vlmsel.data.formats import pool_digest
+from vlmsel.models.config import ALL_LINEAR
 from vlmsel.models.damage import read_weights
+from vlmsel.models.open import open_subject
+from vlmsel.training.warmup import warmed_up
 
 FAST = {"preset": "tiny-llm", "settings.epochs": 2, "settings.batch_size": 2, "lora.r": 2, "lora.alpha": 4}
 
@@ -69,3 +73,15 @@ def test_uids_alone_are_no_pool(home, tmp_path, capsys):
     line = refused(tune(home, tmp_path / "run", data=home / "pool.json", only=tmp_path / "none.json"), capsys)
     assert "none.json: 99 is no uid of" in line
     assert runs.read_json(home / "uids.json.manifest.json")["written"] == "uids"
+
+
+def test_a_warm_up_draws_from_the_choice_and_its_samples_are_known_in_the_pool(home, tmp_path, capsys):
+    given = {"model": home / "llama", "device": "cpu", "pool": home / "pool.json", "only": home / "uids.json", **FAST}
+    given |= {"least": 3, "settings.epochs": 1, "lora.targets": "all-linear", "out": tmp_path}
+    assert cli.main(words("warmup", given)) == 0
+    assert open_subject(str(tmp_path), "cpu").vlm_config.lora.targets == tuple(sorted(ALL_LINEAR))
+    assert f"{home}/llama: fresh adapters of rank 2, scaled by alpha/r = 2" in capsys.readouterr().out.splitlines()
+    record, chosen = runs.read_json(tmp_path / "warmup.json"), runs.read_json(home / "uids.json")
+    assert len(record["uids"]) == 3 and set(record["uids"]) < set(chosen)
+    assert runs.read_json(tmp_path / "part.json") == [said(uid) for uid in record["uids"]]
+    assert warmed_up(tmp_path, pool_digest(home / "pool.json")) == record["uids"]

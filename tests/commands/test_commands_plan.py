@@ -44,8 +44,8 @@ def pool(subject, world):
 
 
 def amount(data, positions):
-    sizes, images = [data.sizes()[i] for i in positions], data.images()
-    return Amount.of([s.tokens for s in sizes], [s.supervised for s in sizes], [int(images[i]) for i in positions])
+    sizes, images = data.sizes()[list(positions)].tolist(), data.images()
+    return Amount.of([s[0] for s in sizes], [s[1] for s in sizes], [int(images[i]) for i in positions])
 
 
 @pytest.mark.parametrize("parts", ["projector+lora", "lm"])

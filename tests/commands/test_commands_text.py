@@ -210,7 +210,7 @@ def test_refusals(home, warm, aligned, world, tmp_path, capsys):
     shutil.copy(next((world / "images/captions").iterdir()), tmp_path / "a.jpg")
     cases = [
         (("tune", *llama, *data), "train is 'projector+lora' and the model reads text only: set settings.train"),
-        (("tune", *llama, *data, *lora), "the model has no LoRA adapters; attach some (tune --lora.r 64)"),
+        (("tune", *llama, *data, *lora), "the model has no LoRA adapters; attach some (--lora.r 16)"),
         (("tune", "--model", warm, *data, *lora, *LORA), f"{warm} has LoRA adapters already; leave --lora out"),
         (("tune", *llama, *data, "--settings.train", "lm", *LORA), "settings.train is lm"),
         (("tune", *llama, *data, *lora, "--lora.targets", "[nothing]"), "no linear module is called nothing"),

@@ -28,6 +28,7 @@ def records(count):
     found[4] = {"id": 4}
     found[6]["conversations"][0]["value"] = "<image>a"
     found[6]["image"] = "a.png"
+    found[8]["id"] = "\ud800"
     return found
 
 
@@ -71,8 +72,10 @@ def test_what_workers_find_is_what_a_loop_finds_and_is_kept(pool, tmp_path, monk
     assert found.samples.sources == [sample.source for sample in found.samples]
     assert found.samples.images.tolist() == [len(sample.images) for sample in found.samples]
     assert found.samples.placeless == 1
+    assert found.samples.ids.to_pylist() == ["", "", "", "", "4", "", "", "", "?"] + [""] * 11
     monkeypatch.setattr(pool_module, "looked_at", lambda *_: pytest.fail("looked again"))
     again = read_samples(pool)
+    assert again.samples.ids == found.samples.ids
     assert again.samples == found.samples and again.problems == found.problems
     assert again.samples.sources == found.samples.sources
     pool.write_text(json.dumps(records(21)))
@@ -86,11 +89,11 @@ def test_sizes_are_kept_by_their_key(pool, tmp_path):
     def sizes(key):
         log.write_text("")
         data = SampleDataset(read_samples(pool).samples, Letters(log), Reading(), key)
-        return data.check(), data.sizes(), len(log.read_text())
+        return data.check(), data.sizes().tolist(), len(log.read_text())
 
     loop = SampleDataset(list(read_samples(pool).samples), Letters(log), Reading())
-    expected = loop.check(), loop.sizes()
-    assert expected[0] == {9: "nine"} and expected[1][8:10] == [Size(0, 0), Size(10, 1)]
+    expected = loop.check(), loop.sizes().tolist()
+    assert expected[0] == {9: "nine"} and expected[1][8:10] == [[0, 0], [10, 1]]
     assert sizes("a") == (*expected, 19)
     assert sizes("a") == (*expected, 0)
     assert sizes("b") == (*expected, 19) and sizes(None) == (*expected, 19)
@@ -139,7 +142,7 @@ def test_sizes_of_some_are_those_of_all(pool, tmp_path, monkeypatch):
     assert data.lengths_of([3, 8, 7, 18]) == {3: 3, 7: 8, 18: 19} and data.lengths_of([18, 3]) == {18: 19, 3: 3}
     assert len((tmp_path / "log").read_text()) == 4 and len(cached(tmp_path)) == 1
     loop = SampleDataset(list(read_samples(pool).samples), Letters(tmp_path / "other"), Reading())
-    assert data.sizes() == loop.sizes() and data.check() == loop.check() == {9: "nine"}
+    assert data.sizes().tolist() == loop.sizes().tolist() and data.check() == loop.check() == {9: "nine"}
     assert len((tmp_path / "log").read_text()) == 19 and len(cached(tmp_path)) == 2
     again = SampleDataset(read_samples(pool).samples, Letters(tmp_path / "log"), Reading(), "a")
     assert again.lengths_of(range(7, 10)) == {7: 8, 9: 10} and len((tmp_path / "log").read_text()) == 19

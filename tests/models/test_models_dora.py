@@ -25,7 +25,7 @@ from vlmsel.models.open import open_subject
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.trainer import train_phase
 
-SPEC = LoraSpec(r=2, alpha=4, dora=True, targets=("q_proj", "down_proj"))
+SPEC = LoraSpec(r=2, alpha=4, rslora=True, dora=True, targets=("q_proj", "down_proj"))
 SETTINGS = PhaseSettings(train="lora", learning_rate=1e-2, batch_size=4, max_steps=6, save_every=None)
 
 

@@ -21,7 +21,7 @@ from vlmsel.models.config import LoraSpec
 from vlmsel.models.image_text import ImageText
 from vlmsel.models.image_text_reader import ProcessorReader
 from vlmsel.models.language import quiet_transformers
-from vlmsel.models.lora import quiet_peft
+from vlmsel.models.lora import adapted_modules, quiet_peft
 from vlmsel.models.open import open_subject
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.trainer import train_phase
@@ -193,6 +193,15 @@ def test_our_template_stands_in_for_the_processors(name, folder):
         assert "ASSISTANT:" in subject.tokenizer.decode(item.input_ids)
     alone = torch.cat([subject.losses(subject.collate([item])) for item in items])
     torch.testing.assert_close(subject.losses(subject.collate(items)), alone)
+
+
+def test_all_linear_layers_are_those_of_the_part_that_reads_text():
+    subject = opened("qwen2_5_vl", lora=False)
+    subject.attach_lora(LoraSpec(r=2, alpha=4, targets="all-linear"))
+    names, decoder = adapted_modules(subject.model), subject.backbone.get_decoder()
+    inside = [name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)]
+    inside = [name for name in inside if ".lora_" not in name and name.endswith("base_layer")]
+    assert len(names) == len(inside) > 0 and "visual" not in "".join(names) and "lm_head" not in "".join(names)
 
 
 @pytest.mark.parametrize(("name", "parts_"), TUNED)

@@ -1,12 +1,16 @@
 """LoRA: where it lands, what it scales by, and that merging changes nothing."""
 
+import json
+from dataclasses import asdict
+
+import peft
 import pytest
 import torch
 from tiny_models import random_batch, sample_losses, tiny_language, tiny_vlm, wake_lora
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from vlmsel.models.config import LoraSpec
-from vlmsel.models.lora import adapted_modules, attach_lora, lora_parameters, merge_lora
+from vlmsel.models.config import ALL_LINEAR, LoraSpec, VLMConfig
+from vlmsel.models.lora import adapted_modules, attach_lora, lora_parameters, merge_lora, quiet_peft
 
 
 def test_only_targets_are_adapted_and_only_adapters_are_trainable():
@@ -45,6 +49,29 @@ def test_unknown_targets_are_refused_with_what_there_is():
         LoraSpec(r=0)
     with pytest.raises(ValueError, match="at least one target"):
         LoraSpec(targets=())
+
+
+def test_all_linear_is_what_peft_adapts_by_it(tmp_path):
+    config = GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+    for make in (tiny_language, lambda: GPT2LMHeadModel(config)):
+        theirs = peft.LoraConfig(
+            task_type="CAUSAL_LM", target_modules="all-linear", fan_in_fan_out=make is not tiny_language
+        )
+        with quiet_peft():
+            twin = peft.get_peft_model(make(), theirs)
+        found = adapted_modules(attach_lora(make(), LoraSpec(r=2, alpha=4, targets="all-linear")))
+        assert found == adapted_modules(twin) != []
+    model = tiny_vlm(lora=False)
+    model.attach_lora(LoraSpec(r=2, alpha=4, targets="all-linear"))
+    assert model.vlm_config.lora.targets == tuple(sorted(ALL_LINEAR))
+    assert VLMConfig.from_json(json.loads(json.dumps(asdict(model.vlm_config)))) == model.vlm_config
+    with pytest.raises(ValueError, match="targets are a list of modules' names, or all-linear; got 'q_proj'"):
+        LoraSpec(targets="q_proj")
+
+
+def test_defaults_are_pefts():
+    own, theirs = LoraSpec(), peft.LoraConfig()
+    assert (own.rslora, own.dora, own.dropout) == (theirs.use_rslora, theirs.use_dora, theirs.lora_dropout)
 
 
 def test_a_second_attachment_is_refused():

@@ -1,5 +1,7 @@
 """Packed layers of a language model, by a stand-in for bitsandbytes: adapters are scored exactly on what they hold."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,7 +81,8 @@ def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="--dtype 4bit needs bitsandbytes, which is not installed"):
         open_subject("tiny", "cpu", "4bit")
     monkeypatch.setattr(room, "find_spec", lambda name: object())
-    with pytest.raises(ValueError, match="--dtype 8bit needs a GPU, the device is cpu"):
+    monkeypatch.setattr(room, "import_module", lambda name: SimpleNamespace(__version__="0.49.2"))
+    with pytest.raises(ValueError, match="8bit on a CPU needs bitsandbytes 0.50 or later, got 0.49.2; update it"):
         packer("8bit", torch.device("cpu"))
     with pytest.raises(ValueError, match="one of float32, bfloat16, 4bit, 8bit, got 'int8'"):
         open_subject("tiny", "cpu", "int8")

@@ -27,7 +27,7 @@ from vlmsel.models.vlm import VLM
 from vlmsel.training.phases import phase_preset
 
 IDS = [[256, 3, 4, 5, 6], [256, 9, 8, 7]]
-SPEC = LoraSpec(r=3, alpha=6, targets=("q_proj", "down_proj"), dropout=0.1)
+SPEC = LoraSpec(r=3, alpha=6, rslora=True, targets=("q_proj", "down_proj"), dropout=0.1)
 
 
 def batch():

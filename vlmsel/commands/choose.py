@@ -38,6 +38,7 @@ def choose(
     batches: options.BatchOptions = options.BatchOptions(),
     fit_samples: int | None = 2000,
     place: options.PlaceOptions = options.PlaceOptions(),
+    dtype: str = "float32",
     config: str = "",
 ) -> None:
     """Choose what to fine-tune on, `out/chosen.<ext>` in the pool's own form; the command goes on where it stopped.
@@ -62,6 +63,7 @@ def choose(
         batches: how samples are put into batches.
         fit_samples: how many samples curvature is fitted on; all when null.
         place: where it runs.
+        dtype: of what is frozen, float32 or bfloat16, as for `vlmsel warmup` and `vlmsel score`.
         config: the resolved configuration as text.
     """
     (one,), files = load_scorers((scorer,)), dict(check_target_names(targets or {}))
@@ -78,20 +80,20 @@ def choose(
     read = {**_flat(reading), **_flat(beside)}
     first = model
     if warmup > 0:
-        tuned = {**read, "lora": lora, "settings": settings, "seed": seed, "device": place.device}
+        tuned = {**read, "lora": lora, "settings": settings, "seed": seed, "device": place.device, "dtype": dtype}
         tuned.pop("features")
         call("warmup", folder / "warmup", model=model, pool=pool, targets=files, fraction=warmup, least=LEAST, **tuned)
         first = str(folder / "warmup")
-    how = {**read, **_flat(batches), **_flat(place), "blocks": blocks, "fit_samples": fit_samples, "seed": seed}
-    call("score", folder / "score", model=first, pool=pool, targets=files, scorers=(scorer,), **how)
+    how = read | _flat(batches) | _flat(place) | {"blocks": blocks, "fit_samples": fit_samples, "dtype": dtype}
+    call("score", folder / "score", model=first, pool=pool, targets=files, scorers=(scorer,), seed=seed, **how)
     if processes.is_main():
         chosen = folder / f"chosen{''.join(Path(pool).suffixes[-1:])}"
         call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
-        pictures = "" if reading.images is None else f" --images {reading.images}"
+        more = ("" if reading.images is None else f" --images {reading.images}") + (lora.options() if lora else "")
         progress.ended(
             f"choice: {chosen}; is it better than a random one? vlmsel validate --run {out} --count "
             f"{_trial(pool, chosen)} --out DUEL",
-            then=f"vlmsel tune --model {model} --data {chosen}{pictures} --out {folder / 'tune'}",
+            then=f"vlmsel tune --model {model} --data {chosen}{more} --out {folder / 'tune'}",
         )
 
 

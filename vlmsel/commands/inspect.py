@@ -57,7 +57,7 @@ def inspect(
         looked = check_up(pool, images, [against] if isinstance(against, str) else against or ())
         if model is not None:
             _lost(looked, pool, model, max_length)
-        found = looked.to_json()
+        found, images = looked.to_json(), images or ("DIR" if looked.not_looked_at else None)
         print("\n".join(_pool_lines(path, looked)))
         if write_clean is not None:
             dropped = looked.dropped()
@@ -74,7 +74,7 @@ def _next(path: str, images: str | None, clean: str | None, model: bool) -> str:
     if model:
         return f"vlmsel score --model {path} --pool POOL --targets.NAME FILE --out RUN"
     if clean is None:
-        return f"vlmsel inspect {path} --images {images or 'DIR'} --write_clean CLEAN"
+        return f"vlmsel inspect {path}{f' --images {images}' if images else ''} --write_clean CLEAN{Path(path).suffix}"
     return f"vlmsel choose --model MODEL --pool {clean} --targets.NAME FILE --fraction 0.05 --out RUN"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from vlmsel import processes, runs
 from vlmsel.commands.options import ReadingOptions
 from vlmsel.models.config import LoraSpec
-from vlmsel.models.open import open_subject
+from vlmsel.models.open import open_to_train
 from vlmsel.training.phases import PRESETS, PhaseSettings, require_autocast
 from vlmsel.training.run import train_on
 
@@ -42,7 +42,8 @@ def tune(
             models, llava15-*, prismatic-* or hyperinf-* as published.
         settings: hyper-parameters of the phase.
         lora: fresh adapters, drawn with `settings.seed`, for a model that has none, such as
-            `--lora.r 64 --lora.alpha 128 --lora.targets '[q_proj,v_proj]'`.
+            `--lora.r 64 --lora.alpha 128 --lora.targets '[q_proj,v_proj]'`, or `--lora.targets all-linear`; scaled by
+            alpha/r, with `--lora.rslora true` by alpha/√r.
         group_by_modality_length: put samples of like kind and length into one batch, as LLaVA-1.5 does.
         reading: how samples are read.
         device: auto, cpu, cuda or cuda:<number>.
@@ -58,9 +59,6 @@ def tune(
             f"settings.train is {settings.train}, so that fresh adapters would not learn; leave --lora out"
         )
     place = "cpu" if processes.wants_shards() else device  # shards go to their GPUs, the whole would not fit one
-    subject = open_subject(model, place, dtype, reading.template)
-    subject.turn_pictures(reading.exif)
-    if lora is not None:
-        subject.attach_lora(lora, settings.seed, model)
+    subject = open_to_train(model, place, dtype, reading.template, reading.exif, lora, settings.seed)
     then = f"vlmsel evaluate --model {out} --task TASK --questions FILE --out RUN"
     train_on(subject, data, reading.reading(), settings, out, group_by_modality_length, only, then)

@@ -7,9 +7,9 @@ from pathlib import Path
 from vlmsel import processes, progress, runs
 from vlmsel.checks import check_at_least_one
 from vlmsel.commands.options import FeatureOptions, ReadingOptions
-from vlmsel.data.formats import write_part
+from vlmsel.data.formats import pool_digest, write_part
 from vlmsel.models.config import LoraSpec
-from vlmsel.models.open import open_subject
+from vlmsel.models.open import open_to_train
 from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.training.phases import PRESETS, PhaseSettings, require_autocast
@@ -23,6 +23,7 @@ def warmup(
     model: str,
     pool: str,
     out: str,
+    only: str | None = None,
     targets: dict[str, str] | None = None,
     fraction: float = 0.05,
     least: int = LEAST,
@@ -45,6 +46,7 @@ def warmup(
         model: as for `vlmsel tune`.
         pool: the pool that is to be scored.
         out: the run folder.
+        only: draw from a choice of the pool alone, as for `vlmsel tune`.
         targets: target files by name, to see what they gain.
         fraction: share of the pool that is drawn, in equal proportion from every source.
         least: how many samples at least.
@@ -66,12 +68,9 @@ def warmup(
     folder = Path(out)
     if processes.is_main():
         runs.open_run(out, config)
-    subject = open_subject(model, device, dtype, reading.template)
-    subject.turn_pictures(reading.exif)
-    if lora is not None:
-        subject.attach_lora(lora, settings.seed, model)
+    subject = open_to_train(model, device, dtype, reading.template, reading.exif, lora, settings.seed)
     read = reading.reading()
-    found = open_pool(subject, pool, read, measured=False)
+    found = open_pool(subject, pool, read, measured=False, only=only)
     usable, known = found.samples.candidates(), found.samples.uids
     sources = found.samples.sources
     drawn = draw_part([sources[position] for position in usable], part_size(len(usable), fraction, least), seed)
@@ -85,7 +84,12 @@ def warmup(
     result = train_on(subject, part, read, settings, out)
     after = _losses(subject, goals)
     if processes.is_main():
-        about = {"pool": pool, "pool_sha256": found.sha256, "uids": uids, "steps": result.steps}
+        about = {
+            "pool": pool,
+            "pool_sha256": pool_digest(pool) if only else found.sha256,
+            "uids": uids,
+            "steps": result.steps,
+        }
         runs.write_json(folder / RECORD, {**about, "loss_before": before, "loss_after": after})
     told = (
         f"target {name}: mean loss {before[name]:.3f} before, {after[name]:.3f} after the warm-up" for name in goals

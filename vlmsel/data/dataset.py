@@ -195,9 +195,9 @@ class SampleDataset(Dataset[Any]):
         """Return the tokens of each sample by position, pictures' places included; 0 where encoding fails."""
         return self._sizes.all()[0][:, 0].tolist()
 
-    def sizes(self) -> list[Size]:
-        """Return the size of each sample by position; 0 where encoding fails."""
-        return [Size(*size) for size in self._sizes.all()[0].tolist()]
+    def sizes(self) -> np.ndarray:
+        """Return the size of each sample by position, as in `Size`; 0 where encoding fails. [n, 2]"""
+        return self._sizes.all()[0]
 
     def signed_lengths(self) -> list[int]:
         """Return `lengths`, negative for samples without an image, as `modality_length_order` wants them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vlmsel.models import checkpoint
 from vlmsel.models.config import VLMConfig, resolve
 from vlmsel.models.hub import local
 from vlmsel.models.language import load_language, load_tokenizer
-from vlmsel.models.lora import attach_lora
+from vlmsel.models.lora import attach_lora, named
 from vlmsel.models.presets import PRESETS, SAVED
 from vlmsel.models.projector import build_projector
 from vlmsel.models.vision import VisionTower, load_vision
@@ -46,7 +47,8 @@ def assemble(
         width = language_model.get_input_embeddings().weight.shape[1]
         projector = build_projector(config.projector, vision.width, width, config.projector_seed)
     if config.lora is not None:
-        language_model = attach_lora(language_model, config.lora, seed)
+        spec = named(language_model, config.lora)
+        config, language_model = replace(config, lora=spec), attach_lora(language_model, spec, seed)
     return VLM(config, vision, projector, language_model, tokenizer).eval()
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 HUGGING_FACE = "hf-clip:"  # before a folder with a vision tower in Hugging Face's layout
 ASSETS = Path(__file__).parent.parent / "assets"
+EVERY: Literal["all-linear"] = "all-linear"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -20,14 +22,15 @@ class LoraSpec:
     """Low-rank adapters on the language model: W + s·BA with s = alpha / r, or alpha / sqrt(r) when `rslora`.
 
     With `dora` each row of the sum has a length m of its own, which learns too: m (W + s·BA) / ‖W + s·BA‖, where the
-    norm counts as constant. `targets` are last components of module names (`q_proj`, ...); each must exist. Sources:
-    LoRA arXiv 2106.09685, rsLoRA arXiv 2312.03732, DoRA arXiv 2402.09353.
+    norm counts as constant. `targets` are last components of module names (`q_proj`, ...); each must exist;
+    `all-linear` stands for all linear modules but the head. Defaults are PEFT's: no rsLoRA, no DoRA. Sources: LoRA
+    arXiv 2106.09685, rsLoRA arXiv 2312.03732, DoRA arXiv 2402.09353.
     """
 
     r: int = 16
     alpha: int = 32
-    rslora: bool = True
-    targets: tuple[str, ...] = ALL_LINEAR
+    rslora: bool = False
+    targets: tuple[str, ...] | Literal["all-linear"] = ALL_LINEAR
     dropout: float = 0.0
     dora: bool = False
 
@@ -36,16 +39,39 @@ class LoraSpec:
             raise ValueError(f"LoRA rank r must be at least 1, got {self.r}")
         if not self.targets:
             raise ValueError("LoRA needs at least one target, got none; name modules such as q_proj and v_proj")
-        object.__setattr__(self, "targets", tuple(self.targets))
+        if isinstance(self.targets, str) and self.targets != EVERY:
+            raise ValueError(f"LoRA's targets are a list of modules' names, or {EVERY}; got {self.targets!r}")
+        object.__setattr__(self, "targets", EVERY if self.targets == EVERY else tuple(self.targets))
 
     @property
     def scale(self) -> float:
         """The factor s before BA.
 
-        >>> LoraSpec(r=64, alpha=128).scale, LoraSpec(r=128, alpha=256, rslora=False).scale
+        >>> LoraSpec(r=64, alpha=128, rslora=True).scale, LoraSpec(r=128, alpha=256).scale
         (16.0, 2.0)
         """
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+    def told(self) -> str:
+        """Say what the scale is, and how it comes about.
+
+        >>> LoraSpec(r=64, alpha=128, rslora=True).told(), LoraSpec(r=128, alpha=256).told()
+        ('alpha/√r = 16, rsLoRA', 'alpha/r = 2')
+        """
+        return f"alpha/√r = {self.scale:g}, rsLoRA" if self.rslora else f"alpha/r = {self.scale:g}"
+
+    def options(self) -> str:
+        """Write what is not as it is when left out as options of a command, the rank in any case.
+
+        >>> LoraSpec(r=4, targets=("q_proj", "v_proj")).options()
+        " --lora.r 4 --lora.targets '[q_proj,v_proj]'"
+        """
+        plain, said = LoraSpec(), {"r": str(self.r)}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != getattr(plain, one.name):
+                said[one.name] = f"'[{','.join(value)}]'" if isinstance(value, tuple) else str(value).lower()
+        return "".join(f" --lora.{name} {value}" for name, value in said.items())
 
 
 @dataclass(frozen=True)
@@ -110,7 +136,7 @@ def checked(kind: type[LoraSpec] | type[VLMConfig], content: Any, what: str) -> 
     """
     if not isinstance(content, dict):
         raise ValueError(f"not a {what} configuration: expected an object, got {content!r}")
-    hints = {name: tuple if get_origin(hint) is tuple else hint for name, hint in get_type_hints(kind).items()}
+    hints = {name: _plain(hint) for name, hint in get_type_hints(kind).items()}
     unknown = sorted(set(content) - set(hints))
     missing = sorted(field.name for field in fields(kind) if field.default is MISSING and field.name not in content)
     if unknown or missing:
@@ -120,6 +146,13 @@ def checked(kind: type[LoraSpec] | type[VLMConfig], content: Any, what: str) -> 
         if not isinstance(value, (float, int) if hints[name] is float else hints[name]):
             raise ValueError(f"not a {what} configuration: {name} is {content[name]!r}")
     return values
+
+
+def _plain(hint: Any) -> Any:
+    """Return what `isinstance` takes in the place of a type hint."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(map(_plain, get_args(hint)))
+    return str if get_origin(hint) is Literal else get_origin(hint) or hint
 
 
 def resolve(source: str) -> str:

@@ -263,9 +263,7 @@ class ImageText(nn.Module, Subject):
         if "lora" in parts:
             groups["lora"] = {name: p for name, p in self.named_parameters() if ".lora_" in name}
             if not groups["lora"]:
-                raise ValueError(
-                    f"train is {parts!r} and the model has no LoRA adapters; attach some (tune --lora.r 64)"
-                )
+                raise ValueError(f"train is {parts!r} and the model has no LoRA adapters; attach some (--lora.r 16)")
         if "lm" in parts:
             own = {
                 id(p)

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vlmsel.models.config import LoraSpec
+from vlmsel.models.config import EVERY, LoraSpec
 
 ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.")
 
@@ -36,6 +37,7 @@ def attach_lora(
     """
     if hasattr(language_model, "peft_config"):
         raise ValueError("the language model has LoRA adapters already; merge them first (merge_lora)")
+    spec = named(language_model, spec, inside)
     layers = target_layers(inside or language_model, spec)
     config = peft.LoraConfig(
         r=spec.r,
@@ -52,9 +54,22 @@ def attach_lora(
         return peft.get_peft_model(language_model, config)
 
 
+def named(language_model: Any, spec: LoraSpec, inside: nn.Module | None = None) -> LoraSpec:
+    """Return a specification whose targets are names: where it says all, those of all linear modules but the head."""
+    if spec.targets != EVERY:
+        return spec
+    head = language_model.get_output_embeddings() if hasattr(language_model, "get_output_embeddings") else None
+    found = _linear(inside or language_model)
+    return replace(spec, targets=tuple(sorted(_leaves(name for name, module in found.items() if module is not head))))
+
+
+def _linear(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
 def target_layers(language_model: nn.Module, spec: LoraSpec) -> dict[str, nn.Module]:
     """Return the linear modules, by full name, whose last name component is one of the targets."""
-    linear = {name: m for name, m in language_model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linear = _linear(language_model)
     if absent := [target for target in spec.targets if target not in _leaves(linear)]:
         raise ValueError(f"no linear module is called {', '.join(absent)}; the model has {sorted(_leaves(linear))}")
     return {name: module for name, module in linear.items() if _leaves([name]) & set(spec.targets)}
@@ -89,7 +104,7 @@ def adapts_all(model: nn.Module, spec: LoraSpec) -> bool:
     adapters = [model.get_submodule(name) for name in adapted_modules(model)]
     owners = _leaves(adapted_modules(model))
     linear = all(isinstance(adapter.base_layer, nn.Linear | Conv1D) for adapter in adapters)
-    bare = _leaves(name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    bare = _leaves(_linear(model))
     return linear and owners == set(spec.targets) and owners.isdisjoint(bare)
 
 

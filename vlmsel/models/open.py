@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import torch
 
+from vlmsel import processes
 from vlmsel.data.chat import CHAT
 from vlmsel.data.templates import find_template
 from vlmsel.models import assembly, classifier_files, huggingface_vlm, text
 from vlmsel.models.classifier import RECORD
+from vlmsel.models.config import LoraSpec
 from vlmsel.models.devices import PACKED, pick_device, pick_dtype
 from vlmsel.models.hub import could_be_on_hub
 from vlmsel.models.huggingface import has_any, kind_of, within_run
@@ -64,6 +66,23 @@ def open_subject(source: str, device: str = "auto", dtype: str = "float32", temp
     if pack is not None:
         quantise(subject, pack)
     subject.module.to(place)
+    return subject
+
+
+def open_to_train(
+    source: str, device: str, dtype: str, template: str | None, exif: bool | None, lora: LoraSpec | None, seed: int
+) -> Subject:
+    """Open a model that is to be tuned, with fresh adapters where `lora` says so, whose scale is told.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `open_subject`; or the model cannot have fresh adapters.
+    """
+    subject = open_subject(source, device, dtype, template)
+    subject.turn_pictures(exif)
+    if lora is not None:
+        subject.attach_lora(lora, seed, source)
+        if processes.is_main():
+            print(f"{source}: fresh adapters of rank {lora.r}, scaled by {lora.told()}")
     return subject
 
 

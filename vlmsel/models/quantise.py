@@ -1,10 +1,11 @@
 """A language model whose frozen linear layers hold 4 or 8 bits per weight, through bitsandbytes: for scoring adapters.
 
     4bit    NF4 with products in bfloat16 (QLoRA, arXiv 2305.14314), about 0.5 bytes per weight
-    8bit    int8 with outliers apart (LLM.int8, arXiv 2208.07339), 1 byte per weight
+    8bit    int8 with outliers apart (LLM.int8, arXiv 2208.07339), 1 byte per weight; inputs are rounded to int8 as well
 
 Embedding, head, norms, adapters, projector and vision tower stay as they are. Layers are packed when the model moves to
-its GPU. The gradients of adapters are exact for the packed weights; those of packed weights themselves there are none.
+its device, a GPU or the CPU. Gradients of adapters are exact for the packed weights (and the rounded inputs of 8bit);
+those of packed weights themselves there are none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 from vlmsel.models.language import decoder_and_head
 from vlmsel.models.subject import Subject
 
+CPU = (0, 50)  # the first version whose layers were seen to compute on one
 Pack = Callable[[nn.Linear], nn.Module]
 
 
@@ -27,13 +29,15 @@ def packer(dtype: str, device: torch.device) -> Pack:
     """Return what makes a packed layer of a linear one.
 
     Raises:
-        ValueError: bitsandbytes is missing, or the device is no GPU.
+        ValueError: bitsandbytes is missing, or too old for a CPU.
     """
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"--dtype {dtype} needs bitsandbytes, which is not installed: pip install bitsandbytes")
-    if device.type != "cuda":
-        raise ValueError(f"--dtype {dtype} needs a GPU, the device is {device}; take --dtype bfloat16")
     bits: Any = import_module("bitsandbytes")
+    if device.type == "cpu" and tuple(map(int, bits.__version__.split(".")[:2])) < CPU:
+        raise ValueError(
+            f"--dtype {dtype} on a CPU needs bitsandbytes 0.50 or later, got {bits.__version__}; update it"
+        )
     return (lambda layer: _four(bits, layer)) if dtype == "4bit" else (lambda layer: _eight(bits, layer))
 
 

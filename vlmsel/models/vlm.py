@@ -33,7 +33,7 @@ from vlmsel.models.features import open_features
 from vlmsel.models.fingerprints import fingerprint, tokenizer_settings
 from vlmsel.models.language import hidden_states, mean_of_rows, pad_id, positions, unwrap
 from vlmsel.models.logits import changes_logits
-from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora
+from vlmsel.models.lora import attach_lora, lora_parameters, merge_lora, named
 from vlmsel.models.losses import TokenLosses, head_rows, token_losses
 from vlmsel.models.splice import Plan, plan_splice, splice_embeddings, splice_labels
 from vlmsel.models.subject import Groups, Subject, only_these_learn
@@ -253,6 +253,7 @@ class VLM(nn.Module, Subject):
             raise ValueError(
                 f"{name} has LoRA adapters already; leave --lora out to tune these, or give a model without"
             )
+        spec = named(self.language_model, spec)
         self.language_model = attach_lora(self.language_model, spec, seed).train(self.training).to(self.device)
         self.vlm_config = replace(self.vlm_config, lora=spec)
 
@@ -273,9 +274,7 @@ class VLM(nn.Module, Subject):
         if "lora" in parts:
             groups["lora"] = lora_parameters(self)
             if not groups["lora"]:
-                raise ValueError(
-                    f"train is {parts!r} and the model has no LoRA adapters; attach some (tune --lora.r 64)"
-                )
+                raise ValueError(f"train is {parts!r} and the model has no LoRA adapters; attach some (--lora.r 16)")
         if "lm" in parts:
             weights = self.language_model.named_parameters()
             groups["language model"] = {f"language_model.{name}": p for name, p in weights}

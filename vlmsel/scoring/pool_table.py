@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from vlmsel import runs
 from vlmsel.data.dataset import SampleDataset
@@ -30,10 +31,10 @@ class Records:
     """
 
     sources: Sequence[str]
-    tokens: Sequence[int]
+    tokens: Sequence[int] | np.ndarray
     reasons: Mapping[int, str]
-    supervised: Sequence[int] | None = None
-    ids: Sequence[str] | None = None
+    supervised: Sequence[int] | np.ndarray | None = None
+    ids: Sequence[str] | pa.StringArray | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -45,9 +46,9 @@ class Records:
     def to_json(self) -> dict[str, Any]:
         """Return them as they are read back."""
         reasons = {str(uid): why for uid, why in self.reasons.items()}
-        known = {"sources": list(self.sources), "tokens": list(self.tokens), "reasons": reasons}
+        known = {"sources": list(self.sources), "tokens": np.asarray(self.tokens).tolist(), "reasons": reasons}
         more = {"supervised": self.supervised, "ids": self.ids}
-        return known | {name: list(values) for name, values in more.items() if values is not None}
+        return known | {name: np.asarray(values).tolist() for name, values in more.items() if values is not None}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Records:
@@ -96,8 +97,9 @@ def write_pool_affinities(path: str | Path, found: PoolAffinities, about: Mappin
 def records_of(data: SampleDataset, problems: Mapping[int, str], total: int) -> Records:
     """Return what the table says of the `total` records of a file: the samples that could be read, and, by uid, why
     others cannot be used."""
-    sources, tokens, supervised = [""] * total, [0] * total, [0] * total
-    for uid, source, size in zip(data.uids, data.sources, data.sizes(), strict=True):
-        sources[uid], (tokens[uid], supervised[uid]) = source, size
-    ids = data.samples.own_ids() if isinstance(data.samples, Samples) else None
-    return Records(sources, tokens, problems, supervised, ids)
+    uids, sources, sizes = data.uids, [""] * total, np.zeros((total, 2), np.int64)
+    for uid, source in zip(uids, data.sources, strict=True):
+        sources[uid] = source
+    sizes[uids] = data.sizes()
+    ids = data.samples.ids if isinstance(data.samples, Samples) and len(data.samples.ids) else None
+    return Records(sources, sizes[:, 0], problems, sizes[:, 1], ids)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import re
 import tracemalloc
 
@@ -214,6 +215,46 @@ def test_records_are_found_whatever_part_of_the_file_is_in_memory(write, monkeyp
         monkeypatch.setattr("vlmsel.data.formats.json_index.PART", part)
         for text in (*lists, " \n[ ]", "[]"):
             assert list(read_records(write(f"\ufeff{text}\n"))) == json.loads(text)
+
+
+def test_lists_are_taken_or_refused_as_the_decoder_does(tmp_path, monkeypatch):
+    rng, taken = random.Random(0), 0
+    bits = [
+        '{"a": [1, "]"]}',
+        '"\\\\"',
+        '"\\"[,"',
+        '"\\\\\\"{"',
+        "7",
+        "[]",
+        " ",
+        "\n",
+        ",",
+        ",",
+        ",",
+        "]",
+        "[",
+        '"',
+        "\\",
+        "}",
+        "{}",
+    ]
+    for number in range(500):
+        monkeypatch.setattr("vlmsel.data.formats.json_index.PART", rng.choice([1, 3, 1 << 20]))
+        values = [rng.choice(bits) for _ in range(rng.randrange(6))]
+        text = f"[{rng.choice(['', ',']).join(values)}]" if rng.random() < 0.6 else f"[{', '.join(values)} ]"
+        path = tmp_path / f"{number % 2}.json"
+        path.write_text(text)
+        try:
+            expected = json.loads(text)
+        except ValueError:
+            for read in (lambda records: records[:], list):  # together, and one by one
+                with pytest.raises(ValueError, match=rf"{path.name}: not a JSON file"):
+                    read(JsonFile().read(path))
+            continue
+        taken += 1
+        records = JsonFile().read(path)
+        assert list(records) == records[:] == expected and records[1:3] == expected[1:3]
+    assert 50 < taken < 450
 
 
 def test_records_go_to_other_processes(write):

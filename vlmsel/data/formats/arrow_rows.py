@@ -7,12 +7,17 @@ by whichever process wants them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmsel import runs
 from vlmsel.data.formats.pictures import InPool
 from vlmsel.data.formats.records import CONVERSATIONS, images_of, path_of
 from vlmsel.data.hub import cache_alone, hub_answers
@@ -119,6 +124,8 @@ def _state(pool: str) -> tuple[Any, ...]:
 def opened(pool: str, state: tuple[Any, ...]) -> Any:
     """Open a pool once in each process, again when its `state` changed."""
     found = load(pool)
+    if not len(found):
+        raise ValueError(f"{pool}: no usable sample: it has no rows")
     turns = [*CONVERSATIONS, "instruction and output"]
     if not {*CONVERSATIONS, "instruction"} & set(found.column_names):
         has = ", ".join(name[:60] for name in found.column_names)[:300]
@@ -136,7 +143,7 @@ def load(pool: str) -> Any:
             if is_saved(Path(pool)):
                 found = datasets.load_from_disk(pool)
             elif files := files_of(pool):
-                found = datasets.Dataset.from_parquet([str(file) for file in files])
+                found = datasets.Dataset.from_file(str(as_arrow(files)))
             else:
                 there = hub_answers()
                 with cache_alone(not there):
@@ -144,8 +151,6 @@ def load(pool: str) -> Any:
         except Exception as problem:  # of many kinds: of the network, of file formats, of the hub
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
             if Path(pool).exists():
-                if "corresponds to no data" in reason:
-                    raise ValueError(f"{pool}: no usable sample: it has no rows") from None
                 raise ValueError(f"{pool}: `datasets` cannot read it ({reason})") from None
             if not there:
                 reason = "the hub does not answer, and the data set is not in the cache"
@@ -156,6 +161,25 @@ def load(pool: str) -> Any:
     if hasattr(found, "keys"):
         raise ValueError(f"{pool}: has several splits; name the folder of one, {pool}/{next(iter(found))}")
     return found
+
+
+def as_arrow(files: Sequence[Path]) -> Path:
+    """Return parquet files as one of Arrow in the cache of `datasets`, whose own reader holds a row group at a time."""
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    state = repr([(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "vlmsel" / f"{hashlib.sha256(state.encode()).hexdigest()}.arrow"
+    if path.is_file():
+        return path
+    features = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
+    with runs.atomic_path(path) as part, ArrowWriter(path=str(part), features=features) as writer:
+        for file in files:
+            with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as source:
+                for batch in source.iter_batches(AT_ONCE):
+                    writer.write_table(pa.Table.from_batches([batch]))
+        writer.finalize()
+    return path
 
 
 @contextmanager

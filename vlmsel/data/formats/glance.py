@@ -12,7 +12,7 @@ from vlmsel.data.formats.base import path_problem, source_of
 from vlmsel.data.templates import IMAGE
 
 _NAMES = {"conversations": ("from", "value", ["human", "gpt"]), "messages": ("role", "content", ["user", "assistant"])}
-_KEYS = [{"id", "source", "image", name} for name in _NAMES]
+_KEYS = {name: {"id", "source", "image", name} for name in _NAMES}
 
 
 def glance(record: Any) -> tuple[str, int] | None:
@@ -22,9 +22,11 @@ def glance(record: Any) -> tuple[str, int] | None:
     >>> glance({"conversations": said}), glance({"conversations": said, "weight": -1})
     (('text', 0), None)
     """
-    if type(record) is not dict or not any(record.keys() <= keys for keys in _KEYS):
+    if not isinstance(record, dict):
         return None
     name = "messages" if "messages" in record else "conversations"
+    if not record.keys() <= _KEYS[name]:
+        return None
     if (whole := _texts(record.get(name), *_NAMES[name])) is None:
         return None
     image, marks = record.get("image"), whole.count("<")

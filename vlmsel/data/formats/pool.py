@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
+import pyarrow as pa
 
 from vlmsel.data.formats.base import Form
 from vlmsel.data.formats.pictures import Picture
@@ -31,6 +32,7 @@ class Samples(Sequence[Sample]):
         codes: its source, as a number in `names`.
         names: the sources.
         placeless: how many have an image that lies in the image folder.
+        ids: the `id` of every record, by uid, "" for one without; empty where no record has one.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Samples(Sequence[Sample]):
         codes: np.ndarray,
         names: Sequence[str],
         placeless: int,
+        ids: pa.StringArray,
     ) -> None:
         self.form, self.records, self.uids, self.images, self.codes = form, records, uids, images, codes
-        self.names, self.placeless = tuple(names), placeless
+        self.names, self.placeless, self.ids = tuple(names), placeless, ids
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -73,7 +76,7 @@ class Samples(Sequence[Sample]):
         """Return those samples whose uids are among these, in their order here."""
         chosen = np.isin(self.uids, np.asarray(uids, np.int64))
         kept = self.uids[chosen], self.images[chosen], self.codes[chosen]
-        found = Samples(self.form, self.records, *kept, self.names, 0)
+        found = Samples(self.form, self.records, *kept, self.names, 0, self.ids)
         if self.placeless:
             found.placeless = sum(needs_folder(found[place]) for place in np.flatnonzero(found.images).tolist())
         return found
@@ -82,15 +85,6 @@ class Samples(Sequence[Sample]):
     def sources(self) -> list[str]:
         """The source of each sample, by position."""
         return [self.names[code] for code in self.codes]
-
-    def own_ids(self) -> list[str] | None:
-        """Return the `id` of every record, by uid, "" for one without; None where no record has one."""
-        if (table := getattr(self.records, "dataset", None)) is not None:  # whose rows may hold pictures
-            values = table["id"] if "id" in table.column_names else ()
-        else:
-            values = (record.get("id") if isinstance(record, dict) else None for record in self.records)
-        found = ["" if value is None or isinstance(value, dict | list) else str(value) for value in values]
-        return found if any(found) else None
 
 
 @dataclass(frozen=True)
@@ -116,13 +110,14 @@ def read_pool(form: Form, path: Path) -> Pool:
     records = form.read(path)
     key = ("records", form.name, form.digest(path)) if large(len(records)) else None
     arrays, about = kept(len(records), key, lambda: _looked(form, records))
-    samples = Samples(form, records, **arrays, names=about["names"], placeless=about["placeless"])
+    ids = _joined(arrays.pop("id_ends"), arrays.pop("id_bytes"))
+    samples = Samples(form, records, **arrays, names=about["names"], placeless=about["placeless"], ids=ids)
     return Pool(samples, [Problem(*problem) for problem in about["problems"]], records)
 
 
 class _Run(NamedTuple):
     """What is found in a run of records: of samples uids, numbers of images and of their source in `names`; how many
-    have an image that lies in the image folder; problems by uid."""
+    have an image that lies in the image folder; problems by uid; all records' ids, none where no record has one."""
 
     uids: array[int]
     images: array[int]
@@ -130,6 +125,7 @@ class _Run(NamedTuple):
     names: list[str]
     placeless: int
     problems: list[tuple[int, str]]
+    ids: list[str]
 
 
 def _looked(form: Form, records: Sequence[Any]) -> Found:
@@ -145,26 +141,29 @@ def _looked(form: Form, records: Sequence[Any]) -> Found:
     every = range(len(records))
     parts = (every[start : start + CHUNK] for start in range(0, len(every), CHUNK))
     many = large(len(records))
-    runs = (run for _, run in looked_at(look, every, "reading samples")) if many else map(look, parts)
+    runs = looked_at(look, every, "reading samples") if many else ((part, look(part)) for part in parts)
     arrays: dict[str, list[Any]] = {"uids": [], "images": [], "codes": []}
     names: dict[str, int] = {}
-    problems, placeless = [], 0
-    for run in runs:
+    problems, placeless, ids = [], 0, []
+    for own, run in runs:
         if isinstance(run, Unread):
             raise ValueError(run.reason)
-        own = np.array([names.setdefault(name, len(names)) for name in run.names], np.int32)
+        ids.append(pa.array(run.ids or [""] * len(own), pa.string()))
+        codes = np.array([names.setdefault(name, len(names)) for name in run.names], np.int32)
         arrays["uids"].append(np.array(run.uids, np.int64))
         arrays["images"].append(np.array(run.images, np.int32))
-        arrays["codes"].append(own[np.array(run.codes, np.int64)])
+        arrays["codes"].append(codes[np.array(run.codes, np.int64)])
         problems += run.problems
         placeless += run.placeless
     kinds = {"uids": np.int64, "images": np.int32, "codes": np.int32}
     whole = {name: np.concatenate([np.zeros(0, kinds[name]), *arrays[name]]) for name in kinds}
+    whole |= _parted(ids)
     return Found(whole, {"names": list(names), "placeless": placeless, "problems": problems})
 
 
 def _run(form: Form, uids: Sequence[int], records: Sequence[Any]) -> _Run:
-    found = _Run(array("q"), array("i"), array("i"), [], 0, [])
+    ids = [_id(record) for record in records]
+    found = _Run(array("q"), array("i"), array("i"), [], 0, [], ids if any(ids) else [])
     names: dict[str, int] = {}
     placeless = 0
     for uid, record in zip(uids, records, strict=True):
@@ -182,6 +181,28 @@ def _run(form: Form, uids: Sequence[int], records: Sequence[Any]) -> _Run:
         found.codes.append(names.setdefault(source, len(names)))
         placeless += outside
     return found._replace(names=list(names), placeless=placeless)
+
+
+def _id(record: Any) -> str:
+    """Return a record's own id as it can be written, "" where it has none."""
+    value = record.get("id") if isinstance(record, dict) else None
+    if value is None or isinstance(value, dict | list):
+        return ""
+    text = str(value)
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _parted(ids: Sequence[pa.StringArray]) -> dict[str, np.ndarray]:
+    """Return what ids consist of: where each ends, and their bytes; nothing where none says anything."""
+    whole = pa.concat_arrays([pa.array([], pa.string()), *ids])
+    _, ends, content = whole.buffers()
+    parts = np.frombuffer(ends or b"", np.int32), np.frombuffer(content or b"", np.uint8)
+    return dict(zip(("id_ends", "id_bytes"), parts if len(parts[1]) else (part[:0] for part in parts), strict=True))
+
+
+def _joined(ends: np.ndarray, content: np.ndarray) -> pa.StringArray:
+    buffers = map(pa.py_buffer, (ends, content))
+    return pa.StringArray.from_buffers(max(0, len(ends) - 1), *buffers)
 
 
 def needs_folder(sample: Sample) -> bool:
