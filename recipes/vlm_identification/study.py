@@ -103,8 +103,7 @@ class Identification(Study[Path, Path, Measures]):
         folder = seed.folder / arm
         data, test = folder / "data", folder / "data" / "test.json"
         files = {"pool": str(data / "train.json"), "images": str(data / "images"), "targets": {"test": str(test)}}
-        scorers = (f"Random(seed={seed.number})", *SCORERS)
-        call("score", folder / "score", model=str(model), scorers=scorers, columns=self.test, **files)
+        call("score", folder / "score", model=str(model), scorers=SCORERS, columns=self.test, **files)
         found = identified(folder / "score" / "scores.parquet", test, "test")
         measures = {name: {key: one.mean for key, one in summary(each).items()} for name, each in found.items()}
         runs.write_json(folder / "metrics.json", measures)
