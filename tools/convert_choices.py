@@ -44,6 +44,11 @@ class Entry:
     raw: str
     context: str
 
+    @property
+    def characters(self) -> int:
+        """Characters of the context and the longest choice."""
+        return len(self.context) + max(map(len, self.question.choices))
+
 
 def read_entries(task: str, path: Path, labels: Path | None = None) -> list[Entry]:
     """Read a file of questions, all of which must have their answer.
@@ -169,15 +174,21 @@ def convert(
     target: int = 300,
     test: int = 700,
     seed: int = 0,
+    longest: int | None = None,
 ) -> dict[str, int]:
-    """Convert a file; return how many questions are in each part and how many repeat another."""
-    entries = read_entries(task, questions, labels)
+    """Convert a file; return how many questions are in each part, and how many are too long or repeat another."""
+    every = read_entries(task, questions, labels)
+    entries = [one for one in every if longest is None or one.characters <= longest]
     parts = split(entries, pool, target, test, seed)
     write_parts(
         parts, task, source or (questions.parent.name if task == INSTRUCTIONS else task), out, labels is not None
     )
     repeated = len(entries) - len({entry.context for entry in entries})
-    return {**{name: len(part) for name, part in parts.items()}, "repeated": repeated}
+    return {
+        **{name: len(part) for name, part in parts.items()},
+        "repeated": repeated,
+        "too_long": len(every) - len(entries),
+    }
 
 
 def main() -> None:
@@ -191,6 +202,7 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=300, help="questions in the target set")
     parser.add_argument("--test", type=int, default=700, help="questions held out for evaluation")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=int, help="leave out questions of more characters with their longest choice")
     args = parser.parse_args()
     try:
         counts = convert(**vars(args))

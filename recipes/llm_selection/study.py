@@ -1,4 +1,4 @@
-"""Which part of HellaSwag should a small language model be tuned on? One seed of the study, or the table over seeds.
+"""Which part of QASC, HellaSwag, PIQA or LogiQA should a small language model be tuned on? One seed, or the table.
 
 Per seed: other pool, target and test questions; one warm-up epoch on the pool; scores of the pool for the target set;
 then, from the model before the warm-up, one model per scorer and fraction, one on the full pool, and all of them asked
@@ -20,18 +20,17 @@ from yaml import safe_load
 
 from tools.convert_choices import convert
 from vlmsel import cli, runs
-from vlmsel.data.multiple_choice import read_choices
+from vlmsel.data.multiple_choice import TASKS, read_choices
 from vlmsel.reporting.results import result_rows
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scorers.load import load_scorers
 from vlmsel.studies.study import MAJORITY, Seed, Study, draws_of, kind_of, read_evaluations
 
 HERE = Path(__file__).parent
-TASK = "hellaswag"
 TOP = ("TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
 ROWS: dict[str, dict[str, Any]] = {  # row of the table -> options of select
     "Random": {"scorer": "Random"},
-    **{name: {"scorer": name, "rule": "top", "target": TASK} for name in TOP},
+    **{name: {"scorer": name, "rule": "top"} for name in TOP},
     "round robin, TracIn": {"scorer": "TracIn"},
     "round robin, HyperINF": {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
 }
@@ -78,10 +77,11 @@ class LanguageStudy(Study[Path | None, Path, None]):
     def prepare(self, seed: Seed) -> None:
         args, data = self.args, seed.folder / "data"
         if not (data / "pool.json").is_file():
-            convert(TASK, args.questions, data, pool=args.pool, target=args.target, test=args.test, seed=seed.number)
+            sizes = {"pool": args.pool, "target": args.target, "test": args.test, "longest": args.longest}
+            convert(args.task, args.questions, data, args.labels, seed=seed.number, **sizes)
         pool, warm = data / "pool.json", seed.folder / "warmup"
         self._train(seed, f"warmup_{args.method}", warm, pool)
-        options = {"model": warm, "pool": pool, f"targets.{TASK}": data / "target.json", "seed": seed.number}
+        options = {"model": warm, "pool": pool, f"targets.{args.task}": data / "target.json", "seed": seed.number}
         run("score", "score", seed.folder / "score", {**options, "scorers": _scorers(args.rows)})
 
     def subset(self, seed: Seed, arm: str) -> Path | None:
@@ -97,13 +97,21 @@ class LanguageStudy(Study[Path | None, Path, None]):
         return self._train(seed, f"tune_{self.args.method}", seed.folder / "tune" / arm, data)
 
     def ask(self, seed: Seed, arm: str, model: Path) -> None:
-        options = {"model": model, "questions": seed.folder / "data/test.jsonl"}
-        run("evaluate", "evaluate", seed.folder / "evaluate" / arm / TASK, options)
+        task, (questions, labels) = self.args.task, asked(seed.folder / "data")
+        options = {"model": model, "task": task, "questions": questions}
+        options |= {} if labels is None else {"annotations": labels}
+        run("evaluate", "evaluate", seed.folder / "evaluate" / arm / task, options)
 
     def _train(self, seed: Seed, yaml: str, out: Path, data: Path) -> Path:
         options = {"model": self.args.model, "data": data, "settings.seed": seed.number}
         run("tune", yaml, out, options, self.more)
         return out
+
+
+def asked(data: Path) -> tuple[Path, Path | None]:
+    """Return the test questions of a seed, and the file of their labels where the task has one."""
+    text, labels = data / "test.txt", data / "test-labels.lst"
+    return text if text.is_file() else data / "test.jsonl", labels if labels.is_file() else None
 
 
 def _scorers(rows: Sequence[str]) -> str:
@@ -113,25 +121,25 @@ def _scorers(rows: Sequence[str]) -> str:
     return json.dumps([spec for spec in specs if load_scorers((spec,))[0].name in wanted])
 
 
-def log_likelihoods(folder: Path, names: list[str]) -> Table:
+def log_likelihoods(folder: Path, task: str, names: list[str]) -> Table:
     """Return each model's mean log-likelihood of the right endings, in nats, per seed."""
-    found: Table = {name: {TASK: []} for name in names}
+    found: Table = {name: {task: []} for name in names}
     for seed in sorted(folder.glob("seed*")):
-        right = {one.id: one.answer for one in read_choices(TASK, seed / "data/test.jsonl")}
+        right = {one.id: one.answer for one in read_choices(task, *asked(seed / "data"))}
         for name in names:
             values = []
-            for path in sorted((seed / "evaluate").glob(f"*/{TASK}/predictions.jsonl")):
+            for path in sorted((seed / "evaluate").glob(f"*/{task}/predictions.jsonl")):
                 if kind_of(path.parts[-3]) != name:
                     continue
                 answers = {
                     one["question_id"]: one["loglikelihoods"] for one in map(json.loads, path.read_text().splitlines())
                 }
                 values += [answers[key][place] for key, place in right.items() if place is not None]
-            found[name][TASK].append(sum(values) / len(values))
+            found[name][task].append(sum(values) / len(values))
     return found
 
 
-def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
+def by_fraction(values: Table, task: str, fractions: list[float]) -> list[list[str]]:
     """Return the table scorer x fraction, each with its difference to Random, paired by seed."""
     whole = [name for name in (MAJORITY, BEFORE) if name in values]
     rows = [row for row in ROWS if label(row, fractions[0]) in values]
@@ -139,7 +147,7 @@ def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
     table = [[name] for name in ("", *names)]
     for fraction in fractions:
         own = {name: values[label(name, fraction) if name in ROWS else name] for name in names}
-        cells = result_rows(own, [TASK])
+        cells = result_rows(own, [task])
         cells[0][1:] = [f"{100 * fraction:g} %", "minus Random"]
         for line, more in zip(table, cells, strict=True):
             line += more[1:]
@@ -148,25 +156,27 @@ def by_fraction(values: Table, fractions: list[float]) -> list[list[str]]:
 
 def show(folder: Path, fractions: list[float]) -> None:
     """Write and print accuracy and log-likelihood over the seeds that are there."""
-    accuracy, _ = read_evaluations(folder)
-    logs = log_likelihoods(folder, [name for name in accuracy if name != MAJORITY])
-    seeds = len(accuracy[FULL][TASK])
+    accuracy, (task,) = read_evaluations(folder)
+    logs = log_likelihoods(folder, task, [name for name in accuracy if name != MAJORITY])
+    seeds = len(accuracy[FULL][task])
     titles = (
-        (accuracy, f"HellaSwag, accuracy in %, mean ± half of the 95 % interval over {seeds} seeds"),
+        (accuracy, f"{task}, accuracy in %, mean ± half of the 95 % interval over {seeds} seeds"),
         (logs, "log-likelihood of the right ending, nats"),
     )
-    tables = [(title, by_fraction(values, fractions)) for values, title in titles]
+    tables = [(title, by_fraction(values, task, fractions)) for values, title in titles]
     runs.write_text(folder / "table.md", "\n".join(f"{title}\n\n{as_markdown(table)}" for title, table in tables))
     runs.write_json(folder / "results.json", {"percent": accuracy, "log_likelihood": logs})
     for title, table in tables:
         print(f"\n{title}\n\n{as_text(table)}")
-    print(f"\n{folder / 'table.md'}; untuned accuracy {shown(accuracy[BEFORE][TASK])}")
+    print(f"\n{folder / 'table.md'}; untuned accuracy {shown(accuracy[BEFORE][task])}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", type=Path, help="HellaSwag's questions with their answers")
+    parser.add_argument("questions", type=Path, help="the official file, with answers")
     parser.add_argument("model", help="the model to tune: the folder of a causal language model")
+    parser.add_argument("--task", choices=TASKS, default="hellaswag")
+    parser.add_argument("--labels", type=Path, help="PIQA's file of labels")
     parser.add_argument("--out", type=Path, default=Path("runs/llm_selection"))
     parser.add_argument("--method", choices=("dense", "lora"), default="dense", help="what is trained, and scored on")
     parser.add_argument("--seed", type=int, default=0)
@@ -174,6 +184,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=2000)
     parser.add_argument("--target", type=int, default=300)
     parser.add_argument("--test", type=int, default=700)
+    parser.add_argument("--longest", type=int, help="leave out questions of more characters with their longest choice")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="what is chosen; all rows")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2])
     args, more = parser.parse_known_args()

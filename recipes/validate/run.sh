@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # bash recipes/validate/run.sh MODEL GLUE runs/validate [pool] [target samples per file] [train] [subsets] [seeds]
-# How much is a score worth? LDS, deciles, groups and duel of all scorers, on the embedded world and on SST-2.
+# How much is a score worth? LDS of ten scorers, deciles, groups and duel of six, and of three baselines, on SST-2 and on
+# the embedded world.
 set -euo pipefail
-model=$1 glue=$2 out=$3 pool=${4:-300} target=${5:-8} train=${6:-200} subsets=${7:-32} seeds=${8:-2}
+model=$1 glue=$2 out=$3 pool=${4:-200} target=${5:-8} train=${6:-160} subsets=${7:-24} seeds=${8:-2}
 here=$(cd "$(dirname "$0")" && pwd)
+some="[TracIn,DataInf,LiSSA,HyperINF,EKFAC,Hidden,Loss,Length,gradient norm]"
 
-study() { # a run folder and its name: the four studies, of which LDS is shared by all scorers
-  vlmsel validate --run "$1" --study lds --subsets "$subsets" --seeds "$seeds" --out "$out/$2-lds"
-  vlmsel validate --run "$1" --study duel --fraction 0.2 --draws 1 --seeds "$seeds" --out "$out/$2-duel"
-  vlmsel validate --run "$1" --study deciles --fraction 0.1 --seeds "$seeds" --out "$out/$2-deciles"
-  vlmsel validate --run "$1" --study groups --seeds "$seeds" --out "$out/$2-groups"
+study() { # a run folder, its name and options: the four studies, of which LDS is shared by all scorers
+  local how=(--run "$1" --seeds "$seeds" "${@:3}")
+  vlmsel validate "${how[@]}" --study lds --subsets "$subsets" --out "$out/$2-lds"
+  vlmsel validate "${how[@]}" --study duel --scorers "$some" --fraction 0.2 --draws 1 --out "$out/$2-duel"
+  vlmsel validate "${how[@]}" --study deciles --scorers "$some" --fraction 0.1 --out "$out/$2-deciles"
+  vlmsel validate "${how[@]}" --study groups --scorers "$some" --out "$out/$2-groups"
 }
 
 vlmsel detect --config "$here/detect.yaml" --data "$glue" --model "$model" --train_samples "$train" --out "$out/sst2"
@@ -24,4 +27,4 @@ files=(--pool "$world/pool.json" --images "$world/images")
 for task in vqav2 gqa textvqa; do files+=("--targets.$task" "$world/targets/$task.json"); done
 vlmsel warmup --model tiny-aligned "${files[@]}" --fraction 0.2 --least 40 --out "$out/warmup"
 vlmsel score --config "$here/scorers.yaml" --model "$out/warmup" "${files[@]}" --out "$out/vlm"
-study "$out/vlm" vlm
+study "$out/vlm" vlm --epochs 2

@@ -79,7 +79,7 @@ test_questions.__test__ = False
 
 def test_no_question_is_in_two_parts_and_none_is_lost(task, tmp_path):
     source, labels, counts = converted(task, tmp_path)
-    assert counts == {"target": TARGET, "test": TEST, "pool": COUNT - TARGET - TEST, "repeated": 0}
+    assert counts == {"target": TARGET, "test": TEST, "pool": COUNT - TARGET - TEST, "repeated": 0, "too_long": 0}
     name, held = test_questions(task, tmp_path / "out")
     read = {part: read_samples(tmp_path / f"out/{part}.json").samples for part in ("pool", "target")}
     asked = {part: {sample.turns[0].text for sample in samples} for part, samples in read.items()}
@@ -115,6 +115,12 @@ def test_a_question_that_comes_again_is_left_out(tmp_path):
     records = [qasc(n) for n in range(COUNT)] + [{**qasc(3), "id": "again"}]
     _, _, counts = converted("qasc", tmp_path, json.dumps(records))
     assert counts["repeated"] == 1 and counts["pool"] == COUNT - TARGET - TEST
+
+
+def test_long_questions_are_left_out(tmp_path):
+    assert len(choice_context("qasc", read_choices("qasc", converted("qasc", tmp_path)[0])[9])) == 28
+    _, _, counts = converted("qasc", tmp_path, longest=30)  # 10 to 19 have a figure more in question and choice
+    assert counts["too_long"] == 10 and counts["pool"] == COUNT - TARGET - TEST - 10
 
 
 def test_right_options_that_are_there_twice_are_told_and_left_out(tmp_path, capsys):

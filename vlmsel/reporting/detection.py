@@ -38,8 +38,19 @@ Seeds = Sequence[Mapping[str, Any]]  # metrics.json of each seed
 
 def show_detection(folder: Path, title: str, train: LabelledFile, seeds: Seeds, rank_by: str) -> None:
     """Write results, table, picture and suspects of all seeds, and print them."""
+    show_rates(folder, title, seeds, rank_by=rank_by)
+    suspects = rank_suspects(folder, len(seeds), rank_by)
+    texts = {sample.uid: sample.said("human") for sample in train.samples}
+    write_suspects(folder / "suspects.csv", suspects, train.text_names, texts)
+    _print_suspects(suspects, rank_by, len(seeds), texts)
+    made = {"table": "table.md", "picture": "detection.png", "numbers": "results.json", "suspects": "suspects.csv"}
+    print("\n" + "   ".join(f"{what}: {folder / name}" for what, name in made.items() if (folder / name).is_file()))
+
+
+def show_rates(folder: Path, title: str, seeds: Seeds, **about: Any) -> None:
+    """Write the numbers of all seeds, their table and their picture, and print the table; `about` is kept beside."""
     results = over_seeds(seeds)
-    runs.write_json(folder / "results.json", {"title": title, "rank_by": rank_by, **results})
+    runs.write_json(folder / "results.json", {"title": title, **about, **results})
     if "detection" in results or "agreement" in results:
         table, note = detection_rows(results), note_on(len(seeds), results)
         runs.write_text(folder / "table.md", f"{title}\n\n{as_markdown(table)}\n{note}\n")
@@ -49,12 +60,6 @@ def show_detection(folder: Path, title: str, train: LabelledFile, seeds: Seeds, 
     if "detection" in results:
         share = sum(one["wrong"] for one in seeds) / sum(one["train"] - one["not_scored"] for one in seeds)
         draw_rates(results["curves"], share, folder / "detection.png", title)
-    suspects = rank_suspects(folder, len(seeds), rank_by)
-    texts = {sample.uid: sample.said("human") for sample in train.samples}
-    write_suspects(folder / "suspects.csv", suspects, train.text_names, texts)
-    _print_suspects(suspects, rank_by, len(seeds), texts)
-    made = {"table": "table.md", "picture": "detection.png", "numbers": "results.json", "suspects": "suspects.csv"}
-    print("\n" + "   ".join(f"{what}: {folder / name}" for what, name in made.items() if (folder / name).is_file()))
 
 
 def heading(name: str, seeds: Seeds, flip: float) -> str:

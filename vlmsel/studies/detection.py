@@ -79,6 +79,15 @@ def detection_metrics(scores: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
     }
 
 
+def measured(scores: Mapping[str, ArrayLike], wrong: ArrayLike) -> dict[str, dict[str, Any]]:
+    """Return what every scorer finds: `detection`, its metrics, and `curves`, rt(p) at `POINTS` shares inspected."""
+    points = np.linspace(0, 1, POINTS)
+    return {
+        "detection": {name: detection_metrics(own, wrong) for name, own in scores.items()},
+        "curves": {name: detection_rate(own, wrong, points).round(6).tolist() for name, own in scores.items()},
+    }
+
+
 def agreement(scores: ArrayLike, reference: ArrayLike) -> dict[str, float]:
     """Return the Pearson and Spearman correlation of scores with others, NaN where one side is constant.
 

@@ -181,18 +181,17 @@ def _measure(scored: Scored, drawn: Drawn, scorers: Sequence[Scorer]) -> dict[st
     """Measure each scorer: what it finds where wrong labels are known, and how it agrees with an exact one."""
     scores = scored.scores.double().numpy()
     keep = np.isfinite(scores[0])
-    values = {scorer: one[keep] for (scorer, _), one in zip(scored.names, scores, strict=True)}
+    own = {scorer: one[keep] for (scorer, _), one in zip(scored.names, scores, strict=True)}
+    values = {scorer.name: own[scorer.name] for scorer in scorers}
     found: dict[str, Any] = {"detection": {}, "curves": {}, "agreement": {}}
     exact = next((scorer.name for scorer in scorers if isinstance(scorer, Exact)), None)
-    bad, points = None, np.linspace(0, 1, detection.POINTS)
     if drawn.wrong is not None:
         wrong = dict(zip((sample.uid for sample in drawn.train), drawn.wrong, strict=True))
         bad = np.array([wrong[uid] for uid in scored.uids.tolist()])[keep]
-    for own in (scorer.name for scorer in scorers):
-        if bad is not None and 0 < bad.sum() < len(bad):
-            found["detection"][own] = detection.detection_metrics(values[own], bad)
-            found["curves"][own] = detection.detection_rate(values[own], bad, points).round(6).tolist()
-        if exact is not None:
-            both = detection.agreement(values[own], values[exact])
-            found["agreement"][own] = {name: None if math.isnan(value) else value for name, value in both.items()}
+        if 0 < bad.sum() < len(bad):
+            found |= detection.measured(values, bad)
+    if exact is not None:
+        for name, one in values.items():
+            both = detection.agreement(one, values[exact])
+            found["agreement"][name] = {key: None if math.isnan(value) else value for key, value in both.items()}
     return found

@@ -75,10 +75,10 @@ def _save_image(folder: Path, relative: str, scene: Scene) -> None:
     render(scene).save(path)
 
 
-def _sample(
+def save_sample(
     folder: Path, image: str, scene: Scene | None, identity: str, question: str, answer: str, source: str
 ) -> dict:
-    """Save a sample's image, if there is a scene, and return its record."""
+    """Save a sample's image in `folder/images`, if there is a scene, and return its record."""
     pictured = {}
     if scene is not None:
         _save_image(folder, image, scene)
@@ -87,7 +87,8 @@ def _sample(
     return {"id": identity, **pictured, "source": source, "conversations": turns}
 
 
-def _draw_asked(style: str, rng: random.Random) -> tuple[Scene, Asked]:
+def draw_asked(style: str, rng: random.Random) -> tuple[Scene, Asked]:
+    """Draw a scene that allows a question in a style of `STYLE_OF`, and the question."""
     while True:
         scene = draw_scene(rng)
         if (asked := ask(style, scene, rng)) is not None:
@@ -100,7 +101,7 @@ def write_captions(folder: Path, count: int, rng: random.Random) -> None:
     for index in range(count):
         scene = draw_scene(rng)
         image, texts = f"captions/{index:06d}.png", (CAPTION_PROMPT, describe(scene))
-        records.append(_sample(folder, image, scene, f"caption_{index:06d}", *texts, "captions"))
+        records.append(save_sample(folder, image, scene, f"caption_{index:06d}", *texts, "captions"))
     _dump(folder / "captions.json", records)
 
 
@@ -138,7 +139,7 @@ def _draw_item(source: str, rng: random.Random) -> _Item:
     if source == "caption":
         scene = draw_scene(rng)
         return _Item(source, scene, CAPTION_PROMPT, describe(scene), describe(draw_scene(rng)))
-    scene, asked = _draw_asked(STYLE_OF[source], rng)
+    scene, asked = draw_asked(STYLE_OF[source], rng)
     return _Item(source, scene, asked.question, asked.answer, asked.wrong)
 
 
@@ -169,7 +170,7 @@ def write_pool(folder: Path, count: int, rng: random.Random) -> None:
     records, truth = [], []
     for uid, (item, repeated) in enumerate(draw_pool(count, rng)):
         image, identity = f"pool/{uid:06d}.png", f"{item.source}_{uid:06d}"
-        records.append(_sample(folder, image, item.scene, identity, item.question, item.answer, item.source))
+        records.append(save_sample(folder, image, item.scene, identity, item.question, item.answer, item.source))
         truth.append({"uid": uid, "source": item.source, "flaw": item.flaw, "near_duplicate": repeated})
     _dump(folder / "pool.json", records)
     _dump(folder / "pool_truth.json", truth)
@@ -179,9 +180,9 @@ def write_target(folder: Path, task: str, count: int, rng: random.Random) -> Non
     """Write `targets/<task>.json`: clean instruction samples in the style of one benchmark."""
     records = []
     for index in range(count):
-        scene, asked = _draw_asked(task, rng)
+        scene, asked = draw_asked(task, rng)
         name = f"{task}_{index:05d}"
-        records.append(_sample(folder, f"targets/{name}.png", scene, name, asked.question, asked.answer, task))
+        records.append(save_sample(folder, f"targets/{name}.png", scene, name, asked.question, asked.answer, task))
     _dump(folder / "targets" / f"{task}.json", records)
 
 
@@ -196,7 +197,7 @@ def _write_vqav2(folder: Path, count: int, rng: random.Random) -> None:
     questions, annotations = [], []
     head = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": "world"}
     for index in range(1, count + 1):
-        scene, asked = _draw_asked("vqav2", rng)
+        scene, asked = draw_asked("vqav2", rng)
         _save_image(folder, f"test/vqav2/COCO_world_{index:012d}.png", scene)
         key = {"image_id": index, "question_id": index * 1000}
         answers = _ten_answers(asked, rng)
@@ -220,7 +221,7 @@ _GQA_STRUCTURE = {"relation": "verify", "side": "verify", "choose": "choose", "c
 def _write_gqa(folder: Path, count: int, rng: random.Random) -> None:
     questions = {}
     for index in range(count):
-        scene, asked = _draw_asked("gqa", rng)
+        scene, asked = draw_asked("gqa", rng)
         _save_image(folder, f"test/gqa/n{index:06d}.png", scene)
         identity = f"{index:08d}"
         questions[identity] = {
@@ -258,7 +259,7 @@ def _write_pope(folder: Path, count: int, rng: random.Random) -> None:
 def _write_textvqa(folder: Path, count: int, rng: random.Random) -> None:
     data = []
     for index in range(count):
-        scene, asked = _draw_asked("textvqa", rng)
+        scene, asked = draw_asked("textvqa", rng)
         _save_image(folder, f"test/textvqa/w{index:06d}.png", scene)
         data.append({
             "question_id": index, "image_id": f"w{index:06d}", "question": asked.question, "set_name": "val",
