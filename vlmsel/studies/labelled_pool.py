@@ -54,7 +54,7 @@ def labelled_pool(run: Path, detected: Mapping[str, Any], out: Path, call: Calla
     """Write the files of a run of detect, of which these are the settings, and score them at its model.
 
     Raises:
-        ValueError: samples have two texts each, or there are no clean ones.
+        ValueError: samples have two texts each.
     """
     columns = tuple(detected["text_columns"]) if detected["text_columns"] else None
     files = {
@@ -63,8 +63,6 @@ def labelled_pool(run: Path, detected: Mapping[str, Any], out: Path, call: Calla
     source = Source(text_columns=columns, **files)
     amounts = (detected[name] for name in ("flip", "train_samples", "validation_samples"))
     data = fit_together(*source.read(), source.title)
-    if not data.validation.samples:
-        raise ValueError(f"{run}: has no clean samples to score for; run `vlmsel detect` with --validation first")
     drawn = draw(data, Amounts.of(source, *amounts), seed=0)
     lora = EncoderLora(**{**detected["lora"], "targets": tuple(detected["lora"]["targets"])})
     found = LabelledPool(out, FineTuning(**detected["training"]).phase(detected["tune"]))
