@@ -81,7 +81,8 @@ def test_the_cut_off_is_at_the_estimated_part_of_the_list():
     found = estimate_wrong(seeds, suspects, over_seeds(seeds)["out_of_fold"])
     assert [one.uid for one in found.taken] == list(range(6))
     assert found.told == (
-        "about 6 ± 13 of 20 labels are wrong (confident learning out of fold), in truth 4 ± 0; cut-off after rank 6"
+        "about 6 ± 13 of 20 labels are wrong (by models that give 70.0 ± 0.0 % of them out of fold), in truth 4 ± 0; "
+        "cut-off after rank 6"
     )
     many = [suspect(uid) for uid in range(40)]  # seeds drew other parts of the data
     assert len(estimate_wrong(seeds, many, over_seeds(seeds)["out_of_fold"]).taken) == 12

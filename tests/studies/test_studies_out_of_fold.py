@@ -46,15 +46,10 @@ def thresholds(given, table):
 
 
 def wrong_by_loops(given, table):
-    limit, counts = thresholds(given, table), Counter()
+    limit, total = thresholds(given, table), 0
     for label, row in zip(given, table, strict=True):
         over = [k for k in range(len(row)) if row[k] >= limit[k]]
-        if over:
-            counts[label, max(over, key=lambda k: row[k])] += 1
-    total = 0.0
-    for j in set(given):
-        row = {k: n for (i, k), n in counts.items() if i == j}
-        total += given.count(j) * sum(n for k, n in row.items() if k != j) / sum(row.values())
+        total += bool(over) and max(over, key=lambda k: row[k]) != label
     return total
 
 
@@ -63,7 +58,7 @@ def wrong_by_loops(given, table):
 def test_the_estimate_is_that_of_loops_over_samples_and_classes(seed, given):
     found = judged(40, seed, given=given)
     labels, table = found.given.tolist(), found.probabilities.tolist()
-    assert found.wrong() == pytest.approx(wrong_by_loops(labels, table))
+    assert found.wrong() == wrong_by_loops(labels, table) > 0
     limit = thresholds(labels, table)
     sure = [row[label] >= limit[label] for label, row in zip(labels, table, strict=True)]
     assert found.confident().tolist() == sure and {labels[i] for i in range(40) if sure[i]} == set(labels)
@@ -73,7 +68,7 @@ def test_sure_models_give_the_very_number_and_equal_probabilities_none():
     given = np.array([0] * 6 + [1] * 6)
     true = given.copy()
     true[[0, 1, 8]] = 1 - true[[0, 1, 8]]
-    assert Judged(range(12), "ab", given, np.eye(2)[true] * 0.8 + 0.1).wrong() == pytest.approx(3.0)
+    assert Judged(range(12), "ab", given, np.eye(2)[true] * 0.8 + 0.1).wrong() == 3
     same = Judged(range(12), "ab", given, np.tile([0.3, 0.7], (12, 1)))
     assert same.confident().all()
 
@@ -108,4 +103,4 @@ def test_there_is_an_estimate_only_where_an_exact_test_says_that_something_was_l
     assert (found["accuracy"], found["majority"]) == (right / count, most / count)
     assert found["p"] == pytest.approx(chance(right, count, most / count))
     assert (found["wrong"] is None) == (found["p"] >= LEVEL) == (right < 37)
-    assert found["wrong"] is None or found["wrong"] == pytest.approx(count - right, abs=1e-9)
+    assert found["wrong"] is None or found["wrong"] == count - right

@@ -89,7 +89,7 @@ def detect(
         validation_samples: how many validation samples to draw; 500 with `task` and all otherwise.
         folds: train as many models more, each on all training samples but a part that it judges: how probable the given
             label is, which is likely, and how many are wrong. Without validation samples they make the scores too.
-        clean: write `train` again without the labels beyond the cut-off (drop) or with the likely ones (relabel).
+        clean: write `train` again without the labels before the cut-off (drop) or with the likely ones (relabel).
         seeds: how many times to do it all; a seed draws the subsets, the flips, the fresh head, the adapters, the order
             of the samples and dropout, and random scores. More seeds may be added to a finished run.
         tune: lora (adapters and head) or last-layer (the head alone).

@@ -215,7 +215,10 @@ def estimate_wrong(seeds: Seeds, suspects: Sequence[Suspect], found: Mapping[str
     if len(known) < len(seeds):
         return Estimate(_refused(found), None)
     count = seeds[0]["train"]
-    told = f"about {shown(known, '.0f')} of {count} labels are wrong (confident learning out of fold)"
+    right = _percent(found["accuracy"])
+    told = (
+        f"about {shown(known, '.0f')} of {count} labels are wrong (by models that give {right} % of them out of fold)"
+    )
     if seeds[0]["wrong"] is not None:
         told += f", in truth {shown([one['wrong'] for one in seeds], '.0f')}"
     if len({one.uid for one in suspects}) < len(suspects):

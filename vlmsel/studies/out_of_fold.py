@@ -7,8 +7,11 @@ folds. How many labels are wrong is confident learning's estimate (Northcutt et 
 
     t_k  = mean of c_i over the samples given k
     k_i  = the most probable of the classes with p_i(k) >= t_k; samples without any do not count
-    C_jk = samples given j that count for k, each row scaled to the number of samples given j
+    C_jk = number of samples given j with k_i = k
     wrong = sum of C_jk over j != k
+
+The paper also scales the rows of C to the numbers of samples given j, as if wrong labels were as frequent among those
+that do not count; here that came out higher still. The weaker the classifiers, the more the estimate exceeds the truth.
 
 Classifiers that have learnt nothing still have samples on either side of their thresholds, and the estimate would be
 noise; so there is one only where they are right more often than always answering the most frequent label would be, by
@@ -99,20 +102,15 @@ class Judged:
         """Tell which samples' own labels reach their threshold: of every class given, at least one."""
         return self.confidence >= self.thresholds()[self.given] - 1e-12  # a mean of equals may exceed them by rounding
 
-    def wrong(self) -> float:
+    def wrong(self) -> int:
         """Estimate how many labels are wrong.
 
         >>> sure = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.2, 0.8]])
         >>> Judged(range(4), "ab", np.array([0, 0, 0, 1]), sure).wrong()
-        1.0
+        1
         """
-        counts = np.zeros((len(self.classes),) * 2)
         sure = np.where(self.probabilities >= self.thresholds() - 1e-12, self.probabilities, -1.0)
-        counted = sure.max(axis=1) >= 0
-        np.add.at(counts, (self.given[counted], sure[counted].argmax(axis=1)), 1.0)
-        whole = counts.sum(axis=1)
-        share = (whole - counts.diagonal()) / np.maximum(whole, 1)
-        return float(share @ np.bincount(self.given, minlength=len(self.classes)))
+        return int(((sure.max(axis=1) >= 0) & (sure.argmax(axis=1) != self.given)).sum())
 
     def estimate(self) -> dict[str, Any]:
         """Return accuracy, share of the most frequent label, the test's p-value and, where that is below `LEVEL`, the
