@@ -42,7 +42,7 @@ def done(place, out, **more):
 @pytest.fixture(scope="module")
 def finished(place):
     """The run folder of one seed with true labels and a relabelled file."""
-    done(place, place / "run", true_label_column="truth", clean="relabel", rank_by="SelfConfidence.folds")
+    done(place, place / "run", true_label_column="truth", clean="relabel")
     return place / "run"
 
 
@@ -77,6 +77,7 @@ def test_probabilities_are_those_of_the_fold_s_own_model_and_it_has_not_seen_the
 
 def test_wrong_labels_are_found_counted_and_replaced_without_a_clean_set(place, finished, capsys):
     results = runs.read_json(finished / "results.json")
+    assert results["rank_by"] == "SelfConfidence.folds"
     assert min(results["detection"][name]["auc"][0] for name in ("HyperINF", "SelfConfidence.folds")) > 0.75
     assert results["out_of_fold"]["p"][0] < 0.05 and not results["clean"]
     assert results["cut"] == results["out_of_fold"]["wrong"][0] and 5 < results["cut"] < 40
@@ -88,7 +89,7 @@ def test_wrong_labels_are_found_counted_and_replaced_without_a_clean_set(place, 
     changed = [new["id"] for new, old in zip(cleaned, SET, strict=True) if new["label"] != old[2]]
     assert set(changed) == {i for i, row in before.items() if float(row["confidence"]) < 0.5}
     assert sum(new["label"] != new["truth"] for new in cleaned) < len(WRONG)
-    done(place, finished, true_label_column="truth", clean="drop", rank_by="SelfConfidence.folds")
+    done(place, finished, true_label_column="truth", clean="drop")
     said = capsys.readouterr().out
     assert f"about {results['cut']} of 90 labels are wrong (by models that give" in said
     assert f" % of them out of fold), in truth {len(WRONG)}; cut-off after rank {results['cut']}\n" in said
@@ -111,7 +112,7 @@ def test_a_run_killed_between_folds_goes_on_with_the_same_result(place, finished
         raise Stop
 
     monkeypatch.setattr(trainer, "run", noting)
-    how = {"true_label_column": "truth", "rank_by": "SelfConfidence.folds"}
+    how = {"true_label_column": "truth"}
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(cross_fit, "joined", stop)
         patch.setattr(cross_fit, "_whole", stop)

@@ -21,7 +21,7 @@ from vlmsel.scorers.base import gradient_scorers
 from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.first_batch import Check
 from vlmsel.studies.labelled_data import Amounts, check_folds, draw, open_labelled
-from vlmsel.studies.mislabelled import ARM, Mislabelled, baselines
+from vlmsel.studies.mislabelled import ARM, INSIDE, Mislabelled, baselines
 from vlmsel.studies.tuned import Recipe
 from vlmsel.training.fine_tuning import FineTuning
 
@@ -99,8 +99,8 @@ def detect(
         scorers: names (HyperINF), names with settings (HyperINF(damping=10, name='HyperINF.10')) or import paths.
         blocks: whose gradients count, as for `vlmsel score`; the adapters, or the head, when left out.
         rank_by: the scorer that the list is ranked by, SelfConfidence or SelfConfidence.folds (1 - the probability of
-            the given label); HyperINF.100 (damping 100, which found most in our studies), else HyperINF, else the first
-            that looks at gradients.
+            the given label). Without clean samples the latter, which the estimate is of too; else HyperINF.100 (damping
+            100, which found most in our studies), else HyperINF, else the first that looks at gradients.
         max_length: longest sample in tokens; what the model takes when left out. What is longer is cut.
         batch_tokens: most tokens per batch of a scoring pass, padding included; CPUs are fastest below about 1000.
         scale_samples: how many samples the damping of DataInf is measured on before the pass; all of them when null.
@@ -154,4 +154,5 @@ def _rank_by(name: str | None, scorers: list[Scorer], beside: list[str]) -> str:
     if name is not None and name not in names:
         raise ValueError(f"rank_by names the scorer {name!r}; there are {', '.join(names)}")
     informed = [scorer.name for scorer in gradient_scorers(scorers)]
-    return name or next(one for one in (BEST, "HyperINF", *informed, *names) if one in names)
+    alone = () if INSIDE in beside else beside
+    return name or next(one for one in (*alone, BEST, "HyperINF", *informed, *names) if one in names)
