@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash recipes/glue_mislabel/run.sh glue roberta-large runs/glue_mislabel [seeds]
 # Finds flipped labels of SST-2, CoLA and MRPC (folders of GLUE's official files), and compares scorers with Exact by rank.
+# Then judges 300 labels each of SST-2 and MRPC by models of other folds.
 set -euo pipefail
 glue=$1 model=$2 out=$3 seeds=${4:-3}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,3 +13,11 @@ for rank in 1 2 4 8; do
   vlmsel detect --config "$here/rank.yaml" --task cola --data "$glue/CoLA" --model "$model" --lora.r "$rank" \
     --seeds "$seeds" --out "$out/rank$rank"
 done
+judged() {  # name, folder and columns of a set: with a clean set beside the folds, and without
+  local name=$1 files=(--train "$2/train.tsv" "${@:3}")
+  vlmsel detect --config "$here/folds.yaml" "${files[@]}" --validation "$2/dev.tsv" --validation_samples 300 --model "$model" \
+    --seeds "$seeds" --out "$out/folds_${name}_clean"
+  vlmsel detect --config "$here/folds.yaml" "${files[@]}" --model "$model" --seeds "$seeds" --out "$out/folds_$name"
+}
+judged sst2 "$glue/SST-2" --text_columns '[sentence]'
+judged mrpc "$glue/MRPC" --text_columns '["#1 String","#2 String"]' --label_column Quality

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detect_runs import Stop, labels_of, logits, options, refused, singles
 from naive_gradients import loop_gradients
 from pictures import has, pixels
 from tiny_text import save_encoder, sentences, word_tokenizer, write_csv
 
 from vlmsel import cli, runs
-from vlmsel.data.dataset import Reading
-from vlmsel.data.labelled import labelled_text
 from vlmsel.models.classifier import EncoderLora
 from vlmsel.models.classifier_files import open_classifier
 from vlmsel.scoring.passes import Passes
@@ -48,35 +47,8 @@ def place(tmp_path_factory):
 BRIEF = {"training.epochs": 1}  # where nothing need be learnt
 
 
-def options(place, out, **more):
-    given = {
-        "model": place / "encoder",
-        "train": place / "train.csv",
-        "validation": place / "held.csv",
-        "lora.r": 2,
-        "lora.alpha": 4,
-        "training.epochs": 6,
-        "training.batch_size": 8,
-        "training.learning_rate": 0.01,
-        "flip": 0.2,
-        "device": "cpu",
-        "out": out,
-        **more,
-    }
-    return ["detect", *(str(w) for name, value in given.items() if value is not None for w in (f"--{name}", value))]
-
-
 def done(*arguments, **more):
     assert cli.main(options(*arguments, **more)) == 0
-
-
-def refused(capsys, *arguments, **more):
-    """Return the one line that a command ends with."""
-    capsys.readouterr()
-    assert cli.main(options(*arguments, **more)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +56,6 @@ def finished(place):
     """The run folder of two seeds."""
     done(place, place / "run", scorers=SCORERS, seeds=2)
     return place / "run"
-
-
-def labels_of(folder):
-    with open(folder / "labels.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -117,16 +84,6 @@ def test_scores_are_those_of_a_plain_twin_in_float64(place, finished, seed):
         assert error < 2e-3 * np.linalg.norm(expected), scorer
 
 
-def singles(model, texts, labels):
-    """Return batches of one text."""
-    samples = [labelled_text(uid, [text], label) for uid, (text, label) in enumerate(zip(texts, labels, strict=True))]
-    return [model.collate([model.encode(sample, Reading(max_length=20))]) for sample in samples]
-
-
-def logits(module, batch):
-    return module(batch.input_ids, attention_mask=batch.attention_mask, token_type_ids=batch.token_type_ids).logits
-
-
 def test_flips_are_found_and_an_exact_share_is_flipped(finished):
     results = runs.read_json(finished / "results.json")
     learnt = results["validation"]
@@ -150,16 +107,16 @@ def test_results_tell_rates_differences_and_agreement_with_exact(finished):
     curve = results["curves"]["TracIn"][0]
     assert len(curve) == 101 and (curve[0], curve[100]) == (0, 1) and curve == sorted(curve)
     assert curve[20] == pytest.approx(results["detection"]["TracIn"]["recall_20"][0], abs=1e-6)
-    head, _, *rows = (finished / "table.md").read_text().splitlines()[2:11]
+    head, _, *rows = (finished / "table.md").read_text().splitlines()[2:12]
     assert head == (
-        "| scorer | found at 20 % | found at 40 % | AUC | average precision | at 20 % - TracIn | AUC - TracIn "
-        "| Pearson with Exact | Spearman with Exact |"
+        "| scorer | found at 20 % | found at 40 % | AUC | average precision | inspected to find all | at 20 % - TracIn "
+        "| AUC - TracIn | Pearson with Exact | Spearman with Exact |"
     )
     cells = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in rows}
     aucs = results["detection"]["HyperINF"]["auc"], results["detection"]["TracIn"]["auc"]
     assert cells["HyperINF"][3].startswith(f"{100 * np.mean(aucs[0]):.1f} ± ")
-    assert cells["HyperINF"][6].startswith(f"{100 * (np.mean(aucs[0]) - np.mean(aucs[1])):+.1f} ± ")
-    assert cells["TracIn"][6] == "" and cells["Exact"][7].startswith("1.000 ± ")
+    assert cells["HyperINF"][7].startswith(f"{100 * (np.mean(aucs[0]) - np.mean(aucs[1])):+.1f} ± ")
+    assert cells["TracIn"][6] == "" and cells["Exact"][8].startswith("1.000 ± ")
     picture = pixels(finished / "detection.png")
     assert 1000 < picture.shape[1] < 1400 and all(has(picture, color) for color in ("C0", "C1", "C2", "C3", "C4"))
 
@@ -196,10 +153,6 @@ def test_batches_change_nothing_but_rounding(place, finished, tmp_path):
         if "/" in name:
             error = np.linalg.norm(np.subtract(small[name], whole[name]))
             assert error < 2e-3 * np.linalg.norm(whole[name]), name
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.slow
@@ -266,7 +219,17 @@ def test_labels_as_given_make_a_list_alone_that_no_control_character_leaves(plac
     assert "detection" not in runs.read_json(tmp_path / "run/results.json")
     with open(tmp_path / "run/suspects.csv", newline="") as file:
         found = list(csv.DictReader(file))
-    assert list(found[0]) == ["rank", "uid", "given_label", "likely_label", "suspicion", "score", "seeds", "text"]
+    assert list(found[0]) == [
+        "rank",
+        "uid",
+        "given_label",
+        "likely_label",
+        "confidence",
+        "suspicion",
+        "score",
+        "seeds",
+        "text",
+    ]
     assert sorted(int(row["uid"]) for row in found) == [i for i in range(121) if i != 10]
     assert next(row for row in found if row["uid"] == "7")["text"] == rows[7][0]
 

@@ -120,6 +120,16 @@ def test_glue_uids_are_rows_of_the_file_also_behind_rows_that_are_left_out(tmp_p
     assert [problem.uid for problem in file.problems] == [1, 2]
     assert [problem.reason for problem in file.problems] == ["line 3: 2 columns, 6 expected", "line 4: no text"]
     assert file.classes == ("not_duplicate", "duplicate") and file.text_names == ("question1", "question2")
+    assert file.ids == {0: "7", 3: "10"}
+
+
+@pytest.mark.parametrize("own", ["id", "idx", "Index"])
+def test_the_data_s_own_ids_go_by_uid_and_a_column_of_texts_or_labels_is_none(tmp_path, own):
+    path = write_csv(tmp_path / "train.csv", [("q7", "a", 1), ("q8", "", 1), ("", "c", 0)], [own, "text", "label"])
+    assert read_labelled(path, COLUMNS).ids == {0: "q7", 2: ""}
+    assert read_labelled(path, Columns(("text", own))).ids == {} == read_labelled(path, Columns(label=own)).ids
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"id": 7, "text": "b", "label": 0}\n')
+    assert read_labelled(tmp_path / "train.jsonl", COLUMNS).ids == {0: "", 1: "7"}
 
 
 def test_labels_are_sorted_as_numbers_where_they_are_numbers():

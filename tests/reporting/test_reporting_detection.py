@@ -7,9 +7,19 @@ import sys
 import numpy as np
 from matplotlib.colors import to_rgb
 from pictures import count, has, pixels
+from tiny_text import write_csv
 
 from vlmsel.data.labelled import labelled_text
-from vlmsel.reporting.detection import detection_rows, heading, rank_suspects, write_suspects
+from vlmsel.reporting.detection import (
+    Estimate,
+    Suspect,
+    clean_file,
+    detection_rows,
+    estimate_wrong,
+    heading,
+    rank_suspects,
+    write_suspects,
+)
 from vlmsel.reporting.figures import draw_rates
 from vlmsel.scoring.table import write_table
 from vlmsel.studies.detection import LABELS, LIKELY, POINTS, SCORES, TARGET, over_seeds
@@ -56,6 +66,53 @@ def write_seed(folder, scores, labels):
         csv.writer(file).writerows([["uid", "given_label", "true_label"], *labels])
 
 
+def suspect(uid, likely="b", confidence=0.2, sure=0.8):
+    return Suspect(uid, "a", None, 1.0, 1.0, 1, likely, confidence, sure)
+
+
+def estimated(*wrong, true=None):
+    """Return `metrics.json` of seeds with these estimates, None for a model that has learnt nothing."""
+    out = [{"accuracy": 0.7, "majority": 0.6, "p": 0.001 if one else 0.2, "wrong": one} for one in wrong]
+    return [{**metrics(0.5, wrong=true), "detection": {}, "agreement": {}, "out_of_fold": one} for one in out]
+
+
+def test_the_cut_off_is_at_the_estimated_part_of_the_list():
+    seeds, suspects = estimated(5.0, 7.0, true=4), [suspect(uid) for uid in range(20)]
+    found = estimate_wrong(seeds, suspects, over_seeds(seeds)["out_of_fold"])
+    assert [one.uid for one in found.taken] == list(range(6))
+    assert found.told == (
+        "about 6 ± 13 of 20 labels are wrong (by models that give 70.0 ± 0.0 % of them out of fold), in truth 4 ± 0; "
+        "cut-off after rank 6"
+    )
+    many = [suspect(uid) for uid in range(40)]  # seeds drew other parts of the data
+    assert len(estimate_wrong(seeds, many, over_seeds(seeds)["out_of_fold"]).taken) == 12
+    twice = estimate_wrong(seeds, [*suspects, suspect(3)], over_seeds(seeds)["out_of_fold"])  # flips of their own
+    assert twice.taken is None and twice.told.endswith("in truth 4 ± 0")
+
+
+def test_there_is_no_cut_off_where_a_seed_s_models_have_learnt_nothing(tmp_path):
+    seeds = estimated(5.0, None)
+    found = estimate_wrong(seeds, [suspect(0)], over_seeds(seeds)["out_of_fold"])
+    assert found.taken is None and found.told.startswith(
+        "no estimate of wrong labels and no cut-off: out of fold the models of seed 1 give 70.0% of the given labels, "
+        "the most frequent label alone is 60.0% (p = 0.2); tune longer"
+    )
+    assert clean_file(tmp_path, "t.csv", "label", found, "drop") == "no cleaned file: there is no cut-off"
+    assert estimate_wrong([metrics(0.5)], [suspect(0)], None) == ("", None) and not list(tmp_path.iterdir())
+
+
+def test_cleaned_files_lack_suspects_or_have_their_likely_labels(tmp_path):
+    source = write_csv(tmp_path / "t.csv", [(f"text {i}", "a") for i in range(4)])
+    found = Estimate("", [suspect(2), suspect(0, "c"), suspect(3, confidence=0.6, sure=0.4)])
+    told = clean_file(tmp_path, str(source), "label", found, "drop")
+    assert told == f"cleaned: {tmp_path / 'cleaned.csv'}, 3 labels left out"
+    assert (tmp_path / "cleaned.csv").read_text().splitlines() == ["text,label", "text 1,a"]
+    told = clean_file(tmp_path, str(source), "label", found, "relabel")
+    assert told.endswith("cleaned.csv, 2 labels replaced, 1 suspects keep the label that is still the most probable")
+    lines = (tmp_path / "cleaned.csv").read_text().splitlines()
+    assert lines == ["text,label", "text 0,c", "text 1,a", "text 2,b", "text 3,a"]
+
+
 def test_suspects_are_ranked_by_the_mean_over_the_seeds_that_saw_the_label(tmp_path):
     nan = float("nan")
     write_seed(tmp_path / "seed0", [3.0, 1.0, 2.0, nan], [[0, "a", "a"], [1, "b", "a"], [2, "a", "a"], [3, "a", "a"]])
@@ -69,7 +126,7 @@ def test_suspects_are_ranked_by_the_mean_over_the_seeds_that_saw_the_label(tmp_p
         (1, "b", 0.0, 1.0, 1),
     ]
     texts = {uid: labelled_text(uid, [f"text {uid}", "more"], "a").said("human") for uid in range(4)}
-    write_suspects(tmp_path / "suspects.csv", found, ["first", "second"], texts)
+    write_suspects(tmp_path / "suspects.csv", found, ["first", "second"], texts, {})
     with open(tmp_path / "suspects.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {"rank": "1", "uid": "1", "given_label": "a", "true_label": "a", "suspicion": "1.000000",
@@ -83,9 +140,10 @@ def test_the_likely_label_is_that_of_most_seeds_and_never_the_given_one(tmp_path
             csv.writer(file).writerows([["uid", "likely_label"], *enumerate(likely)])
     found = rank_suspects(tmp_path, 3, "Mine")
     assert [(one.uid, one.likely) for one in found] == [(0, "c"), (1, "b")]
-    write_suspects(tmp_path / "suspects.csv", found, ["text"], {0: ["x"], 1: ["y"]})
-    head, first, _ = (tmp_path / "suspects.csv").read_text().splitlines()
-    assert head.startswith("rank,uid,given_label,likely_label,true_label,") and first.startswith("1,0,a,c,a,")
+    write_suspects(tmp_path / "suspects.csv", found, ["text"], {0: ["x"], 1: ["y"]}, {0: "q7", 1: ""})
+    head, first, last = (tmp_path / "suspects.csv").read_text().splitlines()
+    assert head.startswith("rank,uid,id,given_label,likely_label,true_label,suspicion,")
+    assert first.startswith("1,0,q7,a,c,a,") and last.startswith("2,1,,a,b,a,")
 
 
 def test_the_picture_has_a_line_per_scorer_and_a_band_over_seeds(tmp_path):

@@ -20,6 +20,7 @@ from vlmsel.data.glue import GLUE_TASKS, GlueExample, read_glue
 from vlmsel.data.rows import Rows, Unread, read_rows, readable
 from vlmsel.data.sample import Problem, Sample, Turn
 
+IDS = ("id", "idx", "index")  # what a column with the data's own names of samples is called
 _WHOLE = re.compile(r"(-?[0-9]+)\.0*")
 GLUE_FILES = {"train": "train.tsv", "validation": "dev.tsv"}
 # The columns of the tasks in `datasets`, which differ from the official files' in MRPC's.
@@ -40,7 +41,7 @@ class LabelledFile:
     """The usable samples of a file, those that were left out and why, and the names of the texts.
 
     `classes` is None where the file does not say which labels there are; `true_labels` are by uid, where known;
-    `spellings` are the ways in which the file writes each label.
+    `spellings` are the ways in which the file writes each label, `ids` its own names of the samples, by uid.
     """
 
     name: str
@@ -50,6 +51,7 @@ class LabelledFile:
     classes: tuple[str, ...] | None = None
     true_labels: Mapping[int, str] = field(default_factory=dict)
     spellings: Mapping[str, set[str]] = field(default_factory=dict)
+    ids: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -100,10 +102,12 @@ def read_glue_folder(task: str, folder: str | Path, split: str) -> LabelledFile:
         if isinstance(example, Unread):
             return example
         label = None if example.label is None else classes[example.label]
-        return {**dict(zip(names, example.texts, strict=True)), "label": label}
+        return {**dict(zip(names, example.texts, strict=True)), "label": label, "id": example.id}
 
-    rows = [(place, row(example)) for place, example in read_glue(task, path)]
-    return _labelled(str(path), (*names, "label"), rows, Columns(names), classes)
+    found = read_glue(task, path)
+    named = any(isinstance(one, GlueExample) and one.id != str(i) for i, (_, one) in enumerate(found))
+    rows = [(place, row(example)) for place, example in found]
+    return _labelled(str(path), (*names, "label", *(["id"] if named else [])), rows, Columns(names), classes)
 
 
 def read_dataset(source: str, split: str, columns: Columns, config: str | None = None) -> LabelledFile:
@@ -173,8 +177,9 @@ def _labelled(
     if absent := [column for column in asked if column not in held]:
         shown = ", ".join(repr(column)[:60] for column in held)
         raise ValueError(f"{name}: no column {absent[0]!r}; it has {shown[:300]}")
-    samples, problems, truths = [], [], {}
+    samples, problems, truths, ids = [], [], {}, {}
     spellings: dict[str, set[str]] = {}
+    own = next((column for column in held if column.lower() in IDS and column not in asked), None)
     for uid, (place, row) in enumerate(rows):
         try:
             texts, label, truth = _fields(readable(row), columns)
@@ -182,6 +187,8 @@ def _labelled(
             problems.append(Problem(uid, f"{place}: {reason}"))
             continue
         samples.append(labelled_text(uid, texts, label))
+        if own is not None:
+            ids[uid] = "" if row.get(own) is None else str(row[own])
         spellings.setdefault(label, set()).add(written(row[columns.label]))
         if columns.true_label is not None and truth is not None:
             spellings.setdefault(truth, set()).add(written(row[columns.true_label]))
@@ -189,7 +196,7 @@ def _labelled(
     if not samples:
         first = f"; the first, {problems[0].reason}" if problems else ""
         raise ValueError(f"{name}: none of {len(problems)} samples can be used{first}")
-    return LabelledFile(name, columns.texts, tuple(samples), tuple(problems), classes, truths, spellings)
+    return LabelledFile(name, columns.texts, tuple(samples), tuple(problems), classes, truths, spellings, ids)
 
 
 def _fields(row: Mapping[str, Any], columns: Columns) -> tuple[list[str], str, str | None]:
@@ -272,8 +279,13 @@ class Source:
         """The data's name."""
         return self.task or Path(self.data or self.train or "").name
 
+    @property
+    def clean(self) -> bool:
+        """Tell whether there are samples with clean labels."""
+        return self.data is not None or self.validation is not None
+
     def read(self) -> tuple[LabelledFile, LabelledFile]:
-        """Read both files, the validation file by its true labels where it has them.
+        """Read both files, the validation file by its true labels where it has them; it is empty where there is none.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -283,11 +295,15 @@ class Source:
         if task is not None and task not in GLUE_TASKS:
             raise ValueError(f"there is no GLUE task {task!r}; choose one of {', '.join(GLUE_TASKS)}")
         if data is None:
-            if self.train is None or self.validation is None or task is not None:
+            if self.train is None or task is not None:
                 raise ValueError(
                     "give --task and --data (a GLUE folder), --data (a Hugging Face data set), or --train and "
                     "--validation (CSV, TSV or JSON lines)"
                 )
+            if self.validation is None:
+                columns = Columns(self.text_columns or ("text",), self.label_column, self.true_label_column)
+                known = read_labelled(self.train, columns)
+                return known, LabelledFile("no validation file", known.text_names, (), ())
             return self._both(read_labelled, self.train, self.validation, ("text",))
         if task is not None and any((Path(data) / name).is_file() for name in GLUE_FILES.values()):
             if self.true_label_column is not None:

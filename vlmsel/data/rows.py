@@ -15,11 +15,12 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlmsel import runs
 from vlmsel.checks import quoted
 
 Row = TypeVar("Row")
@@ -194,6 +195,20 @@ def read_rows(path: str | Path) -> tuple[Sequence[str], Rows]:
         (place, row if isinstance(row, (dict, Unread)) else Unread("no JSON object")) for place, row in json_rows(path)
     ]
     return list(dict.fromkeys(key for _, row in rows if isinstance(row, dict) for key in row)), rows
+
+
+def write_rows(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]], like: str | Path) -> None:
+    """Write rows in the form of another file that `read_rows` reads, atomically."""
+    suffix = Path(like).suffix.lower()
+    if suffix.startswith(".json"):
+        if read_text(like).lstrip().startswith("["):
+            return runs.write_json(path, rows)
+        return runs.write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    bare = suffix == ".tsv" and _tsv(like) == _bare(like)
+    quotes: dict[str, Any] = {"quoting": csv.QUOTE_NONE, "quotechar": None} if bare else {}
+    with runs.atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n", **quotes)
+        writer.writerows([names, *([row[name] for name in names] for row in rows)])
 
 
 def parse_all(

@@ -7,16 +7,18 @@ differences to TracIn are paired by seed, because all scorers of a seed look at 
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlmsel import runs
+from vlmsel.data.cleaned import Clean, write_cleaned
 from vlmsel.data.labelled import LabelledFile, plain
 from vlmsel.reporting.figures import draw_rates
 from vlmsel.reporting.tables import as_markdown, as_text, shown
@@ -29,6 +31,7 @@ HEADS = {
     "recall_40": "found at 40 %",
     "auc": "AUC",
     "average_precision": "average precision",
+    "inspected_all": "inspected to find all",
 }
 PAIRED = {"recall_20": "at 20 %", "auc": "AUC"}  # what is compared with TracIn
 BASE = "TracIn"
@@ -36,15 +39,18 @@ FIRST = 10  # suspects on the screen
 Seeds = Sequence[Mapping[str, Any]]  # metrics.json of each seed
 
 
-def show_detection(folder: Path, title: str, train: LabelledFile, seeds: Seeds, rank_by: str) -> None:
-    """Write results, table, picture and suspects of all seeds, and print them."""
-    show_rates(folder, title, seeds, rank_by=rank_by)
+def show_detection(folder: Path, title: str, train: LabelledFile, seeds: Seeds, rank_by: str) -> Estimate:
+    """Write results, table, picture and suspects of all seeds, and print them; return what is taken for wrong."""
     suspects = rank_suspects(folder, len(seeds), rank_by)
+    estimate = estimate_wrong(seeds, suspects, over_seeds(seeds).get("out_of_fold"))
+    found = {"estimate": estimate.told, "cut": None if estimate.taken is None else len(estimate.taken)}
+    show_rates(folder, title, seeds, rank_by=rank_by, **found)
     texts = {sample.uid: sample.said("human") for sample in train.samples}
-    write_suspects(folder / "suspects.csv", suspects, train.text_names, texts)
+    write_suspects(folder / "suspects.csv", suspects, train.text_names, texts, train.ids)
     _print_suspects(suspects, rank_by, len(seeds), texts)
     made = {"table": "table.md", "picture": "detection.png", "numbers": "results.json", "suspects": "suspects.csv"}
     print("\n" + "   ".join(f"{what}: {folder / name}" for what, name in made.items() if (folder / name).is_file()))
+    return estimate
 
 
 def show_rates(folder: Path, title: str, seeds: Seeds, **about: Any) -> None:
@@ -73,7 +79,8 @@ def heading(name: str, seeds: Seeds, flip: float) -> str:
 def detection_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Return the table's cells, head first: one row per scorer, percent but for correlations."""
     detection, agreement = results.get("detection", {}), results.get("agreement", {})
-    heads = HEADS if detection else {}
+    shared: Mapping[str, Any] = next(iter(detection.values()), {})  # runs of earlier versions lack the last
+    heads = {name: head for name, head in HEADS.items() if name in shared}
     paired = PAIRED if BASE in detection and len(detection) > 1 else {}
     correlations = ("pearson", "spearman") if agreement else ()
     table = [["scorer", *heads.values(), *(f"{name} - {BASE}" for name in paired.values())]]
@@ -102,7 +109,8 @@ def note_on(seeds: int, results: Mapping[str, Any]) -> str:
     if "detection" in results:
         note = f"Percent of the wrong labels found among the highest scores (highest = most harmful). {note}"
     learnt, most = (_percent(results["validation"][name]) for name in ("accuracy", "majority"))
-    return f"{note} Validation accuracy {learnt} %, largest class {most} %."
+    what = "Validation accuracy" if results.get("clean", True) else "Accuracy out of fold, by the given labels,"
+    return f"{note} {what} {learnt} %, largest class {most} %."
 
 
 # The list
@@ -119,6 +127,8 @@ class Suspect:
     score: float  # mean influence
     seeds: int
     likely: str | None = None  # what most seeds' models take it for when the given label is ruled out
+    confidence: float = math.nan  # mean probability of the given label: out of fold, where there are folds
+    sure: float = math.nan  # that of the likely one; runs of earlier versions know neither
 
     def labels(self) -> dict[str, str]:
         """Return the given label, and the likely and the true one where they are known."""
@@ -132,6 +142,7 @@ def rank_suspects(folder: Path, seeds: int, scorer: str) -> list[Suspect]:
     A sample whose label is flipped in one seed and not in another is two entries.
     """
     found: dict[tuple[int, str, str | None], list[tuple[float, float]]] = {}
+    sure: dict[tuple[int, str, str | None], list[tuple[float, float]]] = {}
     for here in (folder / f"seed{seed}" for seed in range(seeds)):
         influences = read_table(here / SCORES)[0][f"{scorer}/{TARGET}"]
         with open(here / LABELS, newline="", encoding="utf-8") as file:
@@ -140,13 +151,16 @@ def rank_suspects(folder: Path, seeds: int, scorer: str) -> list[Suspect]:
         scores = influences[[uid for uid, *_ in keys]]
         for key, *one in zip(keys, suspicion(scores).tolist(), scores.tolist(), strict=True):
             found.setdefault(key, []).append((one[0], one[1]))
+        told = {int(row["uid"]): row for row in _rows(here / LIKELY) if "confidence" in row}
+        for key in keys if told else ():
+            sure.setdefault(key, []).append((float(told[key[0]]["confidence"]), float(told[key[0]]["likely"])))
     likely, suspects = _likely(folder, seeds), []
     for (uid, given, true), seen in found.items():
         rank, score = (sum(values) / len(values) for values in zip(*seen, strict=True))
         votes = Counter({label: count for label, count in likely.get(uid, {}).items() if label != given})
-        suspects.append(
-            Suspect(uid, given, true, rank, score, len(seen), next((one for one, _ in votes.most_common(1)), None))
-        )
+        best = next((one for one, _ in votes.most_common(1)), None)
+        means = [float(np.mean(one)) for one in zip(*sure.get((uid, given, true), [(math.nan,) * 2]), strict=True)]
+        suspects.append(Suspect(uid, given, true, rank, score, len(seen), best, *means))
     return sorted(suspects, key=lambda one: (-one.suspicion, -one.score, one.uid))
 
 
@@ -154,24 +168,94 @@ def _likely(folder: Path, seeds: int) -> dict[int, Counter[str]]:
     """Return how many seeds' models take each sample for each class; runs of earlier versions do not say."""
     found: dict[int, Counter[str]] = {}
     for path in (folder / f"seed{seed}" / LIKELY for seed in range(seeds)):
-        if path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    found.setdefault(int(row["uid"]), Counter())[row["likely_label"]] += 1
+        for row in _rows(path):
+            found.setdefault(int(row["uid"]), Counter())[row["likely_label"]] += 1
     return found
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV, none where it is not there."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def write_suspects(
-    path: Path, suspects: Sequence[Suspect], text_names: Sequence[str], texts: Mapping[int, Sequence[str]]
+    path: Path,
+    suspects: Sequence[Suspect],
+    text_names: Sequence[str],
+    texts: Mapping[int, Sequence[str]],
+    ids: Mapping[int, str],
 ) -> None:
-    """Write the list as CSV; `likely_label` and `true_label` only where they are known."""
+    """Write the list as CSV; own ids, labels but the given one, and the given one's confidence only where known."""
     labels = max((list(one.labels()) for one in suspects), key=len)
-    rows: list[list[Any]] = [["rank", "uid", *labels, "suspicion", "score", "seeds", *text_names]]
+    named, judged = ["id"] if ids else [], [] if math.isnan(suspects[0].confidence) else ["confidence"]
+    rows: list[list[Any]] = [["rank", "uid", *named, *labels, *judged, "suspicion", "score", "seeds", *text_names]]
     for rank, one in enumerate(suspects, 1):
+        own, known = one.labels(), [ids.get(one.uid, "")] if ids else []
+        known += [own.get(name, "") for name in labels] + ([f"{one.confidence:.6f}"] if judged else [])
         numbers = [f"{one.suspicion:.6f}", f"{one.score:.6g}", one.seeds]
-        own = one.labels()
-        rows.append([rank, one.uid, *(own.get(name, "") for name in labels), *numbers, *texts[one.uid]])
+        rows.append([rank, one.uid, *known, *numbers, *texts[one.uid]])
     runs.write_csv(path, rows)
+
+
+# How many are wrong
+
+
+class Estimate(NamedTuple):
+    """What is said of the number of wrong labels ("" without folds), and the suspects before the cut-off, if any."""
+
+    told: str
+    taken: Sequence[Suspect] | None
+
+
+def estimate_wrong(seeds: Seeds, suspects: Sequence[Suspect], found: Mapping[str, Sequence[Any]] | None) -> Estimate:
+    """Say how many labels are wrong; `found` are the estimates out of fold, over seeds, and what their models learnt.
+
+    There is a cut-off where all seeds have an estimate and look at the same labels, not at flips of their own.
+    """
+    if found is None:
+        return Estimate("", None)
+    known = [value for value in found["wrong"] if value is not None]
+    if len(known) < len(seeds):
+        return Estimate(_refused(found), None)
+    count = seeds[0]["train"]
+    right = _percent(found["accuracy"])
+    told = (
+        f"about {shown(known, '.0f')} of {count} labels are wrong (by models that give {right} % of them out of fold)"
+    )
+    if seeds[0]["wrong"] is not None:
+        told += f", in truth {shown([one['wrong'] for one in seeds], '.0f')}"
+    if len({one.uid for one in suspects}) < len(suspects):
+        return Estimate(told, None)
+    cut = round(sum(known) / len(known) / count * len(suspects))
+    return Estimate(f"{told}; cut-off after rank {cut}", suspects[:cut])
+
+
+def _refused(found: Mapping[str, Sequence[Any]]) -> str:
+    worst = found["wrong"].index(None)
+    accuracy, most, p = (found[name][worst] for name in ("accuracy", "majority", "p"))
+    return (
+        f"no estimate of wrong labels and no cut-off: out of fold the models of seed {worst} give {accuracy:.1%} of "
+        f"the given labels, the most frequent label alone is {most:.1%} (p = {p:.2g}); tune longer or take a better "
+        "encoder"
+    )
+
+
+def clean_file(folder: Path, train: str, column: str, estimate: Estimate, how: Clean) -> str:
+    """Write the training file again without the suspects before the cut-off, or with their likely labels; say so.
+
+    A suspect whose given label is still the most probable keeps it.
+    """
+    if estimate.taken is None:
+        return "no cleaned file: there is no cut-off"
+    turned = [one for one in estimate.taken if how == "drop" or one.sure > one.confidence]
+    path = folder / f"cleaned{Path(train).suffix.lower()}"
+    write_cleaned(train, column, {one.uid: None if how == "drop" else one.likely for one in turned}, path)
+    kept = len(estimate.taken) - len(turned)
+    also = f", {kept} suspects keep the label that is still the most probable" if kept else ""
+    return f"cleaned: {path}, {len(turned)} labels {'left out' if how == 'drop' else 'replaced'}{also}"
 
 
 def _print_suspects(suspects: Sequence[Suspect], rank_by: str, seeds: int, texts: Mapping[int, Sequence[str]]) -> None:

@@ -228,13 +228,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Suspects:
-    """Suspects to decide on; `labels` are the classes."""
+    """Suspects to decide on; `labels` are the classes, `cut` is the rank of the last that is taken for wrong."""
 
     kind: ClassVar[str] = "suspects"
     caption: str
     rows: Sequence[Suspect]
     labels: Sequence[str]
     known: bool
+    cut: int | None = None
 
 
 Part = Prose | Table | Code | Dots | Histogram | Matrix | Lines | Gallery | Suspects

@@ -16,7 +16,8 @@ from vlmsel.reporting.parts import Lines, Part, Prose, Section, Suspect, Suspect
 from vlmsel.studies.detection import POINTS
 
 MOST = 500  # suspects on a page
-FIXED = ("rank", "uid", "given_label", "likely_label", "true_label", "suspicion", "score", "seeds")
+LABELS = ("given_label", "likely_label", "true_label")
+FIXED = ("rank", "uid", "id", *LABELS, "confidence", "suspicion", "score", "seeds")
 LONGEST = 2000  # characters of a text
 HOW = (
     "Decide on the most suspicious first and stop when they are mostly right. The CSV has a line for each of these "
@@ -38,7 +39,9 @@ def detection_sections(run: Run) -> list[Section]:
         parts.append(_curves(results["curves"]))
     known = any(one.true for one in rows)
     caption = f"The {len(rows)} most suspicious of {total} labels by {results['rank_by']} (highest = most harmful)"
-    suspects: list[Part] = [Prose(HOW), Prose(f"The whole list: {path}."), Suspects(caption, rows, labels, known)]
+    cut, told = results.get("cut"), results.get("estimate")  # runs of earlier versions have neither
+    suspects: list[Part] = [*([Prose(f"{told[0].upper()}{told[1:]}.")] if told else []), Prose(HOW)]
+    suspects += [Prose(f"The whole list: {path}."), Suspects(caption, rows, labels, known, cut)]
     return [Section(f"Detection ({run.folder.name})", parts), Section(f"Suspects ({run.folder.name})", suspects)]
 
 

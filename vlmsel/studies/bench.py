@@ -52,6 +52,8 @@ def read_run(folder: Path, tuned_as: str | None = None) -> Run:
     command, settings = _command(folder)
     if command not in ("choose", "score", "detect"):
         raise ValueError(f"{folder}: a run of {command}; give the run folder of `vlmsel choose`, `score` or `detect`")
+    if command == "detect" and not (settings.get("validation") or settings.get("data")):
+        raise ValueError(f"{folder}: has no clean samples to score for; run `vlmsel detect` with --validation first")
     missing = folder / {"choose": "score/affinity.safetensors", "score": "affinity.safetensors"}.get(
         command, "seed0/model/classifier.json"
     )

@@ -59,12 +59,13 @@ def oracle_rate(share: float, inspected: ArrayLike) -> NDArray[np.float64]:
 
 
 def detection_metrics(scores: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
-    """Return recall and precision at 20 % and 40 % inspected, AUC and average precision, as fractions.
+    """Return recall and precision at 20 % and 40 % inspected, AUC, average precision, and the part to inspect to find
+    all, as fractions.
 
     >>> found = detection_metrics([5.0, 4.0, 3.0, 2.0, 1.0], [True, False, True, False, False])
     >>> {name: round(value, 3) for name, value in found.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'recall_20': 0.5, 'recall_40': 0.5, 'precision_20': 1.0, 'precision_40': 0.5, 'auc': 0.833,
-     'average_precision': 0.833}
+     'average_precision': 0.833, 'inspected_all': 0.6}
     """
     values, bad = _checked(scores, wrong)
     at_20, at_40 = (float(rate) for rate in detection_rate(values, bad, [0.2, 0.4]))
@@ -76,6 +77,7 @@ def detection_metrics(scores: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
         "precision_40": at_40 * share / 0.4,
         "auc": float(roc_auc_score(bad, values)),
         "average_precision": float(average_precision_score(bad, values)),
+        "inspected_all": float((values >= values[bad > 0].min()).mean()),
     }
 
 
@@ -133,8 +135,11 @@ def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "seeds": len(seeds),
         "validation": {name: [one[name] for one in seeds] for name in ("accuracy", "majority")},
+        "clean": all(one.get("validation", 1) for one in seeds),
         "seconds": [one["seconds"] for one in seeds],
     }
+    if all(one.get("out_of_fold") for one in seeds):
+        found["out_of_fold"] = {name: [one["out_of_fold"][name] for one in seeds] for name in seeds[0]["out_of_fold"]}
     for kind in ("detection", "agreement"):
         if all(one[kind] for one in seeds):
             found[kind] = gather([one[kind] for one in seeds])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlmsel import runs
 from vlmsel.checks import check_at_least_one, given, quoted
+from vlmsel.data.cleaned import Clean
 from vlmsel.data.label_noise import flip_labels
 from vlmsel.data.labelled import LabelledFile, Source, class_names, label_of, labelled_text, merged, plain
 from vlmsel.data.sample import Sample
@@ -69,6 +70,8 @@ def fit_together(train: LabelledFile, validation: LabelledFile, title: str) -> L
             f"{validation.name}: {sum(unknown.values())} samples have labels that training lacks, the first is "
             f"{quoted(next(iter(unknown)))} (training has {', '.join(classes)[:200]})"
         )
+    if not validation.samples:
+        return LabelledData(train, validation, classes, plain(title))
     require_two(validation.name, held)
     if absent := [label for label in given if label not in held]:
         count, first = sum(given[label] for label in absent), plain(absent[0])[:60]
@@ -136,6 +139,27 @@ class Amounts:
         return found
 
 
+def check_folds(source: Source, flip: float, folds: int | None, clean: Clean | None) -> None:
+    """Check that what needs folds has them, and that they are several.
+
+    Raises:
+        ValueError: there are less than 2, or none without clean samples; or a file is to be cleaned and there is none,
+            nothing that says of how many labels, or labels that were flipped on purpose.
+    """
+    if folds is not None and folds < 2:
+        raise ValueError(f"folds must be at least 2, got {folds}; leave it out to do without")
+    if folds is None and source.train is not None and not source.clean:
+        raise ValueError(
+            f"{source.train}: no samples with clean labels beside it; give --validation, or --folds 5 to have every "
+            "sample judged by models that have not seen it"
+        )
+    if clean is not None and (folds is None or flip or source.data is not None):
+        raise ValueError(
+            "clean takes labels out of your own --train file as it is: give it without --data and --flip, and with "
+            "--folds 5, whose models tell how many are wrong"
+        )
+
+
 PAPERS = Amounts(flip=0.2, train=4500, validation=500)
 
 
@@ -158,7 +182,8 @@ def draw(data: LabelledData, amounts: Amounts, seed: int) -> Drawn:
         raise ValueError(
             f"{data.train.name}: all of the {len(train)} samples drawn have one label; raise train_samples"
         )
-    require_two(data.validation.name, Counter(map(label_of, validation)))
+    if validation:
+        require_two(data.validation.name, Counter(map(label_of, validation)))
     return Drawn(train, true, validation)
 
 

@@ -2,8 +2,12 @@
 influence on clean validation samples, and measure what the scores find.
 
 `seed<k>/` gets `model/` and `phase.json` (the training), what the passes over a pool leave, `scores.parquet`,
-`labels.csv`, `likely.csv` (the class that the model takes a sample for when the given one is ruled out) and, last,
-`metrics.json`; what is there is not done again.
+`labels.csv`, `likely.csv` (the class that the model takes a sample for when the given one is ruled out, how probable it
+is and how the given one) and, last, `metrics.json`; what is there is not done again. With folds (`cross_fit`),
+`fold<f>/` are of classifiers that have not seen a part of the samples, and `likely.csv` is theirs. Without validation
+samples there is no other model, and the scores are theirs too.
+
+Beside the scorers stand 1 - self-confidence, a baseline: by the model that was trained on the sample, and out of fold.
 """
 
 from __future__ import annotations
@@ -18,64 +22,38 @@ import numpy as np
 import torch
 
 from vlmsel import runs
-from vlmsel.data.dataset import Reading, SampleDataset
-from vlmsel.models.classifier import Classifier, Tune
-from vlmsel.models.classifier_files import open_classifier
-from vlmsel.models.config import LoraSpec
-from vlmsel.models.fingerprints import fingerprint
+from vlmsel.data.dataset import SampleDataset
 from vlmsel.scorers import Exact, Scorer
-from vlmsel.scorers.base import SampleScorer
-from vlmsel.scoring.batches import Batching, BatchPlan
-from vlmsel.scoring.first_batch import Check, check_first_batch, tell_left_out
-from vlmsel.scoring.passes import FitPart, Passes
 from vlmsel.scoring.pool_pass import Scored
 from vlmsel.scoring.pool_table import records_of, write_scores
 from vlmsel.studies import detection
+from vlmsel.studies.cross_fit import cross_fit
 from vlmsel.studies.labelled_data import Drawn, LabelledData, write_labels
+from vlmsel.studies.out_of_fold import Judged, folds_of
 from vlmsel.studies.study import Seed, Study
-from vlmsel.training.fine_tuning import FineTuning
-from vlmsel.training.trainer import train_phase
+from vlmsel.studies.tuned import Recipe, Tuned, cut, fine_tune, tell_cut
 
 ARM = "labels as given"  # the one way that a seed's model is made
+INSIDE, OUTSIDE = "SelfConfidence", "SelfConfidence.folds"
+
+
+def baselines(clean: bool, folds: int) -> list[str]:
+    """Name the baselines that a study has with or without clean samples and folds."""
+    return [*([INSIDE] if clean else []), *([OUTSIDE] if folds else [])]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a seed's model is made and scored."""
-
-    model: str
-    tune: Tune
-    lora: LoraSpec
-    training: FineTuning
-    scorers: tuple[Scorer, ...]
-    blocks: str | None
-    fresh_head: bool
-    max_length: int | None
-    batch_tokens: int
-    scale_samples: int | None
-    check: Check
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A seed's classifier and its samples as it reads them; when that was begun, and what the training took."""
-
-    classifier: Classifier
-    train: SampleDataset
-    validation: SampleDataset
-    begun: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
+class Mislabelled(Study[Drawn, Tuned | None, dict[str, Any]]):
     """Every seed draws subsets and flips, and its answer is `metrics.json`."""
 
     recipe: Recipe
     data: LabelledData
     drawn: Sequence[Drawn]
     config: str
+
+    def __post_init__(self) -> None:
+        for one in self.drawn if self.recipe.folds else ():
+            folds_of(one.given, self.recipe.folds, 0)  # a class with too few samples costs no training
 
     def kept(self, seed: Seed, arm: str) -> dict[str, Any] | None:
         path = seed.folder / detection.METRICS
@@ -84,97 +62,70 @@ class Mislabelled(Study[Drawn, Tuned, dict[str, Any]]):
     def subset(self, seed: Seed, arm: str) -> Drawn:
         return self.drawn[seed.number]
 
-    def tune(self, seed: Seed, arm: str, data: Drawn) -> Tuned:
-        recipe, begun = self.recipe, time.perf_counter()
-        classifier = open_classifier(recipe.model, self.data.classes, seed.number, recipe.fresh_head)
-        weights = {"the model": fingerprint(classifier.backbone.base_model.state_dict())}
-        runs.same_inputs(seed.folder.parent, weights, more=True)
-        reading = Reading(max_length=min(recipe.max_length or classifier.limit, classifier.limit))
-        train, validation = (SampleDataset(own, classifier, reading) for own in (data.train, data.validation))
-        for name, part in (("training", train), ("validation", validation)):
-            if count := _cut(part):
-                print(f"{count} of {len(part)} {name} samples were cut to {reading.max_length} tokens")
-        classifier.adapt(recipe.tune, recipe.lora, seed.number)
-        classifier.to(recipe.device)
-        classifier.blocks(recipe.blocks)  # a mistake in their names costs no training
-        phase = recipe.training.phase(recipe.tune, seed.number)
-        return Tuned(classifier, train, validation, begun, train_phase(classifier, train, phase, seed.folder).seconds)
+    def tune(self, seed: Seed, arm: str, data: Drawn) -> Tuned | None:
+        if not data.validation:
+            return None
+        model = fine_tune(self.recipe, self.data.classes, data.train, seed.number, seed.folder, seed.folder.parent)
+        tell_cut(model.read(data.validation), "validation")
+        return model
 
-    def ask(self, seed: Seed, arm: str, model: Tuned) -> dict[str, Any]:
-        recipe, drawn, start = self.recipe, self.drawn[seed.number], time.perf_counter()
-        blocks, part = model.classifier.blocks(recipe.blocks), FitPart(scale=recipe.scale_samples, seed=seed.number)
-        targets, batching = {detection.TARGET: model.validation}, Batching(recipe.batch_tokens)
-        passes = Passes.of(model.classifier, blocks, model.train, targets, batching, part)
-        tell_left_out(model.classifier, recipe.blocks, blocks)
-        check_first_batch(model.classifier, blocks, model.train, batching, recipe.check)
-        learnt = _accuracy(model.classifier, passes.goal.plan)
-        print(f"seed {seed.number}: {_told(learnt)}", flush=True)
-        scored = passes.score(_seeded(recipe.scorers, seed.number), seed.folder)
-        assert scored is not None  # one process
-        train = self.data.train
-        runs.report_left_out(seed.folder / "skipped.json", scored.left_out, train.total, train.name)
-        write_labels(seed.folder / detection.LABELS, drawn)
-        likely = _likely(model.classifier, passes.pool.plan)
-        runs.write_csv(seed.folder / detection.LIKELY, [("uid", "likely_label"), *likely])
-        about = {"pool": train.name, "pool_sha256": self.data.digests()["the training data"], "config": self.config}
-        write_scores(seed.folder / detection.SCORES, records_of(model.train, {}, train.total), scored, about)
+    def ask(self, seed: Seed, arm: str, model: Tuned | None) -> dict[str, Any]:
+        drawn, start = self.drawn[seed.number], time.perf_counter()
+        outside = cross_fit(self.recipe, self.data.classes, drawn, seed) if self.recipe.folds else None
+        if model is None:
+            assert outside is not None and outside.scored is not None  # without either the command refuses
+            data, judged, learnt, scored = outside.data, outside.judged, outside.judged.accuracy(), outside.scored
+            print(f"seed {seed.number}: {_told('out-of-fold', learnt)}", flush=True)
+        else:
+            data, judged, learnt = model.train, model.judge(drawn.train), model.judge(drawn.validation).accuracy()
+            print(f"seed {seed.number}: {_told('validation', learnt)}", flush=True)
+            scored = _beside(model.score(drawn.validation, seed.number, seed.folder), INSIDE, judged)
+        if outside is not None:
+            judged, scored = outside.judged, _beside(scored, OUTSIDE, outside.judged)
+        self._write(seed, data, scored, judged)
+        training = sum(one.seconds for one in (model, outside) if one is not None)
+        begun = start if model is None else model.begun
         metrics = {
             "seed": seed.number,
             "train": len(drawn.train),
             "validation": len(drawn.validation),
             "wrong": None if drawn.wrong is None else sum(drawn.wrong),
-            "cut": {"train": _cut(model.train), "validation": _cut(model.validation)},
+            "cut": {"train": cut(data)},
             "not_scored": len(scored.left_out),
             **learnt,
-            **_measure(scored, drawn, recipe.scorers),
-            "seconds": {
-                "fine-tuning": model.seconds,
-                "scoring": time.perf_counter() - start,
-                "all": time.perf_counter() - model.begun,
-            },
+            "out_of_fold": None if outside is None else outside.judged.estimate(),
+            **_measure(scored, drawn, self.recipe.scorers),
+            "seconds": {"fine-tuning": training, "all": time.perf_counter() - begun},
         }
         runs.write_json(seed.folder / detection.METRICS, metrics)
         return metrics
 
-
-def _cut(data: SampleDataset) -> int:
-    """Count the samples that are longer than the model takes."""
-    return sum(data[position].cut for position in range(len(data)))
-
-
-def _accuracy(classifier: Classifier, plan: BatchPlan) -> dict[str, float]:
-    """Return the classifier's accuracy on the samples of a plan."""
-    pairs = [(classifier.predict(batch).tolist(), batch.labels.tolist()) for batch in plan.batches()]
-    return detection.accuracy([p for own, _ in pairs for p in own], [label for _, own in pairs for label in own])
-
-
-@torch.no_grad()
-def _likely(classifier: Classifier, plan: BatchPlan) -> list[tuple[int, str]]:
-    """Return the most probable class of each sample other than the given one, by uid."""
-    found: list[tuple[int, str]] = []
-    for batch in plan.batches():
-        ruled_out = classifier.logits(batch).scatter(1, batch.labels[:, None], -math.inf)
-        found += zip(
-            batch.uids.tolist(), (classifier.classes[i] for i in ruled_out.argmax(dim=1).tolist()), strict=True
-        )
-    return sorted(found)
+    def _write(self, seed: Seed, data: SampleDataset, scored: Scored, judged: Judged) -> None:
+        """Write all of a seed but its metrics."""
+        train = self.data.train
+        runs.report_left_out(seed.folder / "skipped.json", scored.left_out, train.total, train.name)
+        write_labels(seed.folder / detection.LABELS, self.drawn[seed.number])
+        runs.write_csv(seed.folder / detection.LIKELY, judged.likely())
+        about = {"pool": train.name, "pool_sha256": self.data.digests()["the training data"], "config": self.config}
+        ids = [train.ids.get(uid, "") for uid in range(train.total)] if train.ids else None
+        records = replace(records_of(data, {}, train.total), ids=ids)
+        write_scores(seed.folder / detection.SCORES, records, scored, about)
 
 
-def _told(learnt: Mapping[str, float]) -> str:
+def _beside(scored: Scored, name: str, judged: Judged) -> Scored:
+    """Put 1 - self-confidence beside the scores."""
+    own = dict(zip(judged.uids, (1 - judged.confidence).tolist(), strict=True))
+    column = torch.tensor([[own[uid] for uid in scored.uids.tolist()]], dtype=torch.float64)
+    return scored.with_columns(column, [(name, detection.TARGET)], {})
+
+
+def _told(what: str, learnt: Mapping[str, float]) -> str:
     shares = {name: f"{100 * share:.1f} %" for name, share in learnt.items()}
-    text = f"validation accuracy {shares['accuracy']} (the largest class has {shares['majority']})"
+    text = f"{what} accuracy {shares['accuracy']} (the largest class has {shares['majority']})"
     if learnt["accuracy"] > learnt["majority"]:
         return text
     mend = "tune it longer or take a better encoder"
     return f"{text}; the model tells the classes no better apart than a constant answer: {mend}"
-
-
-def _seeded(scorers: Sequence[Scorer], seed: int) -> list[Scorer]:
-    """Let random scores differ from seed to seed."""
-    return [
-        replace(one, seed=one.seed + seed) if isinstance(one, SampleScorer) and hasattr(one, "seed") else one  # type: ignore[type-var]
-        for one in scorers
-    ]
 
 
 def _measure(scored: Scored, drawn: Drawn, scorers: Sequence[Scorer]) -> dict[str, Any]:
