@@ -38,7 +38,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 FREE = (  # settings that no result depends on
-    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by", "allow_missing",
+    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by", "allow_missing", "against",
     "settings.workers", "settings.save_every", "settings.log_to",
 )  # fmt: skip
 _LOCK = ".lock"

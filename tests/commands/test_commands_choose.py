@@ -44,8 +44,10 @@ def test_samples_of_the_warm_up_are_marked(chosen, capsys):
 
 def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
     before = (chosen / "chosen.json").read_bytes()
-    assert choose(world, aligned, chosen, "--fraction", "0.5") == 0
+    asked = f"{world}/targets/gqa.json"
+    assert choose(world, aligned, chosen, "--fraction", "0.5", "--against", asked) == 0
     shown = capsys.readouterr().out
+    assert shown.count(f"target gqa: 2 of 2 samples ask what {asked} asks (the first: 0)") == 1  # not by its steps too
     assert (chosen / "chosen.json").read_bytes() == before
     assert "12 samples; targets: gqa 2, pope 2" in shown and f"next: vlmsel tune --model {aligned}" in shown
 
@@ -55,6 +57,7 @@ def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
     (["--count", "3", "--warmup", "2"], "warmup is the share of the pool that the model is warmed up on"),
     (["--count", "3", "--warmup", "0", "--lora.r", "4"], "fresh adapters (--lora) get their gradients from a warm-up"),
     (["--count", "3", "--scorer", "HyperIMF"], "HyperIMF"),
+    (["--count", "3", "--against", "nowhere.json"], "nowhere.json: no such file"),
 ])  # fmt: skip
 def test_wrong_options_are_refused_before_anything_runs(world, aligned, tmp_path, capsys, options, message):
     assert choose(world, aligned, tmp_path / "run", *options) == 2
