@@ -119,6 +119,25 @@ def writing(path: str | Path) -> Iterator[None]:
         ) from problem
 
 
+def require_room(folder: str | Path, needs: float, what: str, mend: str) -> None:
+    """Refuse to write more bytes than a folder's disk has room for.
+
+    Raises:
+        ValueError: names folder, what is written, and both numbers.
+    """
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.is_dir())
+    if needs > (free := shutil.disk_usage(there).free):
+        raise ValueError(
+            f"{folder}: {what} takes {needs / 1e9:.3g} GB more and the disk has {free / 1e9:.3g} GB free; {mend}, or a "
+            "folder on another disk"
+        )
+
+
+def bytes_in(folder: str | Path) -> int:
+    """Count the bytes of all files in a folder, 0 where there is none."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
 def _full(problem: Exception) -> str | None:
     """Say why nothing more can be written, None where an error means something else."""
     text = str(problem)
