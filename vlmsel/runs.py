@@ -237,7 +237,7 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     if path.is_file() and (difference := _difference(path, config)):
         if not alone or _begun(folder):
             raise ValueError(_another(folder, difference))
-        for file in list(contents(folder)):
+        for file in filter(Path.is_file, list(contents(folder))):  # runs in folders of it are opened by themselves
             file.unlink()
     if alone:
         tidy(folder)
@@ -362,9 +362,10 @@ def contents(folder: Path) -> Iterator[Path]:
 
 
 def _begun(folder: Path) -> bool:
-    """Tell whether a run has anything to go on from."""
-    names = {file.name for file in contents(folder)} - set(_BEFORE_RESULTS)
-    return any(not (name.startswith("skipped") and name.endswith(".json")) for name in names)
+    """Tell whether a run, or one in a folder of it, has anything to go on from."""
+    found = [file for file in contents(folder) if file.name not in _BEFORE_RESULTS]
+    found = [file for file in found if not (file.name.startswith("skipped") and file.suffix == ".json")]
+    return any(not (file / "config.yaml").is_file() or _begun(file) for file in found)
 
 
 def lock(path: Path, shared: bool = False) -> bool:

@@ -68,8 +68,7 @@ def choose(
         config: the resolved configuration as text.
     """
     (one,), files = load_scorers((scorer,)), dict(check_target_names(targets or {}))
-    if not ask.given():
-        raise ValueError("say how much to choose: --fraction, --count or --tokens")
+    ask.check()
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup is the share of the pool that the model is warmed up on, in [0, 1]; got {warmup}")
     if lora is not None and warmup == 0:
@@ -77,7 +76,7 @@ def choose(
     folder = Path(out)
     if processes.is_main():
         runs.open_run(out, config)
-        _say(pool, files, against, warmup, settings)
+        _say(pool, files, against, warmup, settings, ask)
     read = {**_flat(reading), **_flat(beside)}
     first = model
     if warmup > 0:
@@ -90,11 +89,12 @@ def choose(
     if processes.is_main():
         chosen = folder / f"chosen{''.join(Path(pool).suffixes[-1:])}"
         call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
-        pictures = "" if reading.images is None else f" --images {reading.images}"
+        more = "" if reading.images is None else f" --images {reading.images}"
+        more += "" if preset == "tiny-tune" else f" --preset {preset}"
         progress.ended(
             f"choice: {chosen}; is it better than a random one? vlmsel validate --run {out} --count "
             f"{_trial(pool, chosen)} --out DUEL",
-            then=f"vlmsel tune --model {model} --data {chosen}{pictures} --out {folder / 'tune'}",
+            then=f"vlmsel tune --model {model} --data {chosen}{more} --out {folder / 'tune'}",
         )
 
 
@@ -109,12 +109,13 @@ def _flat(group: Any) -> dict[str, Any]:
     return asdict(group)
 
 
-def _say(pool: str, files: dict[str, str], against: Any, warmup: float, settings: PhaseSettings) -> None:
+def _say(pool: str, files: dict[str, str], against: Any, warmup: float, settings: PhaseSettings, ask: Ask) -> None:
     """Say what will be done and what it costs, in passes over the pool."""
     listed, wanted = read_samples(pool).samples, {name: read_samples(file).samples for name, file in files.items()}
     samples = len(listed)
+    ask.check(len(listed.records))
     drawn = part_size(samples, warmup, LEAST) if warmup else 0
-    tuned = f"tuning on {drawn} of them ({settings.epochs:g} epochs)" if drawn else "no warm-up"
+    tuned = f"tuning on {drawn} of them (epochs: {settings.epochs:g})" if drawn else "no warm-up"
     goals = ", ".join(f"{name} {len(own)}" for name, own in wanted.items())
     print(
         f"{pool}: {samples} samples; targets: {goals}\n"

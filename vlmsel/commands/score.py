@@ -136,9 +136,9 @@ def score(
     used = len(scored.uids) - len(scored.left_out)
     count = f"{used}{found.share(used)}"
     lost = f", {whole.total - used} left out ({whole.missing} lack their picture), see {folder / 'skipped.json'}"
+    each = f"{len(scored.names)} score{'s'[: len(scored.names) - 1]} each"
     progress.ended(
-        f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)"
-        + (lost if used < whole.total else ""),
+        f"{path}: {count} samples, {each} (influence: lowest = most helpful)" + (lost if used < whole.total else ""),
         then=f"vlmsel select --scores {out} --pool {pool} --scorer {loaded[0].name} --fraction 0.05 --out CHOSEN",
     )
 

@@ -64,8 +64,8 @@ def task_entries(task: str | None, tasks: Mapping[str, Any] | None, **files: Any
         raise ValueError("give one benchmark with --task and --questions, or several with --tasks, not both")
     if tasks:
         return {name: task_files(name, settings) for name, settings in tasks.items()}
-    if task is None and files["metric"] and isinstance(files["questions"], str):
-        task = Path(files["questions"]).stem
+    if task is None and files["metric"] and (paths := TaskFiles(files["questions"] or ()).paths):
+        task = paths[0].stem
     if task is None or files["questions"] is None:
         raise ValueError(
             "name a benchmark with --task and its file with --questions, or several with --tasks; questions of "

@@ -83,6 +83,14 @@ def test_exact_match_takes_any_answer_that_is_right(tmp_path):
     assert task.asked(Asking("bare"))["1"] == {"prompt": "How many?"}
 
 
+def test_few_answers_that_are_right_are_labels(tmp_path):
+    records = [{"question": f"Is it {i}?", "answer": "no" if i % 3 else "Yes"} for i in range(20)]
+    task = own(tmp_path, records, "exact_match")
+    given = {identity: "a dog" if int(identity) < 7 else "yes." for identity in task.ids}
+    assert result("mine", task, given, {})["fit_no_label"] == {"none of the 2 labels": 7}
+    assert "fit_no_label" not in result("mine", own(tmp_path, records[:19], "exact_match"), given, {})
+
+
 def test_vqa_accuracy_leaves_each_of_ten_out(tmp_path):
     answers = ["two"] * 3 + ["3"] * 7
     task = own(tmp_path, [{"question": "How many?", "answers": answers}], "vqa_accuracy")

@@ -83,6 +83,13 @@ class ExactMatch(VisualTask):
     def values(self, answers: Answers) -> dict[str, list[float]]:
         return by_group("accuracy", [(q.group, _exact(answer, q)) for q, answer in self.pairs(answers)])
 
+    def strays(self, answers: Answers) -> tuple[str, int]:
+        """Take all references for the labels where they are few, as yes and no are."""
+        labels = {gqa_answer(reference) for question in self.questions for reference in question.references}
+        if len(labels) > len(self.questions) / 10:
+            return "", 0
+        return f"none of the {len(labels)} labels", sum(gqa_answer(answers[one]) not in labels for one in self.ids)
+
     def constant(self) -> str:
         return best_constant(self.questions, gqa_answer, _exact)
 
