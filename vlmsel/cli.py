@@ -179,7 +179,9 @@ def option_problem(command: str, arguments: list[str], text: str) -> str:
     expected = re.findall(r"Expected a (?:<class '(\w+)'>|typing.Literal\[(.*)\])", text)
     given = re.search(r"(?:Given|Got) value: (.*)$", text, re.DOTALL)
     if key and expected and given:
-        named = {"NoneType": "null", "dict": f"given by name (--{key[1]}.NAME {given[1]})"}
+        named = {"NoneType": "null"}
+        if "\n" not in given[1]:  # else it is about what stands in a mapping
+            named["dict"] = f"given by name (--{key[1]}.NAME {given[1]})"
         kinds = " or ".join(named.get(kind, kind) or literal for kind, literal in expected)
         text = f"{key[1]} must be {kinds}, got {given[1]}"
     file = _early_value(arguments, "config")
