@@ -13,6 +13,8 @@ from torch.distributed.run import get_args_parser
 
 from vlmsel.cli import COMMANDS, main, parse
 from vlmsel.data.world.files import WorldSizes, write_world
+from vlmsel.evaluation.task import TaskFiles
+from vlmsel.evaluation.tasks import load_task
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -142,10 +144,13 @@ def test_the_scorer_of_the_page_runs_beside_the_others(run, tmp_path, monkeypatc
 
 
 def test_records_that_are_shown_are_read(tmp_path):
-    (records,) = fenced(PAGES["own-data"], "json")
+    records, questions = fenced(PAGES["own-data"], "json")
     (tmp_path / "pool.json").write_text(records)
     assert main(["select", "--pool", f"{tmp_path}/pool.json", "--scorer", "Random", "--count", "2", "--out",
                  f"{tmp_path}/chosen.json"]) == 0  # fmt: skip
+    (tmp_path / "questions.json").write_text(questions)
+    own = load_task("own", TaskFiles(tmp_path / "questions.json", metric="exact_match"))
+    assert own.ids == ["7", "1", "2"] and own.score({"7": "A cat.", "1": "two", "2": "a cat"})["accuracy"] == 2 / 3
 
 
 def test_tests_that_are_named_exist():

@@ -176,10 +176,13 @@ def one_line(problem: BaseException) -> str:
 def option_problem(command: str, arguments: list[str], text: str) -> str:
     """Say on one line what is wrong with the options of a command, which may stand in a configuration file."""
     key = re.match(r'Parser key "([^"]+)"', text)
-    expected = re.findall(r"Expected a <class '(\w+)'>", text)
+    expected = re.findall(r"Expected a (?:<class '(\w+)'>|typing.Literal\[(.*)\])", text)
     given = re.search(r"(?:Given|Got) value: (.*)$", text, re.DOTALL)
     if key and expected and given:
-        kinds = " or ".join("null" if kind == "NoneType" else kind for kind in expected)
+        named = {"NoneType": "null"}
+        if "\n" not in given[1]:  # else it is about what stands in a mapping
+            named["dict"] = f"given by name (--{key[1]}.NAME {given[1]})"
+        kinds = " or ".join(named.get(kind, kind) or literal for kind, literal in expected)
         text = f"{key[1]} must be {kinds}, got {given[1]}"
     file = _early_value(arguments, "config")
     where = f" (in {file} or on the command line)" if file else ""

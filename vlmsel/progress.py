@@ -78,6 +78,11 @@ def within(command: str) -> Iterator[None]:
         begin(before)
 
 
+def alone() -> bool:
+    """Tell whether a command runs by itself and not as a step of another one."""
+    return not _within
+
+
 def ended(*lines: str, then: str = "") -> None:
     """Print what a command ends with, in the first process: what came out and where it lies, and what to type next."""
     if not processes.is_main():

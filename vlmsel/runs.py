@@ -38,7 +38,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 FREE = (  # settings that no result depends on
-    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by", "clean", "allow_missing",
+    "device", "workers", "curvature_on", "shard", "check", "seeds", "rank_by", "clean", "allow_missing", "against",
     "settings.workers", "settings.save_every", "settings.log_to",
 )  # fmt: skip
 _LOCK = ".lock"
@@ -117,6 +117,25 @@ def writing(path: str | Path) -> Iterator[None]:
         raise OSError(
             f"{path}: cannot be written ({reason}); its disk has {free:.1f} GB free; make room and start again"
         ) from problem
+
+
+def require_room(folder: str | Path, needs: float, what: str, mend: str) -> None:
+    """Refuse to write more bytes than a folder's disk has room for.
+
+    Raises:
+        ValueError: names folder, what is written, and both numbers.
+    """
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.is_dir())
+    if needs > (free := shutil.disk_usage(there).free):
+        raise ValueError(
+            f"{folder}: {what} takes {needs / 1e9:.3g} GB more and the disk has {free / 1e9:.3g} GB free; {mend}, or a "
+            "folder on another disk"
+        )
+
+
+def bytes_in(folder: str | Path) -> int:
+    """Count the bytes of all files in a folder, 0 where there is none."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def _full(problem: Exception) -> str | None:
@@ -218,7 +237,7 @@ def open_run(folder: str | Path, config: str, worker: str = "") -> Path:
     if path.is_file() and (difference := _difference(path, config)):
         if not alone or _begun(folder):
             raise ValueError(_another(folder, difference))
-        for file in list(contents(folder)):
+        for file in filter(Path.is_file, list(contents(folder))):  # runs in folders of it are opened by themselves
             file.unlink()
     if alone:
         tidy(folder)
@@ -343,9 +362,10 @@ def contents(folder: Path) -> Iterator[Path]:
 
 
 def _begun(folder: Path) -> bool:
-    """Tell whether a run has anything to go on from."""
-    names = {file.name for file in contents(folder)} - set(_BEFORE_RESULTS)
-    return any(not (name.startswith("skipped") and name.endswith(".json")) for name in names)
+    """Tell whether a run, or one in a folder of it, has anything to go on from."""
+    found = [file for file in contents(folder) if file.name not in _BEFORE_RESULTS]
+    found = [file for file in found if not (file.name.startswith("skipped") and file.suffix == ".json")]
+    return any(not (file / "config.yaml").is_file() or _begun(file) for file in found)
 
 
 def lock(path: Path, shared: bool = False) -> bool:

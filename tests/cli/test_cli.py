@@ -124,6 +124,15 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
             "    - Expected a <class 'NoneType'>\n  Given value type: <class 'str'>\n  Given value: a b",
             "count must be int or null, got a b",
         ),
+        (
+            "Parser key \"metric\":\n  Errors:\n    - Expected a typing.Literal['a', 'b']\n    - Expected a <class "
+            "'NoneType'>\n  Given value: c",
+            "metric must be 'a', 'b' or null, got c",
+        ),
+        (
+            "Parser key \"targets\":\n  Errors:\n    - Expected a <class 'dict'>\n  Given value: a.json",
+            "targets must be given by name (--targets.NAME a.json), got a.json",
+        ),
     ],
 )
 def test_problems_with_options_are_said_plainly(text, line):

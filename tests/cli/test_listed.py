@@ -26,6 +26,7 @@ def test_the_file_is_that_of_the_commands(command):
         (["--frac=0.1", "x"], "unrecognized arguments: --frac=0.1, did you mean --fraction?"),
         (["--count", "many"], "count must be int or null, got many"),
         (["--fraction=a"], "fraction must be float or null, got a"),
+        (["--fraction", "20%"], "fraction must be float or null, got 20% (20% is 0.2)"),
         (["--rule", "best"], ""),  # null or a choice: the parser knows
         (["--combine", "max"], "combine must be one of rank, mean, got max"),
         (["--quota.gqa", "0.5", "--count", "null", "--count", "3", "--scores", "--x"], "unrecognized arguments: --x"),

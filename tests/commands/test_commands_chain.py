@@ -46,12 +46,14 @@ def test_every_scorer_and_target_has_a_column(world, scored):
     assert not (scored / "skipped.json").exists()
 
 
-def test_the_resolved_configuration_replays_the_run(scored, tmp_path, capsys):
+def test_the_resolved_configuration_replays_the_run(world, scored, tmp_path, capsys):
     settings = yaml.safe_load((scored / "config.yaml").read_text())
     assert ",".join(settings["scorers"]) == ",".join(SCORERS)
     assert settings["scale_samples"] == 512 and settings["fit_samples"] is None
     before = (scored / "directions.safetensors").stat().st_mtime_ns
-    assert cli.main(["score", "--config", f"{scored}/config.yaml", "--out", str(scored)]) == 0
+    again = ["score", "--config", f"{scored}/config.yaml", "--out", str(scored)]
+    assert cli.main([*again, "--against", f"{world}/targets/gqa.json"]) == 0  # which changes no result
+    assert capsys.readouterr().out.count("target gqa: 2 of 2 samples ask what") == 1
     assert (scored / "directions.safetensors").stat().st_mtime_ns == before
     assert cli.main(["score", "--config", f"{scored}/config.yaml", "--out", str(tmp_path / "again")]) == 0
     assert table(scored) == table(tmp_path / "again")

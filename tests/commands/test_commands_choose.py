@@ -30,7 +30,7 @@ def test_the_choice_is_that_of_the_ordinary_commands(world, chosen, tmp_path, ca
     assert (chosen / "warmup/model").is_dir() and (chosen / "score/scores.parquet").is_file()
     records, pool = runs.read_json(chosen / "chosen.json"), runs.read_json(world / "pool.json")
     assert len(records) == 6 and all(record in pool for record in records)
-    words = ["select", "--pool", f"{world}/pool.json", "--scores", f"{chosen}/score", "--scorer", "HyperINF"]
+    words = ["select", "--pool", f"{world}/pool.json", "--scores", str(chosen), "--scorer", "HyperINF"]
     assert cli.main([*words, "--fraction", "0.5", "--out", f"{tmp_path}/again.json"]) == 0
     assert runs.read_json(tmp_path / "again.json") == records
 
@@ -44,8 +44,10 @@ def test_samples_of_the_warm_up_are_marked(chosen, capsys):
 
 def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
     before = (chosen / "chosen.json").read_bytes()
-    assert choose(world, aligned, chosen, "--fraction", "0.5") == 0
+    asked = f"{world}/targets/gqa.json"
+    assert choose(world, aligned, chosen, "--fraction", "0.5", "--against", asked) == 0
     shown = capsys.readouterr().out
+    assert shown.count(f"target gqa: 2 of 2 samples ask what {asked} asks (the first: 0)") == 1  # not by its steps too
     assert (chosen / "chosen.json").read_bytes() == before
     assert "12 samples; targets: gqa 2, pope 2" in shown and f"next: vlmsel tune --model {aligned}" in shown
 
@@ -63,10 +65,30 @@ def test_a_dtype_goes_to_warm_up_and_score(world, aligned, tmp_path):
     (["--count", "3", "--warmup", "2"], "warmup is the share of the pool that the model is warmed up on"),
     (["--count", "3", "--warmup", "0", "--lora.r", "4"], "fresh adapters (--lora) get their gradients from a warm-up"),
     (["--count", "3", "--scorer", "HyperIMF"], "HyperIMF"),
+    (["--fraction", "20"], "fraction must lie in (0, 1], got 20.0 (20 % is 0.2)"),
+    (["--count", "3", "--fraction", "0.5"], "give one of fraction, count and tokens"),
+    (["--count", "3", "--against", "nowhere.json"], "nowhere.json: no such file"),
 ])  # fmt: skip
 def test_wrong_options_are_refused_before_anything_runs(world, aligned, tmp_path, capsys, options, message):
     assert choose(world, aligned, tmp_path / "run", *options) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_more_than_the_pool_has_is_refused_before_the_warm_up(world, aligned, tmp_path, capsys):
+    assert choose(world, aligned, tmp_path / "run", "--count", "13") == 2
+    assert "13" in capsys.readouterr().err and not (tmp_path / "run/warmup").exists()
+
+
+def test_a_choice_that_stopped_before_its_warm_up_leaves_the_folder_to_the_mended_command(
+    world, aligned, tmp_path, capsys
+):
+    out, wrong = tmp_path / "run", tmp_path / "pictures"
+    wrong.mkdir()
+    assert choose(world, aligned, out, "--count", "3", "--images", str(wrong)) == 2
+    assert "give the right --images" in capsys.readouterr().err and (out / "warmup/config.yaml").is_file()
+    assert choose(world, aligned, out, "--count", "3") == 0
+    assert choose(world, aligned, out, "--count", "4") == 2
+    assert "holds a run of another configuration" in capsys.readouterr().err
 
 
 def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsys):

@@ -197,6 +197,32 @@ def test_wrong_options_end_with_one_line(home, tmp_path, capsys, option, value, 
     assert message in refused(lambda: evaluate(home, tmp_path / "run", "gqa", option, value), capsys)
 
 
+# One's own questions
+
+
+def test_own_questions_with_and_without_images_by_a_metric(home, tmp_path, capsys):
+    picture = next((home / "world/images/test/gqa").glob("*.png")).name
+    choices = ["red", "blue"]
+    records = [{"question": f"Which {i}?", "choices": choices, "answer": "red"} for i in range(5)]
+    records[2]["image"] = records[4]["image"] = picture
+    (tmp_path / "mine.json").write_text(json.dumps(records))
+    given = ["--model", str(home / "model"), "--questions", str(tmp_path / "mine.json"), "--metric", "choice"]
+    given = ["evaluate", *given, "--out", str(tmp_path / "run"), "--max_new_tokens", "3", "--device", "cpu"]
+    error = refused(lambda: cli.main(given), capsys)
+    assert "2 of 5 questions have images; name their folder as images" in error
+    assert cli.main([*given, "--images", str(home / "world/images/test/gqa"), "--batch_size", "2"]) == 0
+    found, said = result(tmp_path / "run"), answers(tmp_path / "run")
+    assert found["task"] == "mine" and len(said) == 5
+    # a random model says nonsense
+    assert found["metrics"]["accuracy"] == 0 and found["fit_no_label"] == {"no option": 5}
+    assert capsys.readouterr().out.startswith("mine: accuracy ")
+    lines = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    assert [line["question_id"] for line in lines] == ["0", "1", "3", "2", "4"]  # those without an image come first
+    again = ["evaluate", "--questions", str(tmp_path / "mine.json"), "--metric", "choice", "--predictions"]
+    assert cli.main([*again, str(tmp_path / "run/predictions.jsonl"), "--out", str(tmp_path / "again")]) == 0
+    assert result(tmp_path / "again")["metrics"] == found["metrics"]
+
+
 # POPE off probabilities, TextVQA with OCR tokens
 
 

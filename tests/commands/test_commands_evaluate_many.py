@@ -184,7 +184,11 @@ def given_tasks(home, tmp_path, entries, *more):
 @pytest.mark.parametrize(
     ("entries", "more", "message"),
     [
-        ({"okvqa": {"questions": "a"}}, [], "no task is called 'okvqa'; there are vqav2, gqa, pope, textvqa, qasc"),
+        (
+            {"okvqa": {"questions": "a"}},
+            [],
+            "no task is called 'okvqa'; there are vqav2, gqa, pope, textvqa, mmbench, scienceqa, qasc",
+        ),
         ({"okvqa": {"questions": "a"}}, [], "; set task to one of them"),
         ({"piqa": {"question": "a"}}, [], "tasks.piqa has no setting 'question'; there are questions, images,"),
         ({"piqa": {"annotations": "a"}}, [], "tasks.piqa has no questions; name the benchmark's file"),
@@ -278,7 +282,7 @@ def test_files_of_answers_that_do_not_fit_end_with_the_count(home, tmp_path, cap
 def test_answers_in_files_are_texts_to_one_benchmark(home, tmp_path, capsys):
     given = {"predictions": home / "piqa.jsonl"}
     error = refused(lambda: evaluate(home, tmp_path / "run", "piqa", **given), capsys)
-    assert "--predictions scores texts: vqav2, gqa, pope" in error
+    assert "--predictions scores texts: those of tasks with images" in error
     call = ["evaluate", "--predictions", "a", "--tasks", json.dumps(tasks(home)), "--out", f"{tmp_path}/b"]
     assert "give --task instead of --tasks" in refused(lambda: cli.main(call), capsys)
 

@@ -16,7 +16,6 @@ from score_words import about, refused, score_words, table, words
 from stored import stored_gradients
 
 from vlmsel import cli, runs
-from vlmsel.gradients.store import format as store_format
 from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.models.vlm import VLM
 from vlmsel.scoring.score_pass import ScoreReducer
@@ -313,7 +312,7 @@ def test_dtype_and_projection_are_recorded(world, aligned, pool, tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_with_numbers(world, aligned, pool, tmp_path, monkeypatch, capsys):
     usage = namedtuple("usage", "free total used")
-    monkeypatch.setattr(store_format.shutil, "disk_usage", lambda path: usage(1000, 1000, 0))
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage(1000, 1000, 0))
     line = refused(streaming(world, aligned, pool, tmp_path / "run", store=tmp_path / "store"), capsys)
     assert "the gradient store takes 0.0" in line and "has 1e-06 GB free; use a projection" in line
     assert not (tmp_path / "store").exists()

@@ -1,6 +1,9 @@
 """The table model x task and its picture, from values made here."""
 
+import math
+
 import pytest
+from matplotlib.figure import Figure
 from pictures import has, pixels
 
 from vlmsel import runs
@@ -54,6 +57,29 @@ def test_the_picture_has_a_panel_per_task_and_a_dot_per_model(tasks, panels, tmp
     assert has(picture, "tab:blue") and has(picture, "0.35")
     draw_results({name: VALUES[name] for name in (MAJORITY, "Random")}, tasks, tmp_path / "random.png", "one")
     assert not has(pixels(tmp_path / "random.png"), "tab:blue")
+
+
+def test_one_seed_shows_the_standard_errors_of_its_cells_on_one_scale(tmp_path, monkeypatch):
+    errors = {"Random 1": (0.03, 0.04), "Random 2": (0.01, 0.02), "Mine": (0.02, None)}
+    for model, own in errors.items():
+        for task, error in zip(("gqa", "pope"), own, strict=True):
+            found = {"metrics": {"a": 0.5}, "majority": {"a": 0.3}, "standard_errors": {"a": error}}
+            runs.write_json(tmp_path / f"seed0/evaluate/{model}/{task}/metrics.json", {"headline": "a", **found})
+    drawn, limits = [], set()
+
+    class Watched(Figure):
+        def savefig(self, *args, **kwargs):
+            for axis in self.axes:
+                limits.add(axis.get_xlim())
+                lines = [bars for container in axis.containers for bars in container.lines[2]]
+                drawn.append([segment[1, 0] - segment[0, 0] for bars in lines for segment in bars.get_segments()])
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr("vlmsel.reporting.figures.Figure", Watched)
+    show_results(tmp_path, "a study", ["Random"], {})
+    gqa, pope = math.hypot(3, 1) / 2, math.hypot(4, 2) / 2
+    assert drawn[0] == pytest.approx([2 * gqa, 2 * 2]) and drawn[1] == pytest.approx([2 * pope])
+    assert drawn[2] == pytest.approx([2 * math.hypot(gqa, pope) / 2]) and len(limits) == 1
 
 
 def test_a_study_s_folder_gets_numbers_table_and_picture(tmp_path, capsys):

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import warnings
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tiny_models import sample_losses, tiny_vlm, wake_lora
 from tiny_phase import Pool, collate, weights
 
+from vlmsel import runs
 from vlmsel.models import checkpoint
 from vlmsel.models.assembly import load
 from vlmsel.training.loop import EpochOrder, share
@@ -71,6 +73,23 @@ def test_learns_and_leaves_a_loadable_model_without_pickle(tmp_path):
     assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in (".pt", ".bin", ".pth", ".pkl")]
     loaded = load(result.model)
     assert equal(weights(loaded), weights(model)) and loaded.vlm_config.projector_trained and not model.training
+
+
+def test_a_disk_without_room_for_model_and_states_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, replace(SETTINGS, save_every=1), "stopped", collator=Interrupting(2))
+    held = runs.bytes_in(newest_state(tmp_path / "stopped/checkpoints"))
+    state = weights(tiny_vlm(tmp_path / "backbones"))
+    learns = sum(4 * own.numel() for name, own in state.items() if name.startswith("projector.") or ".lora_" in name)
+    assert 3 * learns < held < 3 * learns + 60_000  # what learns and two moments of it, beside heads and small files
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda folder: usage(7 * learns - 1))
+    with pytest.raises(
+        ValueError, match=r"run: the model with its states takes .* free; make room, or go without states"
+    ):
+        trained(tmp_path)
+    assert not (tmp_path / "run").exists()
+    assert trained(tmp_path, replace(SETTINGS, save_every=None))[1].steps == 3  # needs but the model
 
 
 def adam_by_hand(model, batches, settings, factors):

@@ -9,6 +9,7 @@ from typing import Any
 from vlmsel import processes, progress, runs
 from vlmsel.commands import options
 from vlmsel.commands.call import call
+from vlmsel.data.first_look import tell
 from vlmsel.data.formats import read_records, read_samples
 from vlmsel.models.config import LoraSpec
 from vlmsel.scorers.load import load_scorers
@@ -25,6 +26,7 @@ def choose(
     model: str,
     pool: str,
     targets: dict[str, str] | None = None,
+    against: str | list[str] | None = None,
     scorer: str = "HyperINF(damping=10)",
     warmup: float = 0.05,
     seed: int = 0,
@@ -50,6 +52,7 @@ def choose(
         model: the model that will be tuned, as for `vlmsel tune`.
         pool: the samples to choose from.
         targets: one file per target task, such as `--targets.vqav2 FILE`.
+        against: an evaluation file, or a list of them: it is told which target samples ask what it asks.
         scorer: whose affinities decide.
         warmup: share of the pool that the model is warmed up on; 0 for none.
         seed: draws the warm-up's part, its order and the fit samples.
@@ -67,8 +70,7 @@ def choose(
         config: the resolved configuration as text.
     """
     (one,), files = load_scorers((scorer,)), dict(check_target_names(targets or {}))
-    if not ask.given():
-        raise ValueError("say how much to choose: --fraction, --count or --tokens")
+    ask.check()
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup is the share of the pool that the model is warmed up on, in [0, 1]; got {warmup}")
     if lora is not None and warmup == 0:
@@ -76,7 +78,7 @@ def choose(
     folder = Path(out)
     if processes.is_main():
         runs.open_run(out, config)
-        _say(pool, files, warmup, settings)
+        _say(pool, files, against, warmup, settings, ask)
     read = {**_flat(reading), **_flat(beside)}
     first = model
     if warmup > 0:
@@ -90,6 +92,7 @@ def choose(
         chosen = folder / f"chosen{''.join(Path(pool).suffixes[-1:])}"
         call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
         more = ("" if reading.images is None else f" --images {reading.images}") + (lora.options() if lora else "")
+        more += "" if preset == "tiny-tune" else f" --preset {preset}"
         progress.ended(
             f"choice: {chosen}; is it better than a random one? vlmsel validate --run {out} --count "
             f"{_trial(pool, chosen)} --out DUEL",
@@ -108,15 +111,17 @@ def _flat(group: Any) -> dict[str, Any]:
     return asdict(group)
 
 
-def _say(pool: str, files: dict[str, str], warmup: float, settings: PhaseSettings) -> None:
+def _say(pool: str, files: dict[str, str], against: Any, warmup: float, settings: PhaseSettings, ask: Ask) -> None:
     """Say what will be done and what it costs, in passes over the pool."""
-    samples = len(read_samples(pool).samples)
+    listed, wanted = read_samples(pool).samples, {name: read_samples(file).samples for name, file in files.items()}
+    samples = len(listed)
+    ask.check(len(listed.records))
     drawn = part_size(samples, warmup, LEAST) if warmup else 0
-    wanted = {name: len(read_samples(file).samples) for name, file in files.items()}
-    tuned = f"tuning on {drawn} of them ({settings.epochs:g} epochs)" if drawn else "no warm-up"
-    goals = ", ".join(f"{name} {count}" for name, count in wanted.items())
+    tuned = f"tuning on {drawn} of them (epochs: {settings.epochs:g})" if drawn else "no warm-up"
+    goals = ", ".join(f"{name} {len(own)}" for name, own in wanted.items())
     print(
         f"{pool}: {samples} samples; targets: {goals}\n"
         f"plan: {tuned}, a curvature pass over the fit samples, three over the targets and one over the pool; each "
         "costs about a forward and backward of its samples"
     )
+    tell(pool, listed, wanted, against)

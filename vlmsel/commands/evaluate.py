@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import Any, Literal
 
 from vlmsel import processes, progress, runs
 from vlmsel.checks import check_at_least_one
@@ -28,6 +28,7 @@ def evaluate(
     ocr: str | None = None,
     models: dict[str, str] | None = None,
     tasks: dict[str, dict[str, Any]] | None = None,
+    metric: Literal["exact_match", "vqa_accuracy", "choice"] | None = None,
     predictions: str | list[str] | None = None,
     protocol: str = "llava15",
     pope_mode: PopeMode | None = None,
@@ -48,14 +49,18 @@ def evaluate(
         out: the run folder.
         model: the run folder of `vlmsel tune`, a model folder (ours, or a Hugging Face image-text-to-text model, causal
             language model or sequence classifier), or a preset.
-        task: vqav2, gqa, pope, textvqa; qasc, hellaswag, piqa, logiqa; cola, sst2, mrpc, qqp, qnli, rte.
-        questions: the official question file, or a list of them (POPE has three).
+        task: vqav2, gqa, pope, textvqa, mmbench, scienceqa; qasc, hellaswag, piqa, logiqa; cola, sst2, mrpc, qqp,
+            qnli, rte.
+        questions: the official question file, or a list of them (POPE has three); or a file of your own, with metric.
         images: the folder with the benchmark's images; text tasks have none.
-        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
+        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels), or ScienceQA's
+            pid_splits.json.
         ocr: TextVQA's OCR tokens; with them every question is asked without and with.
         models: several models by name, such as `--models.tuned runs/tune`.
-        tasks: several benchmarks by name, each with questions, images, annotations and ocr as above, and `task` where
-            the name is not the benchmark's; in the YAML, or as '{gqa: {questions: FILE, images: DIR}, …}'.
+        tasks: several benchmarks by name, each with questions, images, annotations, ocr and metric as here, and `task`
+            where the name is not the benchmark's; in the YAML, or as '{gqa: {questions: FILE, images: DIR}, …}'.
+        metric: what scores questions of your own, JSON of {"question", "answer", "image"} or records as in a pool:
+            exact_match, vqa_accuracy (ten answers each) or choice (lettered options).
         predictions: score these answers (official result files, LLaVA's answer files or predictions.jsonl) instead of
             a model's.
         protocol: llava15 or prismatic ask for a single word or phrase; bare gives the question alone.
@@ -72,11 +77,12 @@ def evaluate(
     with processes.first_speaks():
         check_at_least_one(limit=limit)
         asking = Asking(protocol, pope_mode, batch_size, max_new_tokens)
-        entries = task_entries(task, tasks, questions=questions, images=images, annotations=annotations, ocr=ocr)
+        files = {"questions": questions, "images": images, "annotations": annotations, "ocr": ocr, "metric": metric}
+        entries = task_entries(task, tasks, **files)
         sources = suite.model_sources(model, models, predictions, several=len(entries) > 1)
         suite.check_entries(entries, asking, named=bool(tasks), needs_images=not predictions)
         folder = open_together(out, config)
-        benchmarks = suite.load_all(entries, asking, bool(tasks), limit)
+        benchmarks = suite.load_all(entries, asking, bool(tasks), limit, not predictions)
         if predictions:
             suite.evaluate_given(benchmarks[0], [predictions] if isinstance(predictions, str) else predictions, folder)
             progress.ended(then=f"vlmsel report {out}")

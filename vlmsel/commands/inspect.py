@@ -58,7 +58,8 @@ def inspect(
         if model is not None:
             _lost(looked, pool, model, max_length)
         found, images = looked.to_json(), images or ("DIR" if looked.not_looked_at else None)
-        print("\n".join(_pool_lines(path, looked)))
+        blind = {"contaminated": against is None, "loses tokens": model is None}
+        print("\n".join(_pool_lines(path, looked, [kind for kind, left in blind.items() if left])))
         if write_clean is not None:
             dropped = looked.dropped()
             kept = [uid for uid in range(looked.total) if uid not in dropped]
@@ -66,16 +67,18 @@ def inspect(
             print(f"{write_clean}: {len(kept)} of {looked.total} records")
     if json is not None:
         runs.write_json(json, found)
-    progress.ended(then=_next(path, images, write_clean, is_checkpoint(folder)))
+    dirty = is_checkpoint(folder) or bool(looked.dropped())
+    progress.ended(then=_next(path, images, write_clean if dirty else path, is_checkpoint(folder)))
 
 
 def _next(path: str, images: str | None, clean: str | None, model: bool) -> str:
     """Say what to type after a check-up."""
     if model:
         return f"vlmsel score --model {path} --pool POOL --targets.NAME FILE --out RUN"
+    pictures = f" --images {images}" if images else ""
     if clean is None:
-        return f"vlmsel inspect {path}{f' --images {images}' if images else ''} --write_clean CLEAN{Path(path).suffix}"
-    return f"vlmsel choose --model MODEL --pool {clean} --targets.NAME FILE --fraction 0.05 --out RUN"
+        return f"vlmsel inspect {path}{pictures} --write_clean CLEAN{Path(path).suffix}"
+    return f"vlmsel choose --model MODEL --pool {clean}{pictures} --targets.NAME FILE --fraction 0.05 --out RUN"
 
 
 def _lost(looked: CheckUp, pool: Pool, model: str, max_length: int) -> None:
@@ -92,15 +95,14 @@ def _lost(looked: CheckUp, pool: Pool, model: str, max_length: int) -> None:
             looked.faults["loses tokens"][sample.uid] = f"keeps {left} of {whole} supervised tokens at {max_length}"
 
 
-def _pool_lines(path: str, looked: CheckUp) -> list[str]:
+def _pool_lines(path: str, looked: CheckUp, blind: list[str]) -> list[str]:
     sources = list(looked.counts["sources"].items())
     more = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
     words = ", ".join(f"{name} {value:g}" for name, value in looked.lengths.items())
-    rows = [["fault", "samples", "the first"]]
-    for kind in FAULTS:
-        own = looked.faults[kind]
-        first = f"sample {min(own)}: {own[min(own)][:80]}" if own else ""
-        rows.append([kind, str(len(own)), first])
+    rows, fine = [["fault", "samples", "the first"]], [kind for kind in FAULTS if not looked.faults[kind]]
+    fine = [kind for kind in fine if kind not in blind]
+    for kind, own in looked.faults.items():
+        rows += [[kind, str(len(own)), f"sample {min(own)}: {own[min(own)][:80]}"]] if own else []
     return [
         f"{path}: {looked.total} records",
         "sources: " + ", ".join(f"{name} {count}" for name, count in sources[:SHOWN]) + more,
@@ -108,7 +110,9 @@ def _pool_lines(path: str, looked: CheckUp) -> list[str]:
           for kind in ("turns", "pictures")),
         f"words per answer: {words}",
         *([f"pictures that were not looked at: {left} (--images DIR)"] if (left := looked.not_looked_at) else []),
-        as_text(rows),
+        *([as_text(rows)] if len(rows) > 1 else []),
+        *([f"none: {', '.join(fine)}"] if fine else []),
+        *([f"not looked for: {', '.join(blind)} (--against, --model)"] if blind else []),
     ]  # fmt: skip
 
 

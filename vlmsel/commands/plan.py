@@ -84,5 +84,6 @@ def plan(
     if json is not None:
         runs.write_json(json, found)
     how = "".join(f" --{name} {found['suggested'][name] or 'N'}" for name in ("batch_tokens", "fit_samples"))
+    how += f" --images {reading.images}" if reading.images else ""
     then = f"vlmsel choose --model {model} --pool {pool or 'POOL'} --targets.NAME FILE --fraction {fraction:g}{how}"
     progress.ended(memory, curvature, disk, whole, advice, then=f"{then} --out RUN")

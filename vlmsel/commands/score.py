@@ -9,6 +9,7 @@ from vlmsel import processes, progress, runs
 from vlmsel.commands import options
 from vlmsel.commands.folders import open_together
 from vlmsel.data.dataset import Reading
+from vlmsel.data.first_look import tell
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
@@ -38,6 +39,7 @@ def score(
     targets: dict[str, str] | None = None,
     scorers: tuple[str, ...] = ("HyperINF", "DataInf", "LiSSA", "TracIn"),
     blocks: str | None = None,
+    against: str | list[str] | None = None,
     aggregate: Aggregate = "sum",
     shard: str | None = None,
     dtype: str = "float32",
@@ -62,6 +64,7 @@ def score(
         scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
         blocks: whose gradients count: projector+lora, lora, projector, last-block, or a regular expression on names;
             when left out projector+lora, and for text models lora, or last-block where there are no adapters.
+        against: an evaluation file, or a list of them: it is told which target samples ask what it asks.
         aggregate: how blocks' scores add up: sum, scaled (each block by its own scale), rank (mean rank) or vote.
         shard: i/n scores the i-th of n parts of the pool, as independent jobs on one folder do; the job that finds all
             parts done writes the table. Processes started together by torchrun need no shards.
@@ -96,6 +99,7 @@ def score(
         inputs |= goal.inputs(f"target {name}")
     runs.same_inputs(folder, inputs | checkpoints.inputs())
     datasets = {name: goal.samples for name, goal in goals.items()}
+    tell(pool, found.samples.samples, {name: own.samples for name, own in datasets.items()}, against)
     passes = Passes.of(
         subject,
         chosen,
@@ -132,9 +136,9 @@ def score(
     used = len(scored.uids) - len(scored.left_out)
     count = f"{used}{found.share(used)}"
     lost = f", {whole.total - used} left out ({whole.missing} lack their picture), see {folder / 'skipped.json'}"
+    each = f"{len(scored.names)} score{'s'[: len(scored.names) - 1]} each"
     progress.ended(
-        f"{path}: {count} samples, {len(scored.names)} scores each (influence: lowest = most helpful)"
-        + (lost if used < whole.total else ""),
+        f"{path}: {count} samples, {each} (influence: lowest = most helpful)" + (lost if used < whole.total else ""),
         then=f"vlmsel select --scores {out} --pool {pool} --scorer {loaded[0].name} --fraction 0.05 --out CHOSEN",
     )
 

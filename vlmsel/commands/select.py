@@ -46,7 +46,7 @@ def select(
     Args:
         pool: the pool that was scored; refused when it is another.
         out: the file to write; `<out>.manifest.json` says which samples it holds and why.
-        scores: the table `scores.parquet` of `vlmsel score`, or its run folder. Random needs none.
+        scores: the table `scores.parquet` of `vlmsel score`, its run folder, or that of `choose`. Random needs none.
         scorer: whose scores or affinities decide; Random, Loss (highest first) and Length (longest first) need none.
         rule: round_robin (the default), herding, strata: by affinities to target samples; top: by influence on means.
         target: the target file that counts, or a list of them; all of them when left out.
@@ -57,7 +57,7 @@ def select(
         write: the records in the pool's form, or JSON that copies none: their uids, or a weight (1, 0) for each record.
         config: the resolved configuration as text.
     """
-    path = None if scores is None else Path(scores, "scores.parquet") if Path(scores).is_dir() else Path(scores)
+    path = None if scores is None else _table(Path(scores))
     if Path(out).resolve() in [Path(one).resolve() for one in (pool, path, draw.like) if one is not None]:
         raise ValueError(f"{out}: --out would replace a file that is read; choose another name")
     _refuse_other(out, config)
@@ -85,6 +85,12 @@ def select(
     write_choice(out, pool, picked.uids.tolist(), len(facts), write)
     origin = {"config": config, "pool": pool, "pool_sha256": digest, "written": write}
     _tell(out, picked, facts, origin, path, about.get("warmed_up", []), about.get("missing", 0))
+
+
+def _table(path: Path) -> Path:
+    """Return the score table that a path means, which may be a run folder of `score` or `choose`."""
+    inner = path / "score/scores.parquet"
+    return path if not path.is_dir() else inner if inner.is_file() else path / "scores.parquet"
 
 
 def _refuse_other(out: str, config: str) -> None:

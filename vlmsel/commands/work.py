@@ -123,7 +123,7 @@ def check(command: str, values: Mapping[str, Any], dry_run: bool = False) -> Non
     from vlmsel.models.open import make_of
 
     given = flat(values)
-    for label, path in _paths(given, work.files):
+    for label, path in _paths(given, (*work.files, "against")):
         require_pool(path, label)
     for name in ("images", "target_images"):
         if isinstance(given.get(name), str) and work.files:

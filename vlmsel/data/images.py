@@ -54,7 +54,8 @@ def require_folder(folder: str | Path) -> Path:
         FileNotFoundError: there is no such folder.
     """
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such image folder; give the one that image paths are relative to")
+        what = "a file, no image folder" if Path(folder).is_file() else "no such image folder"
+        raise FileNotFoundError(f"{folder}: {what}; give the one that image paths are relative to")
     return Path(folder)
 
 

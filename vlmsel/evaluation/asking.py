@@ -1,6 +1,7 @@
 """How questions are put to a model: named protocols of published evaluations, and the limits of an answer.
 
     llava15    the question, a line break, "Answer the question using a single word or phrase." (LLaVA-1.5)
+               (with lettered options "Answer with the option's letter from the given choices directly.")
     prismatic  the same behind a line break, which templates of Prismatic strip again; POPE is read off the
                probabilities of Yes and No (Prismatic VLMs, TRI-ML/vlm-evaluation)
     bare       the question alone
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
 PopeMode = Literal["text", "logit"]
 
 
@@ -57,14 +59,14 @@ class Asking:
         if min(numbers) < 1:
             raise ValueError("batch_size and max_new_tokens must be at least 1, got {} and {}".format(*numbers))
 
-    def prompt(self, question: str) -> str:
-        """Return what a model is asked for a question about an image.
+    def prompt(self, question: str, letters: bool = False) -> str:
+        """Return what a model is asked for a question, which may have lettered options.
 
         >>> Asking("llava15").prompt("Is it red?")
         'Is it red?\\nAnswer the question using a single word or phrase.'
         """
         way = PROTOCOLS[self.protocol]
-        return way.prefix + question + way.suffix
+        return way.prefix + question + (LETTER if letters and way.suffix else way.suffix)
 
     @property
     def pope(self) -> PopeMode:

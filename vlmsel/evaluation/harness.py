@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,11 +31,15 @@ BROKEN = "delete the file to start anew"
 
 @dataclass(frozen=True)
 class Responder(Generic[Prepared]):
-    """How a batch of questions, given by id, is answered; with `ahead` the next is prepared beside it, in a thread."""
+    """How a batch of questions, given by id, is answered; with `ahead` the next is prepared beside it, in a thread.
+
+    Questions of either `kind`, with and without an image, are in no batch together.
+    """
 
     prepare: Callable[[Ids], Prepared]
     respond: Callable[[Prepared], Sequence[Any]]
     ahead: bool = False
+    kind: Callable[[str], bool] = lambda _: False
 
 
 def answer_all(
@@ -65,7 +70,8 @@ def answer_all(
         (i for i in asked if i not in earlier),
         key=order or (lambda i: sum(len(str(value)) for value in asked[i].values())),
     )
-    batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+    parts = [list(part) for _, part in groupby(sorted(todo, key=responder.kind), responder.kind)]
+    batches = [part[start : start + batch_size] for part in parts for start in range(0, len(part), batch_size)]
     own = batches[processes.rank() :: processes.count()]
     done, quiet = len(asked) - sum(map(len, own)), not processes.is_main()
     mine = path.with_name(f"{path.stem}.{processes.rank()}{path.suffix}") if quiet else path

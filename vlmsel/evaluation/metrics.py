@@ -10,6 +10,7 @@ is told (`undefined`, None) rather than printed as 0.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Sequence
 from typing import Literal
 
@@ -136,6 +137,15 @@ def pope_parse(text: str) -> Literal["yes", "no"]:
     """
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def names_label(text: str) -> bool:
+    """Tell whether an answer has any of the words that say yes or no; POPE's script takes one without as yes.
+
+    >>> names_label("YES!"), names_label("a dog")
+    (True, False)
+    """
+    return bool({"yes", "no", "not"} & set(re.findall("[a-z]+", text.lower())))
 
 
 def pope_metrics(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:

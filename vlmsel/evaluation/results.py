@@ -36,6 +36,9 @@ def result(name: str, task: Task, answers: Answers, protocol: Mapping[str, Any])
     }
     if task.answer == "text":
         found["empty_answers"] = sum(not answers[identity].strip() for identity in task.ids)
+    what, strays = task.strays(answers)
+    if strays:
+        found["fit_no_label"] = {what: strays}
     return found
 
 
@@ -49,7 +52,8 @@ def summary(found: Result) -> str:
     shown = [f"{name} {_value(name, found)}" for name in whole]
     blind = f"best constant answer, {found['majority_answer']!r}: {headline} {100 * found['majority'][headline]:.1f}"
     empty = [f"{found['empty_answers']} of the answers empty"] if found.get("empty_answers") else []
-    more = "; ".join([blind, *_undefined(found), *empty, *found["notes"]])
+    strays = [f"{what}: {count} of {found['questions']} answers" for what, count in _strays(found).items()]
+    more = "; ".join([blind, *_undefined(found), *empty, *strays, *found["notes"]])
     return f"{found['task']}: {', '.join(shown)} on {found['questions']} questions ({more})"
 
 
@@ -57,7 +61,16 @@ def table(found: Mapping[str, Mapping[str, Result]]) -> list[list[str]]:
     """Return the cells of the table model x task, head first: headline metrics in percent with standard errors."""
     tasks = next(iter(found.values()))
     head = ["model", *(f"{name} ({one['headline']})" for name, one in tasks.items())]
-    return [head, *([model, *(_value(one["headline"], one) for one in own.values())] for model, own in found.items())]
+    return [head, *([model, *map(_cell, own.values())] for model, own in found.items())]
+
+
+def _cell(found: Result) -> str:
+    strays = "".join(f" ({what}: {count} of {found['questions']})" for what, count in _strays(found).items())
+    return _value(found["headline"], found) + strays
+
+
+def _strays(found: Result) -> dict[str, int]:
+    return found.get("fit_no_label", {})
 
 
 def _value(name: str, found: Result) -> str:

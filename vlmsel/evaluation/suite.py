@@ -19,8 +19,8 @@ from vlmsel.evaluation.engines.base import Engine, within
 from vlmsel.evaluation.harness import answer_all
 from vlmsel.evaluation.results import Result, how_given, result, summary
 from vlmsel.evaluation.task import Answers, Task, TaskFiles
-from vlmsel.evaluation.tasks import check_files, load_task, require_file
-from vlmsel.evaluation.visual.answer_files import read_results
+from vlmsel.evaluation.tasks import OWN, check_files, load_task, require_file
+from vlmsel.evaluation.visual.answer_files import SHAPES, read_results
 from vlmsel.evaluation.visual.result_files import write_results
 from vlmsel.evaluation.visual.tasks import VisualTask
 
@@ -79,10 +79,14 @@ def check_entries(entries: Mapping[str, TaskFiles], asking: Asking, named: bool,
 
 
 def load_all(
-    entries: Mapping[str, TaskFiles], asking: Asking, named: bool = True, limit: int | None = None
+    entries: Mapping[str, TaskFiles],
+    asking: Asking,
+    named: bool = True,
+    limit: int | None = None,
+    needs_images: bool = True,
 ) -> list[Benchmark]:
-    """Read benchmarks and find their images; a fault is `named` after its own. With a `limit`, so many questions of
-    each are drawn.
+    """Read benchmarks and find their images, where they are needed; a fault is `named` after its own. With a `limit`,
+    so many questions of each are drawn.
 
     Raises:
         FileNotFoundError, ValueError: a file or an image is missing or not what it should be; names file and question.
@@ -93,22 +97,29 @@ def load_all(
             task, images = load_task(files.task or name, files, asking.pope), Path(files.images or "")
             task = some(task, limit, name)
             inputs = {f"the questions ({path})": runs.file_hash(path) for path in files.paths}
+            if isinstance(task, VisualTask) and files.images is None and needs_images and (shown := task.in_folder):
+                raise ValueError(
+                    f"{len(shown)} of {len(task.questions)} questions have images; name their folder as images"
+                )
             if isinstance(task, VisualTask) and files.images is not None:
                 task.require_images(images)
                 inputs["the images"] = task.images_digest(images)
-            found.append(Benchmark(name, files.task or name, task, images, inputs))
+            kind = OWN if files.metric else files.task or name
+            found.append(Benchmark(name, kind, task, images, inputs))
     return found
 
 
 def some(task: Task, limit: int | None, name: str) -> Task:
     """Draw some of a benchmark's questions, the same ones every time; all where there are no more."""
-    total = len(task.questions)
+    units = list(dict.fromkeys(map(task.unit, task.questions)))
+    total = len(units)
     if limit is None or limit >= total:
         return task
-    drawn = sorted(random.Random(0).sample(range(total), limit))
+    drawn = {units[i] for i in random.Random(0).sample(range(total), limit)}
     if processes.is_main():
         print(f"{name}: {limit} of {total} questions, drawn; a number of the whole benchmark needs no --limit")
-    return replace(task, questions=type(task.questions)(task.questions[i] for i in drawn))  # type: ignore[call-arg, type-var, misc]
+    chosen = type(task.questions)(one for one in task.questions if task.unit(one) in drawn)  # type: ignore[call-arg]
+    return replace(task, questions=chosen)  # type: ignore[type-var]
 
 
 # With a model
@@ -127,7 +138,7 @@ def evaluate(engine: Engine, benchmark: Benchmark, asking: Asking, folder: Path,
     runs.same_inputs(folder, {"the model": model, **benchmark.inputs})
     answers = answer_task(engine, task, asking, benchmark.images, folder / "predictions.jsonl")
     how = {"model": engine.kind, **engine.about, **task.how(engine, asking)}
-    if processes.is_main() and task.answer == "text":
+    if processes.is_main() and task.answer == "text" and benchmark.kind in SHAPES:
         try:
             write_results(benchmark.kind, task.questions, answers, folder)
         except ValueError as problem:  # home-made files may have ids that no server takes
@@ -182,7 +193,7 @@ def evaluate_given(benchmark: Benchmark, paths: Sequence[str], folder: Path) -> 
         ValueError: the answers are no texts, or do not fit the questions.
     """
     if benchmark.task.answer != "text":
-        raise ValueError("--predictions scores texts: vqav2, gqa, pope (--pope_mode text) and textvqa")
+        raise ValueError("--predictions scores texts: those of tasks with images (pope with --pope_mode text)")
     for path in paths:
         require_file(path)
     answers = read_results(benchmark.kind, [Path(path) for path in paths], benchmark.task.questions)

@@ -29,9 +29,11 @@ class TaskFiles:
     Attributes:
         questions: the official question file, or a list of them (POPE has three).
         images: the folder with the benchmark's images; text tasks have none.
-        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels).
+        annotations: the official answers, where they are a file of their own (VQAv2, PIQA's labels), or ScienceQA's
+            pid_splits.json.
         ocr: TextVQA's OCR tokens (TextVQA_Rosetta_OCR_v0.2_val.json); with it every question is asked without and with.
         task: the benchmark, when the entry has another name.
+        metric: what one's own questions are scored by: exact_match, vqa_accuracy or choice.
     """
 
     questions: str | Path | Sequence[str | Path]
@@ -39,6 +41,7 @@ class TaskFiles:
     annotations: str | Path | None = None
     ocr: str | Path | None = None
     task: str | None = None
+    metric: str | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -74,6 +77,10 @@ class Task(ABC):
         """What a reader of the result must know about the questions."""
         return []
 
+    def unit(self, question: Any) -> str:
+        """Return what `--limit` draws a question with: those of one unit are drawn together."""
+        return question.id
+
     # How it is asked
 
     @abstractmethod
@@ -105,6 +112,10 @@ class Task(ABC):
     def other_errors(self, answers: Answers) -> dict[str, float]:
         """Return the standard errors of `others`, where they have one."""
         return {}
+
+    def strays(self, answers: Answers) -> tuple[str, int]:
+        """Return how many answers fit none of the task's labels, behind what they are called; 0 where it has none."""
+        return "", 0
 
     @abstractmethod
     def majority(self) -> tuple[str, Metrics]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vlmsel.checks import check_choice
 from vlmsel.data.glue import GLUE_TASKS, GlueExample, read_glue
 from vlmsel.data.multiple_choice import TASKS as CHOICE_TASKS
 from vlmsel.data.multiple_choice import read_choices
 from vlmsel.evaluation.asking import PopeMode
 from vlmsel.evaluation.task import Task, TaskFiles
 from vlmsel.evaluation.text.tasks import ChoiceTask, GlueTask
-from vlmsel.evaluation.visual.questions import read_questions
-from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VQAv2
+from vlmsel.evaluation.visual.letter_tasks import METRICS, MMBench, ScienceQA
+from vlmsel.evaluation.visual.mmbench import read_mmbench
+from vlmsel.evaluation.visual.own import read_own
+from vlmsel.evaluation.visual.questions import Question, read_questions
+from vlmsel.evaluation.visual.scienceqa import read_scienceqa
+from vlmsel.evaluation.visual.tasks import GQA, POPE, PopeLogit, TextVQA, TextVQABoth, VisualTask, VQAv2
 
 VISUAL_TASKS = ("vqav2", "gqa", "pope", "textvqa")
-TASKS = (*VISUAL_TASKS, *CHOICE_TASKS, *GLUE_TASKS)
+LETTERED: dict[str, tuple[Callable[[TaskFiles], list[Question]], Callable[[list[Question]], VisualTask]]] = {
+    "mmbench": (read_mmbench, MMBench),
+    "scienceqa": (read_scienceqa, ScienceQA),
+}
+TASKS = (*VISUAL_TASKS, *LETTERED, *CHOICE_TASKS, *GLUE_TASKS)
+OWN = "own questions"  # the kind of a file that is scored by a metric of `METRICS`
 # Which benchmarks have files beside their questions; what choices have is known to their reader.
 OWN_FILES = {
-    "images": ("images", VISUAL_TASKS),
-    "annotations": ("annotations file", ("vqav2", *CHOICE_TASKS)),
+    "images": ("images", (*VISUAL_TASKS, "scienceqa", OWN)),
+    "annotations": ("annotations file", ("vqav2", "scienceqa", *CHOICE_TASKS)),
     "ocr": ("file of OCR tokens", ("textvqa",)),
 }
 SETTINGS = tuple(field.name for field in fields(TaskFiles))
@@ -54,8 +64,13 @@ def task_entries(task: str | None, tasks: Mapping[str, Any] | None, **files: Any
         raise ValueError("give one benchmark with --task and --questions, or several with --tasks, not both")
     if tasks:
         return {name: task_files(name, settings) for name, settings in tasks.items()}
+    if task is None and files["metric"] and (paths := TaskFiles(files["questions"] or ()).paths):
+        task = paths[0].stem
     if task is None or files["questions"] is None:
-        raise ValueError("name a benchmark with --task and its file with --questions, or several with --tasks")
+        raise ValueError(
+            "name a benchmark with --task and its file with --questions, or several with --tasks; questions of "
+            f"your own need --questions and --metric, one of {', '.join(METRICS)}"
+        )
     return {task: TaskFiles(**files)}
 
 
@@ -85,8 +100,16 @@ def check_files(name: str, files: TaskFiles, needs_images: bool = False) -> None
     Raises:
         ValueError: there is no such task, or its files are too many or too few.
     """
-    if name not in TASKS:
-        raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}; set task to one of them")
+    if files.metric is not None:
+        check_choice(tuple(METRICS), metric=files.metric)
+        if name in TASKS:
+            raise ValueError(f"{name} has metrics of its own; leave metric ({files.metric}) out, or take another name")
+        name = OWN
+    elif name not in TASKS:
+        raise ValueError(
+            f"no task is called {name!r}; there are {', '.join(TASKS)}; set task to one of them, or metric to one of "
+            f"{', '.join(METRICS)} for questions of your own"
+        )
     count, several = len(files.paths), name == "pope"
     if not count or (count > 1 and not several):
         raise ValueError(f"{name} needs {'question files' if several else 'one question file'}, got {count}")
@@ -95,7 +118,9 @@ def check_files(name: str, files: TaskFiles, needs_images: bool = False) -> None
             raise ValueError(f"{name} has no {what}; leave {setting} ({given}) out")
     if files.annotations is None and name == "vqav2":
         raise ValueError("vqav2 needs an annotations file, v2_mscoco_*_annotations.json; give it as annotations")
-    if files.images is None and name in VISUAL_TASKS and needs_images:
+    if files.annotations is None and name == "scienceqa":
+        raise ValueError("scienceqa needs pid_splits.json, which lies beside problems.json; give it as annotations")
+    if files.images is None and name in (*VISUAL_TASKS, "scienceqa") and needs_images:
         raise ValueError(f"{name} asks about images; give the folder that they are in as images")
 
 
@@ -111,6 +136,11 @@ def load_task(name: str, files: TaskFiles, pope: PopeMode = "text") -> Task:
     for file in (*files.paths, files.annotations, files.ocr):
         if file is not None:
             require_file(file)
+    if files.metric is not None:
+        return METRICS[files.metric](read_questions(name, files, read_own))
+    if name in LETTERED:
+        read, kind = LETTERED[name]
+        return kind(read_questions(name, files, read))
     if name in VISUAL_TASKS:
         questions = read_questions(name, files)
         if name == "textvqa":

@@ -134,8 +134,8 @@ def _refuse_missing(problems: Mapping[int, str], total: int, path: str | Path, r
     if len(lost) > MISSING * total and not reading.allow_missing:
         raise ValueError(
             f"{path}: the pictures of {len(lost)} of {total} samples are missing in {reading.images} (the first, "
-            f"sample {lost[0]}: {problems[lost[0]]}); give the right --images, or go on without them, "
-            "--allow_missing true"
+            f"sample {lost[0]}: {problems[lost[0]]}); give the right --images (targets: --target_images), or go on "
+            "without them, --allow_missing true"
         )
 
 

@@ -18,15 +18,27 @@ BANDS = 7  # scorers up to which curves have bands: those of more cover each oth
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 2)))
 
 
-def draw_results(values: Values, tasks: Sequence[str], path: Path, title: str) -> None:
-    """Draw one panel per task, and one for their mean: a dot with its interval per model, a dotted line at Random."""
+def draw_results(
+    values: Values,
+    tasks: Sequence[str],
+    path: Path,
+    title: str,
+    errors: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Draw one panel per task, and one for their mean, all from one scale: a dot with its interval per model, a dotted
+    line at Random. The `errors` by model and task stand in for intervals where there is one seed."""
     full, columns = with_mean(values, tasks)
     models = [model for model in full if model != MAJORITY]
     figure = Figure(figsize=(max(5, 2.5 * len(columns)), 0.42 * len(models) + 1.3))
-    axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
     for axis, column in zip(axes, columns, strict=True):
         for place, model in enumerate(models):
             mean, half = interval(full[model][column])
+            half = (
+                _error((errors or {}).get(model, {}), [column] if column in tasks else tasks)
+                if math.isnan(half)
+                else half
+            )
             error = None if math.isnan(half) else [[half], [half]]
             color = {"Random": "0.35", "full_pool": "0.6"}.get(model, "tab:blue")
             axis.errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=3)
@@ -35,10 +47,17 @@ def draw_results(values: Values, tasks: Sequence[str], path: Path, title: str) -
         axis.grid(axis="x", alpha=0.3)
         axis.set_yticks(range(len(models)), models)
     axes[0].invert_yaxis()
-    figure.supxlabel("accuracy in % (POPE: F1)", fontsize=9)
+    axes[0].set_xlim(left=max(-3.0, axes[0].get_xlim()[0]))
+    bars = "standard error over questions" if errors else "95 % interval over seeds"
+    figure.supxlabel(f"accuracy in % (POPE: F1), ± {bars}", fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def _error(errors: Mapping[str, float], tasks: Sequence[str]) -> float:
+    """Return the standard error of a mean over tasks, NaN where one of them has none."""
+    return math.sqrt(sum(errors.get(task, math.nan) ** 2 for task in tasks)) / len(tasks)
 
 
 def draw_rates(curves: Mapping[str, Sequence[Sequence[float]]], wrong: float, path: Path, title: str) -> None:

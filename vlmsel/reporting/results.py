@@ -14,7 +14,7 @@ from vlmsel import runs
 from vlmsel.reporting.figures import draw_results
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.studies.intervals import differences
-from vlmsel.studies.study import MIXTURE, RANDOM, Values, read_evaluations, with_mean
+from vlmsel.studies.study import MIXTURE, RANDOM, Values, read_errors, read_evaluations, with_mean
 
 
 def show_results(folder: Path, title: str, first: Sequence[str], about: Mapping[str, Any]) -> None:
@@ -24,7 +24,7 @@ def show_results(folder: Path, title: str, first: Sequence[str], about: Mapping[
     title = f"{title}, {seeds} seed{'s' if seeds > 1 else ''}"
     runs.write_json(folder / "results.json", {**about, "seeds": seeds, "percent": values})
     runs.write_text(folder / "table.md", as_markdown(table))
-    draw_results(values, tasks, folder / "table.png", title)
+    draw_results(values, tasks, folder / "table.png", title, read_errors(folder) if seeds == 1 else None)
     note = "mean ± half-width of the 95 % interval over seeds" if seeds > 1 else "one seed: no intervals (--seeds 3)"
     print(f"\n{title}; accuracy in % (POPE: F1); {note}\n\n{as_text(table)}\n")
     print(f"table: {folder / 'table.md'}   picture: {folder / 'table.png'}   numbers: {folder / 'results.json'}")

@@ -158,6 +158,14 @@ def plan_curvature(
     return plan
 
 
+def gathered_bytes(
+    scorers: Sequence[GradientScorer], blocks: Mapping[str, tuple[int, int]], targets: int, fit_samples: int
+) -> int:
+    """Return the bytes of all that scorers gather, of equal ones once."""
+    task = _Task(tuple(scorers), blocks, targets, fit_samples)
+    return sum(one.bytes(fit_samples) for one in task.gathered.values())
+
+
 def find_room(
     scorers: Sequence[GradientScorer],
     blocks: Mapping[str, tuple[int, int]],

@@ -26,7 +26,7 @@ from torch import Tensor
 from vlmsel import processes, runs
 from vlmsel.scorers import Samples, Scorer
 from vlmsel.scorers.base import gradient_scorers, sample_scorers
-from vlmsel.scoring import progress
+from vlmsel.scoring import progress, room
 from vlmsel.scoring.aggregate import Aggregate, aggregate
 from vlmsel.scoring.batches import progress_bar
 from vlmsel.scoring.curvature import FitSources, Preconditioned, Targets, precondition
@@ -176,6 +176,7 @@ def score_pool(
         ValueError: a target has no finite gradient, it or the pool has none at all, or `out` holds parts of another
             run.
     """
+    room.require(pool, fit, targets, scorers, out)
     h = _preconditioned(pool, fit, targets, scorers, out, place)
     share = share.by(pool.windows)
     stacks = {name: stack.to(pool.device) for name, stack in h.stacks.items()}

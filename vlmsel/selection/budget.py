@@ -8,6 +8,7 @@ gradients are short.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -139,6 +140,16 @@ class Ask:
     def given(self) -> bool:
         """Tell whether any amount is asked for."""
         return (self.fraction, self.count, self.tokens) != (None, None, None)
+
+    def check(self, total: int = sys.maxsize) -> None:
+        """Refuse an amount that no pool of `total` records could give.
+
+        Raises:
+            ValueError: not exactly one amount is given, or it is out of range.
+        """
+        if not self.given():
+            raise ValueError("say how much to choose: --fraction, --count or --tokens")
+        how_many(total, self.fraction, self.count, self.tokens)
 
     def budget(self, facts: Facts) -> Budget:
         """Return the budget for a pool.

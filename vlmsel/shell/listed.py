@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -54,7 +55,10 @@ def wrong_option(command: str, arguments: Sequence[str]) -> str:
             return f"unrecognized arguments: {rest}{did_you_mean(name, known)}"
         given = value if equals else next(iter(after), None)
         if given is not None and (expected := _expected(known.get(name), given)):
-            return f"{name[2:]} must be {expected}, got {given}"
+            share = re.fullmatch(r"([\d.]+) ?%", given) if expected.startswith("float") else None
+            return f"{name[2:]} must be {expected}, got {given}" + (
+                f" ({given} is {float(share[1]) / 100:g})" if share else ""
+            )
     return ""
 
 

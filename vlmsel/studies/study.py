@@ -9,6 +9,7 @@ Answers are numbers by row and measure, such as model and task: `gather` puts th
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -133,6 +134,21 @@ def read_evaluations(folder: Path, first: Sequence[str] = ()) -> tuple[dict[str,
             raise ValueError(f"{folder}: {name} was not evaluated on {lacking[0]}; run the study to its end")
     rows = [_by_kind({name: found[name] for name in order}, tasks) for found in seeds.values()]
     return gather(rows), tasks
+
+
+def read_errors(folder: Path) -> dict[str, dict[str, float]]:
+    """Return the standard errors of one seed's headline metrics, in percent by model and task, where they have one; of
+    draws of one kind that of their mean, taken as independent."""
+    draws: dict[str, dict[str, list[float]]] = {}
+    for path in sorted(folder.glob("seed*/evaluate/*/*/metrics.json")):
+        metrics = runs.read_json(path)
+        if (error := metrics.get("standard_errors", {}).get(metrics["headline"])) is not None:
+            own = draws.setdefault(kind_of(path.parts[-3]), {}).setdefault(path.parts[-2], [])
+            own.append(100 * error)
+    return {
+        model: {task: math.sqrt(sum(error**2 for error in own)) / len(own) for task, own in row.items()}
+        for model, row in draws.items()
+    }
 
 
 def _by_kind(found: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -30,7 +30,7 @@ from transformers import PrinterCallback, ProgressCallback
 from vlmsel import processes
 from vlmsel.models.language import quiet_transformers
 from vlmsel.models.subject import Groups, Subject
-from vlmsel.runs import read_json, write_json
+from vlmsel.runs import bytes_in, read_json, require_room, write_json
 from vlmsel.training.loop import MODEL, Order, PhaseTrainer, arguments
 from vlmsel.training.phases import PhaseSettings, optimizer_groups
 from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
@@ -98,6 +98,8 @@ def _train(
         return finished
     if "projector" not in settings.train:
         subject.require_ready()
+    if main:
+        _require_room(groups, settings, out)
     if sharded:
         shard(subject, groups)
     start = time.perf_counter()
@@ -114,6 +116,15 @@ def _train(
         write_json(out / RECORD, {**record, **ended})
         shutil.rmtree(out / STATES, ignore_errors=True)
     return result
+
+
+def _require_room(groups: Groups, settings: PhaseSettings, out: Path) -> None:
+    """Refuse to begin where the disk has no room for what learns, in float32, and for its states, itself with two
+    moments, the newest beside the one before it."""
+    learns = 4 * sum(weights.numel() for group in groups.values() for weights in group.values())
+    states = 0 if settings.save_every is None else 6 * learns
+    mend = "make room, or go without states (--settings.save_every null)" if states else "make room"
+    require_room(out, learns + states - bytes_in(out), f"the model{' with its states' if states else ''}", mend)
 
 
 def forget(out: Path) -> None:

@@ -45,14 +45,20 @@ def record(rng):
 
 def test_a_glance_finds_what_parsing_finds():
     rng, seen = random.Random(0), 0
+    keys: dict = {}
     for number in range(6000):
         one = record(rng)
         if (found := glance(one)) is None:
             continue
         seen += 1
         sample = parse_record(number, one)  # which may not refuse it
-        assert found == (sample.source, len(sample.images)), one
+        texts = "\n".join(turn.text for turn in sample.turns).split("<image>")
+        said = "".join([texts[0], *(text.removeprefix("\n") for text in texts[1:])]).strip()
+        assert found[:2] == (sample.source, len(sample.images)), one
+        keys.setdefault((sample.images, said), set()).add(found.key)
     assert seen > 1500
+    # one key for what is shown and said, and no two that share it
+    assert all(len(own) == 1 for own in keys.values()) and len(set.union(*keys.values())) == len(keys) > 20
 
 
 @pytest.mark.parametrize("one", ["text", None, [], {}, {"conversations": []}, {"instruction": "a", "output": "b"}])

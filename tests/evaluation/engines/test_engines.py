@@ -271,6 +271,27 @@ def test_the_same_weights_say_the_same_in_both_formats(asks, template):
     np.testing.assert_allclose(other.first_words(twin, YES_NO), own.first_words(batch, YES_NO), rtol=1e-6)
 
 
+@pytest.mark.parametrize("way", RENDERED)
+def test_questions_without_an_image_are_asked_as_text(asks, way):
+    engine = llava_engine(way)
+    bare = [Ask(ask.id, ask.prompt, ask.images, "") for ask in asks]
+    naive = []
+    for ask in bare:
+        text = RENDERED[way].format(ask.prompt).removeprefix("<s>").replace("<image>\n", "").replace("<image>", "")
+        ids = torch.tensor([[BOS, *engine.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+        naive.append(engine.tokenizer.decode(naive_ids(engine.model, ids, None, 8), skip_special_tokens=True).strip())
+    assert engine.generate(engine.prepare(bare), 8) == naive and len(set(naive)) > 1
+
+
+def test_our_own_model_is_asked_without_an_image(asks):
+    model = own_model("pure")
+    engine, twin = VLMEngine(model), llava_engine("pure")
+    twin.model = hugging_face_twin(model)
+    bare = [Ask(ask.id, ask.prompt, ask.images, "") for ask in asks]
+    answers = engine.generate(engine.prepare(bare), 8)
+    assert twin.generate(twin.prepare(bare), 8) == answers and len(set(answers)) > 1
+
+
 # First words
 
 

@@ -23,9 +23,9 @@ from stored import (
     written,
 )
 
+from vlmsel import runs as vlmsel_runs
 from vlmsel.gradients import DenseFactor, Factor
 from vlmsel.gradients.projection import Projection, projected
-from vlmsel.gradients.store import format as store_format
 from vlmsel.gradients.store.format import StoreSettings, save_tensors
 from vlmsel.gradients.store.reader import GradientStore
 from vlmsel.gradients.store.writer import StoreWriter
@@ -302,7 +302,7 @@ def test_the_size_is_known_before(dtype, projection, tmp_path):
 
 def disk_with(monkeypatch, free):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(store_format.shutil, "disk_usage", lambda path: usage(free))
+    monkeypatch.setattr(vlmsel_runs.shutil, "disk_usage", lambda path: usage(free))
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):

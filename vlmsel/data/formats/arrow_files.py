@@ -13,7 +13,7 @@ from typing import Any
 from vlmsel import runs
 from vlmsel.data.formats.arrow_rows import Rows, files_of, is_saved, quiet
 from vlmsel.data.formats.base import Form
-from vlmsel.data.formats.glance import glance
+from vlmsel.data.formats.glance import Seen, glance
 from vlmsel.data.formats.records import parse_record
 from vlmsel.data.hub import HUB_NAME
 from vlmsel.data.sample import Sample
@@ -30,7 +30,7 @@ class _Arrow(Form):
     def parse(self, uid: int, record: Any) -> Sample:
         return parse_record(uid, record, record.picture)
 
-    def glance(self, record: Any) -> tuple[str, int] | None:
+    def glance(self, record: Any) -> Seen | None:
         return glance(record)
 
     def write(self, path: Path, records: Iterable[Any]) -> None:

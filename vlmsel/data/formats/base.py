@@ -6,6 +6,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,9 +56,9 @@ class Form(ABC):
             ValueError: the record cannot be used; the message says why, without naming the record.
         """
 
-    def glance(self, record: Any) -> tuple[str, int] | None:
-        """Return what `parse` finds of a plain record, its source and the number of its images, which all lie in the
-        image folder; None where only `parse` can tell."""
+    def glance(self, record: Any) -> tuple[str, int, int] | None:
+        """Return what `parse` finds of a plain record, its source, the number of its images, which all lie in the
+        image folder, and its `key_of`; None where only `parse` can tell."""
         return None
 
     def fits(self, path: Path) -> bool:
@@ -121,6 +122,18 @@ def source_of(given: Any, images: Sequence[str]) -> str:
     if known := _KNOWN_SOURCE.match(str(path).lower()):
         return known.group(1)
     return path.parts[0] if len(path.parts) > 1 else "images"
+
+
+def key_of(images: Sequence[str], said: str) -> int:
+    """Return a number of 63 bits that samples share which show and say the same: paths of images and all turns' texts,
+    a line each, without markers.
+
+    >>> key_of(["a"], "<image>\\nWhat?\\nred") == key_of(["a"], "What?\\nred"), key_of([], "a") == key_of([], "b")
+    (True, False)
+    """
+    bare = said.replace(f"{IMAGE}\n", "").replace(IMAGE, "").strip()
+    text = "\0".join((*images, bare)).encode(errors="surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def path_problem(path: str) -> str | None:

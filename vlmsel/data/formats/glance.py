@@ -6,21 +6,29 @@ marker. Whatever is not plain, right or wrong, is left to `parse_record`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from vlmsel.data.formats.base import path_problem, source_of
+from vlmsel.data.formats.base import key_of, path_problem, source_of
 from vlmsel.data.templates import IMAGE
 
 _NAMES = {"conversations": ("from", "value", ["human", "gpt"]), "messages": ("role", "content", ["user", "assistant"])}
 _KEYS = {name: {"id", "source", "image", name} for name in _NAMES}
 
 
-def glance(record: Any) -> tuple[str, int] | None:
-    """Return the source of a plain record and how many images it has, None for another record.
+class Seen(NamedTuple):
+    """A sample's source, how many images it has, all in the image folder, and its `key_of`."""
+
+    source: str
+    images: int
+    key: int
+
+
+def glance(record: Any) -> Seen | None:
+    """Return what is seen of a plain record, None for another record.
 
     >>> said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
-    >>> glance({"conversations": said}), glance({"conversations": said, "weight": -1})
-    (('text', 0), None)
+    >>> glance({"conversations": said}).source, glance({"conversations": said, "weight": -1})
+    ('text', None)
     """
     if not isinstance(record, dict):
         return None
@@ -31,10 +39,10 @@ def glance(record: Any) -> tuple[str, int] | None:
         return None
     image, marks = record.get("image"), whole.count("<")
     if not image:
-        return None if marks else (source_of(record.get("source"), ()), 0)
+        return None if marks else Seen(source_of(record.get("source"), ()), 0, key_of((), whole))
     if type(image) is not str or not image.isascii() or marks != whole.count(IMAGE) or marks > 1 or path_problem(image):
         return None
-    return source_of(record.get("source"), (image,)), 1
+    return Seen(source_of(record.get("source"), (image,)), 1, key_of((image,), whole))
 
 
 def _texts(turns: Any, role: str, text: str, speakers: list[str]) -> str | None:

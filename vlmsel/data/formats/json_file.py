@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmsel.data.formats.base import Form
-from vlmsel.data.formats.glance import glance
+from vlmsel.data.formats.glance import Seen, glance
 from vlmsel.data.formats.json_index import JsonRecords, index
 from vlmsel.data.formats.records import parse_record
 from vlmsel.data.sample import Sample
@@ -44,7 +44,7 @@ class JsonFile(Form):
     def parse(self, uid: int, record: Any) -> Sample:
         return parse_record(uid, record)
 
-    def glance(self, record: Any) -> tuple[str, int] | None:
+    def glance(self, record: Any) -> Seen | None:
         return glance(record)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 
-from vlmsel.data.formats.base import Form
+from vlmsel.data.formats.base import Form, key_of
 from vlmsel.data.formats.pictures import Picture
 from vlmsel.data.kept import CHUNK, Found, kept, large, looked_at
 from vlmsel.data.rows import Unread
@@ -30,6 +30,7 @@ class Samples(Sequence[Sample]):
         uids: the uid of each sample, ascending.
         images: how many images each has.
         codes: its source, as a number in `names`.
+        keys: what it shows and says, as `key_of` has it.
         names: the sources.
         placeless: how many have an image that lies in the image folder.
         ids: the `id` of every record, by uid, "" for one without; empty where no record has one.
@@ -42,11 +43,13 @@ class Samples(Sequence[Sample]):
         uids: np.ndarray,
         images: np.ndarray,
         codes: np.ndarray,
+        keys: np.ndarray,
         names: Sequence[str],
         placeless: int,
         ids: pa.StringArray,
     ) -> None:
         self.form, self.records, self.uids, self.images, self.codes = form, records, uids, images, codes
+        self.keys = keys
         self.names, self.placeless, self.ids = tuple(names), placeless, ids
 
     def __len__(self) -> int:
@@ -75,7 +78,7 @@ class Samples(Sequence[Sample]):
     def only(self, uids: Sequence[int]) -> Samples:
         """Return those samples whose uids are among these, in their order here."""
         chosen = np.isin(self.uids, np.asarray(uids, np.int64))
-        kept = self.uids[chosen], self.images[chosen], self.codes[chosen]
+        kept = self.uids[chosen], self.images[chosen], self.codes[chosen], self.keys[chosen]
         found = Samples(self.form, self.records, *kept, self.names, 0, self.ids)
         if self.placeless:
             found.placeless = sum(needs_folder(found[place]) for place in np.flatnonzero(found.images).tolist())
@@ -116,12 +119,13 @@ def read_pool(form: Form, path: Path) -> Pool:
 
 
 class _Run(NamedTuple):
-    """What is found in a run of records: of samples uids, numbers of images and of their source in `names`; how many
-    have an image that lies in the image folder; problems by uid; all records' ids, none where no record has one."""
+    """What is found in a run of records: of samples uids, numbers of images, of their source in `names`, and keys; how
+    many have an image that lies in the image folder; problems by uid; all records' ids, none where none has one."""
 
     uids: array[int]
     images: array[int]
     codes: array[int]
+    keys: array[int]
     names: list[str]
     placeless: int
     problems: list[tuple[int, str]]
@@ -142,7 +146,7 @@ def _looked(form: Form, records: Sequence[Any]) -> Found:
     parts = (every[start : start + CHUNK] for start in range(0, len(every), CHUNK))
     many = large(len(records))
     runs = looked_at(look, every, "reading samples") if many else ((part, look(part)) for part in parts)
-    arrays: dict[str, list[Any]] = {"uids": [], "images": [], "codes": []}
+    arrays: dict[str, list[Any]] = {"uids": [], "images": [], "codes": [], "keys": []}
     names: dict[str, int] = {}
     problems, placeless, ids = [], 0, []
     for own, run in runs:
@@ -153,9 +157,10 @@ def _looked(form: Form, records: Sequence[Any]) -> Found:
         arrays["uids"].append(np.array(run.uids, np.int64))
         arrays["images"].append(np.array(run.images, np.int32))
         arrays["codes"].append(codes[np.array(run.codes, np.int64)])
+        arrays["keys"].append(np.array(run.keys, np.int64))
         problems += run.problems
         placeless += run.placeless
-    kinds = {"uids": np.int64, "images": np.int32, "codes": np.int32}
+    kinds = {"uids": np.int64, "images": np.int32, "codes": np.int32, "keys": np.int64}
     whole = {name: np.concatenate([np.zeros(0, kinds[name]), *arrays[name]]) for name in kinds}
     whole |= _parted(ids)
     return Found(whole, {"names": list(names), "placeless": placeless, "problems": problems})
@@ -163,12 +168,12 @@ def _looked(form: Form, records: Sequence[Any]) -> Found:
 
 def _run(form: Form, uids: Sequence[int], records: Sequence[Any]) -> _Run:
     ids = [_id(record) for record in records]
-    found = _Run(array("q"), array("i"), array("i"), [], 0, [], ids if any(ids) else [])
+    found = _Run(array("q"), array("i"), array("i"), array("q"), [], 0, [], ids if any(ids) else [])
     names: dict[str, int] = {}
     placeless = 0
     for uid, record in zip(uids, records, strict=True):
         if (seen := form.glance(record)) is not None:
-            (source, images), outside = seen, seen[1] > 0
+            (source, images, key), outside = seen, seen[1] > 0
         else:
             try:
                 sample = form.parse(uid, record)
@@ -176,8 +181,10 @@ def _run(form: Form, uids: Sequence[int], records: Sequence[Any]) -> _Run:
                 found.problems.append((uid, str(reason)))
                 continue
             source, images, outside = sample.source, len(sample.images), needs_folder(sample)
+            key = key_of(sample.images, "\n".join(turn.text for turn in sample.turns))
         found.uids.append(uid)
         found.images.append(images)
+        found.keys.append(key)
         found.codes.append(names.setdefault(source, len(names)))
         placeless += outside
     return found._replace(names=list(names), placeless=placeless)

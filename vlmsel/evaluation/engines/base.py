@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ask:
-    """One question about one image: the image's path within the folder `images`."""
+    """One question about one image: the image's path within the folder `images`, "" for a question without."""
 
     id: str
     prompt: str
@@ -43,7 +43,7 @@ class Engine:
     ahead: bool = False
 
     def prepare(self, asks: Sequence[Ask]) -> Any:
-        """Read the images of a batch and encode it; may run in a thread of its own."""
+        """Read the images of a batch and encode it; may run in a thread of its own. All of it have one, or none has."""
         raise self._cannot("read images", "a vision-language model")
 
     def generate(self, batch: Any, max_new_tokens: int) -> list[str]:

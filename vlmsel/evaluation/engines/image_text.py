@@ -60,20 +60,25 @@ class ImageTextEngine(LanguageEngine):
         prompts: list[Any] = []
         for ask in asks:
             with within(f"question {ask.id}"):
-                images.append([load_image(ask.images, ask.image)])
-                prompts.append(self.chat(ask.prompt) if self.template is None else self.ids(ask.prompt))
+                shown = bool(ask.image)
+                images += [[load_image(ask.images, ask.image)]] if shown else []
+                prompts.append(self.chat(ask.prompt, shown) if self.template is None else self.ids(ask.prompt, shown))
         if self.template is None:
-            return self._process(images, prompts)
+            return self._process(images or None, prompts)
+        if not images:
+            return BatchFeature(
+                {**self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")}
+            )
         marked = self._process(images, [self.processor.image_token] * len(asks), special=False)
         return put_images(marked, prompts, pad_id(self.tokenizer))
 
-    def chat(self, prompt: str) -> str:
-        """Put a prompt about one image in the processor's chat template.
+    def chat(self, prompt: str, shown: bool = True) -> str:
+        """Put a prompt about one image, where it is shown, in the processor's chat template.
 
         Raises:
             ValueError: the template is broken, or the prompt spells the processor's image token.
         """
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        content = [*([{"type": "image"}] if shown else []), {"type": "text", "text": prompt}]
         turns = [{"role": "user", "content": content}]
         if (token := getattr(self.processor, "image_token", None)) and token in prompt:
             raise ValueError(f"the prompt spells the image token {token}, which would stand for one more image")
@@ -85,11 +90,12 @@ class ImageTextEngine(LanguageEngine):
                 "copy its file again, or name a template with --template"
             ) from None
 
-    def ids(self, prompt: str) -> list[int]:
-        """Encode a prompt about one image in our template; -200 stands for the image."""
-        return generation_ids([Turn("human", f"{IMAGE}\n{prompt}")], 1, self.processor.tokenizer, self.template or "")
+    def ids(self, prompt: str, shown: bool = True) -> list[int]:
+        """Encode a prompt about one image, where it is shown, in our template; -200 stands for the image."""
+        turn = Turn("human", f"{IMAGE}\n{prompt}" if shown else prompt)
+        return generation_ids([turn], int(shown), self.processor.tokenizer, self.template or "")
 
-    def _process(self, images: list[Any], texts: list[str], special: bool = True) -> Any:
+    def _process(self, images: list[Any] | None, texts: list[str], special: bool = True) -> Any:
         """Run the processor; a BOS that a text begins with is not put there again."""
         bos = self.tokenizer.bos_token
         begun = bos is not None and texts[0].startswith(bos)

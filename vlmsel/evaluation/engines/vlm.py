@@ -41,8 +41,10 @@ class VLMEngine(LanguageEngine):
         items = []
         for number, ask in enumerate(asks):
             with within(f"question {ask.id}"):
-                item = self._encoder(ask.images)(number, [Turn("human", f"<image>\n{ask.prompt}")], [ask.image])
-                self._require_room(len(item.input_ids) - 1 + self.vlm.tower.patches)
+                shown = [ask.image] if ask.image else []
+                prompt = f"<image>\n{ask.prompt}" if shown else ask.prompt
+                item = self._encoder(ask.images)(number, [Turn("human", prompt)], shown)
+                self._require_room(len(item.input_ids) + len(shown) * (self.vlm.tower.patches - 1))
                 items.append(item)
         return self.vlm.collate(items)
 

@@ -99,7 +99,7 @@ def read_results(task: str, paths: Sequence[Path], questions: Sequence[Question]
         ValueError: a file is not of a known shape, has answers to other questions or two to one question, or some
             questions have none; says how many.
     """
-    files = [read_file(Path(path), SHAPES[task]) for path in paths]
+    files = [read_file(Path(path), SHAPES.get(task, (SERVER, LINES))) for path in paths]
     pairs = [pair for file in files if file.entries for pair in _pairs(task, file, questions)]
     return _complete(pairs, ", ".join(map(str, paths)) or "no file", questions)
 

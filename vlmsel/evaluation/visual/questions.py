@@ -38,7 +38,8 @@ OCR_LINE = "\nReference OCR token: "
 class Question:
     """A question about an image; `group` is what metrics are split by, `references` are the right answers.
 
-    `record` is GQA's own, which its metrics are computed from.
+    `image` is "" where there is none; `choices` are the texts of lettered options; `record` is GQA's own, which its
+    metrics are computed from.
     """
 
     id: str
@@ -47,16 +48,19 @@ class Question:
     references: tuple[str, ...]
     group: str
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    choices: tuple[str, ...] = ()
 
 
-def read_questions(name: str, files: TaskFiles) -> list[Question]:
-    """Read a benchmark's official files.
+def read_questions(
+    name: str, files: TaskFiles, read: Callable[[TaskFiles], list[Question]] | None = None
+) -> list[Question]:
+    """Read a benchmark's official files, by `read` where it is none of the four here.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is not what it should be; names file and question, and how many questions have a fault.
     """
-    found = READERS[name](files)
+    found = (read or READERS[name])(files)
     if not found:
         raise ValueError(f"{files.paths[0]}: no question in it; is this the benchmark's official file?")
     check_ids(files.paths[0], [question.id for question in found], "question")

@@ -13,11 +13,12 @@ from typing import Any
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vlmsel.data.dataset import look_at_images
+from vlmsel.data.formats.pictures import Picture
 from vlmsel.data.images import find_image, image_digest, require_folder
 from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import Ask, Engine
 from vlmsel.evaluation.harness import Responder
-from vlmsel.evaluation.metrics import f1_error, mean, pope_metrics, textvqa_accuracy, vqa_accuracy
+from vlmsel.evaluation.metrics import f1_error, mean, names_label, pope_metrics, textvqa_accuracy, vqa_accuracy
 from vlmsel.evaluation.task import Answers, Asked, Metrics, Task
 from vlmsel.evaluation.visual.answers import textvqa_answer, vqav2_answer
 from vlmsel.evaluation.visual.gqa import gqa_answer, gqa_match, gqa_metrics
@@ -37,14 +38,15 @@ class VisualTask(Task, ABC):
         return dict(sorted(Counter(question.group for question in self.questions).items()))
 
     def asked(self, asking: Asking) -> Asked:
-        return {question.id: {"prompt": asking.prompt(question.text)} for question in self.questions}
+        return {q.id: {"prompt": asking.prompt(q.text, bool(q.choices))} for q in self.questions}
 
     def responder(self, engine: Engine, asking: Asking, images: Path) -> Responder[Any]:
-        asks = {q.id: Ask(q.id, asking.prompt(q.text), images, q.image) for q in self.questions}
+        asks = {q.id: Ask(q.id, asking.prompt(q.text, bool(q.choices)), images, q.image) for q in self.questions}
         return Responder(
             lambda ids: engine.prepare([asks[identity] for identity in ids]),
             lambda batch: self.respond(engine, batch, asking),
             engine.ahead,
+            lambda identity: bool(asks[identity].image),
         )
 
     def respond(self, engine: Engine, batch: Any, asking: Asking) -> Sequence[Any]:
@@ -59,6 +61,11 @@ class VisualTask(Task, ABC):
         keys = {question.id: (question.image, len(question.text)) for question in self.questions}
         return lambda identity: keys[identity]
 
+    @property
+    def in_folder(self) -> list[Question]:
+        """The questions whose image lies in the image folder."""
+        return [question for question in self.questions if question.image and not isinstance(question.image, Picture)]
+
     def require_images(self, images: Path) -> None:
         """Find every question's image before the first is asked, which may be hours before the last.
 
@@ -68,7 +75,7 @@ class VisualTask(Task, ABC):
         """
         require_folder(images)
         faults = []
-        for question in self.questions:
+        for question in self.in_folder:
             try:
                 find_image(images, question.image)
             except (ValueError, OSError) as fault:
@@ -79,7 +86,7 @@ class VisualTask(Task, ABC):
 
     def images_digest(self, images: Path) -> str:
         """Return the hash of the bytes of all questions' images."""
-        names = [question.image for question in self.questions]
+        names = [question.image for question in self.in_folder]
         return look_at_images(lambda: names, lambda name: (None, image_digest(images, name)), "comparing images")[1]
 
     def pairs(self, answers: Answers) -> list[tuple[Question, Any]]:
@@ -95,7 +102,7 @@ class VisualTask(Task, ABC):
         return constant, self.score(dict.fromkeys(self.ids, constant))
 
 
-def _best_constant(
+def best_constant(
     questions: Sequence[Question], key: Callable[[str], str], credit: Callable[[str, Question], float]
 ) -> str:
     """Return the reference answer with the highest sum of credit over all questions; the first of equals.
@@ -113,7 +120,7 @@ def _best_constant(
     return written[max(total, key=lambda name: total[name])]
 
 
-def _split(name: str, scored: Sequence[tuple[str, float]]) -> dict[str, list[float]]:
+def by_group(name: str, scored: Sequence[tuple[str, float]]) -> dict[str, list[float]]:
     """Collect values as a whole and by group."""
     found: dict[str, list[float]] = {name: [value for _, value in scored]}
     for group in sorted({group for group, _ in scored}):
@@ -130,10 +137,10 @@ class VQAv2(VisualTask):
         pairs = self.pairs(answers)
         official = [vqa_accuracy(answer, q.references, "official") for q, answer in pairs]
         always = [(q.group, vqa_accuracy(answer, q.references)) for q, answer in pairs]
-        return _split("accuracy", always) | {"accuracy_official": official}
+        return by_group("accuracy", always) | {"accuracy_official": official}
 
     def constant(self) -> str:
-        return _best_constant(self.questions, vqav2_answer, lambda answer, q: vqa_accuracy(answer, q.references))
+        return best_constant(self.questions, vqav2_answer, lambda answer, q: vqa_accuracy(answer, q.references))
 
 
 class TextVQA(VisualTask):
@@ -149,7 +156,7 @@ class TextVQA(VisualTask):
         }
 
     def constant(self) -> str:
-        return _best_constant(self.questions, textvqa_answer, lambda answer, q: textvqa_accuracy(answer, q.references))
+        return best_constant(self.questions, textvqa_answer, lambda answer, q: textvqa_accuracy(answer, q.references))
 
 
 class TextVQABoth(TextVQA):
@@ -170,14 +177,14 @@ class GQA(VisualTask):
         return [question for question in self.questions if question.record["isBalanced"]]
 
     def values(self, answers: Answers) -> dict[str, list[float]]:
-        return _split("accuracy", [(q.group, gqa_match(answers[q.id], q.references[0])) for q in self.balanced])
+        return by_group("accuracy", [(q.group, gqa_match(answers[q.id], q.references[0])) for q in self.balanced])
 
     def others(self, answers: Answers) -> Metrics:
         found = gqa_metrics({question.id: question.record for question in self.questions}, answers)
         return {name: value for name, value in found.items() if name not in ("accuracy", "binary", "open")}
 
     def constant(self) -> str:
-        return _best_constant(self.balanced, gqa_answer, lambda answer, q: gqa_match(answer, q.references[0]))
+        return best_constant(self.balanced, gqa_answer, lambda answer, q: gqa_match(answer, q.references[0]))
 
 
 class POPE(VisualTask):
@@ -208,6 +215,9 @@ class POPE(VisualTask):
         means = {name: math.sqrt(sum(error**2 for error in values)) / len(values) for name, values in own.items()}
         return means | errors
 
+    def strays(self, answers: Answers) -> tuple[str, int]:
+        return "neither yes nor no", sum(not names_label(answers[identity]) for identity in self.ids)
+
     def constant(self) -> str:
         texts = POPE(self.questions)
         return max(POPE_LABELS, key=lambda label: texts.score(dict.fromkeys(self.ids, label))[self.headline])
@@ -226,6 +236,9 @@ class PopeLogit(POPE):
 
     def respond(self, engine: Engine, batch: Any, asking: Asking) -> Sequence[Any]:
         return engine.first_words(batch, YES_NO)
+
+    def strays(self, answers: Answers) -> tuple[str, int]:
+        return "", 0
 
     def how(self, engine: Engine, asking: Asking) -> dict[str, Any]:
         return {"prompt": asking.protocol, "decoding": "probabilities of the first token"}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -168,18 +167,3 @@ def _difference(found: Layout, expected: Layout) -> str | None:
         if found.get(name) != expected.get(name):
             return f"{name} is {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
     return None
-
-
-def check_free(folder: Path, needs: int) -> None:
-    """Refuse to write more bytes than the folder's disk has room for.
-
-    Raises:
-        ValueError: with both numbers.
-    """
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if needs > free:
-        raise ValueError(
-            f"{folder}: the gradient store takes {needs / 1e9:.3g} GB more and the disk has {free / 1e9:.3g} GB free; "
-            "use a projection, dtype bfloat16, fewer blocks or samples, or a folder on another disk"
-        )

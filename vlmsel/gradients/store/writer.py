@@ -21,7 +21,6 @@ from vlmsel.gradients.store.format import (
     STORE,
     TARGETS,
     StoreSettings,
-    check_free,
     open_tensors,
     save_tensors,
     shard_path,
@@ -56,7 +55,8 @@ class StoreWriter:
             ValueError: the disk has no room for them.
         """
         there = sum(path.stat().st_size for path in self._shards())
-        check_free(self.folder, samples * self.settings.sample_bytes - there)
+        mend = "use a projection, dtype bfloat16, fewer blocks or samples"
+        runs.require_room(self.folder, samples * self.settings.sample_bytes - there, "the gradient store", mend)
         if not (self.folder / STORE).is_file():
             runs.write_json(self.folder / STORE, {**self.settings.to_json(), "records": records})
 
