@@ -181,7 +181,7 @@ def test_pictures_that_need_a_folder_are_counted_where_none_is_given(tmp_path, c
     assert "pictures that were not looked at: 4 (--images DIR)" in capsys.readouterr().out
     pool_forms.write_images(tmp_path / "images")
     assert cli.main(["inspect", str(pool), "--images", f"{tmp_path}/images"]) == 0
-    assert f"--images {tmp_path}/images --write_clean CLEAN" in capsys.readouterr().out
+    assert f"vlmsel choose --model MODEL --pool {pool} --images {tmp_path}/images " in capsys.readouterr().out
     assert cli.main(["inspect", str(pool_forms.write_internvl(tmp_path)), "--json", str(tmp_path / "found.json")]) == 0
     assert "not looked at" not in capsys.readouterr().out
     (tmp_path / "images/b/blue.png").write_bytes(b"no picture")

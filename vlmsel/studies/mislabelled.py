@@ -132,8 +132,7 @@ def _measure(scored: Scored, drawn: Drawn, scorers: Sequence[Scorer]) -> dict[st
     """Measure each scorer: what it finds where wrong labels are known, and how it agrees with an exact one."""
     scores = scored.scores.double().numpy()
     keep = np.isfinite(scores[0])
-    own = {scorer: one[keep] for (scorer, _), one in zip(scored.names, scores, strict=True)}
-    values = {scorer.name: own[scorer.name] for scorer in scorers}
+    values = {scorer: one[keep] for (scorer, _), one in zip(scored.names, scores, strict=True)}
     found: dict[str, Any] = {"detection": {}, "curves": {}, "agreement": {}}
     exact = next((scorer.name for scorer in scorers if isinstance(scorer, Exact)), None)
     if drawn.wrong is not None:

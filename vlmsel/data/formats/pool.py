@@ -21,17 +21,24 @@ from vlmsel.data.rows import Unread
 from vlmsel.data.sample import Problem, Sample
 
 
+class Columns(NamedTuple):
+    """Of each usable sample, by position: its uid, ascending; how many images it has; its source, as a number; what it
+    shows and says, as `key_of` has it."""
+
+    uids: np.ndarray
+    images: np.ndarray
+    codes: np.ndarray
+    keys: np.ndarray
+
+
 class Samples(Sequence[Sample]):
     """The usable samples of a pool, by position; each is read and parsed when it is asked for.
 
     Args:
         form: parses a record.
         records: the records of the pool.
-        uids: the uid of each sample, ascending.
-        images: how many images each has.
-        codes: its source, as a number in `names`.
-        keys: what it shows and says, as `key_of` has it.
-        names: the sources.
+        columns: what is known of the samples.
+        names: the sources that numbers stand for.
         placeless: how many have an image that lies in the image folder.
         ids: the `id` of every record, by uid, "" for one without; empty where no record has one.
     """
@@ -40,16 +47,13 @@ class Samples(Sequence[Sample]):
         self,
         form: Form,
         records: Sequence[Any],
-        uids: np.ndarray,
-        images: np.ndarray,
-        codes: np.ndarray,
-        keys: np.ndarray,
+        columns: Columns,
         names: Sequence[str],
         placeless: int,
         ids: pa.StringArray,
     ) -> None:
-        self.form, self.records, self.uids, self.images, self.codes = form, records, uids, images, codes
-        self.keys = keys
+        self.form, self.records, self.columns = form, records, columns
+        self.uids, self.images, self.codes, self.keys = columns
         self.names, self.placeless, self.ids = tuple(names), placeless, ids
 
     def __len__(self) -> int:
@@ -78,8 +82,8 @@ class Samples(Sequence[Sample]):
     def only(self, uids: Sequence[int]) -> Samples:
         """Return those samples whose uids are among these, in their order here."""
         chosen = np.isin(self.uids, np.asarray(uids, np.int64))
-        kept = self.uids[chosen], self.images[chosen], self.codes[chosen], self.keys[chosen]
-        found = Samples(self.form, self.records, *kept, self.names, 0, self.ids)
+        kept = Columns(*(one[chosen] for one in self.columns))
+        found = Samples(self.form, self.records, kept, self.names, 0, self.ids)
         if self.placeless:
             found.placeless = sum(needs_folder(found[place]) for place in np.flatnonzero(found.images).tolist())
         return found
@@ -114,7 +118,7 @@ def read_pool(form: Form, path: Path) -> Pool:
     key = ("records", form.name, form.digest(path)) if large(len(records)) else None
     arrays, about = kept(len(records), key, lambda: _looked(form, records))
     ids = _joined(arrays.pop("id_ends"), arrays.pop("id_bytes"))
-    samples = Samples(form, records, **arrays, names=about["names"], placeless=about["placeless"], ids=ids)
+    samples = Samples(form, records, Columns(**arrays), about["names"], about["placeless"], ids)
     return Pool(samples, [Problem(*problem) for problem in about["problems"]], records)
 
 
