@@ -19,6 +19,11 @@ gc.collect()
 gc.freeze()  # the libraries' million objects need not be looked through again at every collection
 
 
+def pytest_unconfigure():
+    """Let the last collection take all objects, or libraries tell of leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def shapes():
     """Check shapes anew in every test."""
