@@ -7,16 +7,22 @@ from contextlib import contextmanager
 if "PYTEST_XDIST_WORKER" in os.environ:  # a thread per process, before torch counts the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import peft  # noqa: F401
 import pytest
 import shape_checks
-import transformers
-from jaxtyping import config
+from jaxtyping import config as shape_settings
 
 shape_checks.install()  # before the package is imported
-assert transformers.Trainer  # imports what it needs
-gc.collect()
-gc.freeze()  # the libraries' million objects need not be looked through again at every collection
+
+
+def pytest_configure(config):
+    """Import what all tests need, where tests run: not in the process that deals them to workers."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        import peft  # noqa: F401
+        import transformers
+
+        assert transformers.Trainer  # imports what it needs
+        gc.collect()
+        gc.freeze()  # the libraries' million objects need not be looked through again at every collection
 
 
 def pytest_unconfigure():
@@ -38,10 +44,19 @@ def no_power_cut():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def small_collections():
+    """Look through young objects alone where memory is freed between models: here they are tiny, and many."""
+    with pytest.MonkeyPatch.context() as patch:
+        collect = gc.collect
+        patch.setattr(gc, "collect", lambda generation=0: collect(0))
+        yield
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
     """Run as users do, without the checks of shapes and types around functions, to see the package's own refusals."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    monkeypatch.setattr(shape_settings, "jaxtyping_disable", True)
 
 
 @pytest.fixture

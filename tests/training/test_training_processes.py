@@ -70,8 +70,9 @@ def held(model, count, shards):
 
 
 def among(rank, count, port, folder, shards):
+    torch.set_num_threads(1)  # a fork that waits for the threads of the process before it waits for ever
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    os.environ |= {"ACCELERATE_USE_FSDP": str(shards).lower()}
+    os.environ |= {"ACCELERATE_USE_FSDP": str(shards).lower(), "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for state in (AcceleratorState, GradientState, PartialState):
         state._shared_state.clear()

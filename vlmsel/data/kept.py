@@ -10,7 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -85,7 +85,7 @@ class _Chunks:
 
 def looked_at(
     look: Callable[[Sequence[int]], T], positions: Sequence[int], what: str | None, least: int | None = None
-) -> Iterator[tuple[Sequence[int], T]]:
+) -> Generator[tuple[Sequence[int], T], None, None]:
     """Call `look` for runs of positions, in several processes where there are many; give each run and what it gave.
 
     Args:

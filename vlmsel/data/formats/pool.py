@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -149,21 +150,22 @@ def _looked(form: Form, records: Sequence[Any]) -> Found:
     every = range(len(records))
     parts = (every[start : start + CHUNK] for start in range(0, len(every), CHUNK))
     many = large(len(records))
-    runs = looked_at(look, every, "reading samples") if many else ((part, look(part)) for part in parts)
     arrays: dict[str, list[Any]] = {"uids": [], "images": [], "codes": [], "keys": []}
     names: dict[str, int] = {}
     problems, placeless, ids = [], 0, []
-    for own, run in runs:
-        if isinstance(run, Unread):
-            raise ValueError(run.reason)
-        ids.append(pa.array(run.ids or [""] * len(own), pa.string()))
-        codes = np.array([names.setdefault(name, len(names)) for name in run.names], np.int32)
-        arrays["uids"].append(np.array(run.uids, np.int64))
-        arrays["images"].append(np.array(run.images, np.int32))
-        arrays["codes"].append(codes[np.array(run.codes, np.int64)])
-        arrays["keys"].append(np.array(run.keys, np.int64))
-        problems += run.problems
-        placeless += run.placeless
+    looks = looked_at(look, every, "reading samples") if many else ((part, look(part)) for part in parts)
+    with closing(looks) as runs:  # an error would keep the processes with its traceback
+        for own, run in runs:
+            if isinstance(run, Unread):
+                raise ValueError(run.reason)
+            ids.append(pa.array(run.ids or [""] * len(own), pa.string()))
+            codes = np.array([names.setdefault(name, len(names)) for name in run.names], np.int32)
+            arrays["uids"].append(np.array(run.uids, np.int64))
+            arrays["images"].append(np.array(run.images, np.int32))
+            arrays["codes"].append(codes[np.array(run.codes, np.int64)])
+            arrays["keys"].append(np.array(run.keys, np.int64))
+            problems += run.problems
+            placeless += run.placeless
     kinds = {"uids": np.int64, "images": np.int32, "codes": np.int32, "keys": np.int64}
     whole = {name: np.concatenate([np.zeros(0, kinds[name]), *arrays[name]]) for name in kinds}
     whole |= _parted(ids)
