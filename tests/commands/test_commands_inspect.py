@@ -1,5 +1,6 @@
 """vlmsel inspect with a model: samples that lose supervised tokens, and what a checkpoint holds."""
 
+import re
 import shutil
 
 from vlmsel import cli, runs
@@ -24,6 +25,20 @@ def test_samples_that_would_lose_supervised_tokens_are_named(world, aligned, tmp
         if cut < whole:
             expected[str(sample.uid)] = f"keeps {cut} of {whole} supervised tokens at 58"
     assert found == expected and 0 < len(found) < 12
+
+
+def test_what_is_longer_than_the_model_reads_loses_tokens_however_much_is_allowed(world, aligned, tmp_path):
+    records = runs.read_json(world / "pool.json")[:2]
+    records[1]["conversations"][1]["value"] = "red circle " * 400
+    runs.write_json(tmp_path / "pool.json", records)
+    subject = open_subject(str(aligned), "cpu")
+    words = subject.tokenizer("red circle " * 400, add_special_tokens=False)["input_ids"]
+    assert len(words) > subject.positions
+    command = ["inspect", f"{tmp_path}/pool.json", "--images", f"{world}/images", "--model", str(aligned)]
+    assert cli.main([*command, "--json", f"{tmp_path}/found.json"]) == 0
+    found = runs.read_json(tmp_path / "found.json")["faults"]["loses tokens"]
+    kept, total = map(int, re.match(r"keeps (\d+) of (\d+) supervised", found.pop("1")).groups())
+    assert found == {} and kept < subject.positions and abs(total - len(words)) <= 2  # blanks at its ends, EOS
 
 
 def test_a_checkpoint_says_what_it_holds(aligned, tmp_path, capsys):

@@ -111,14 +111,15 @@ def test_any_number_of_processes_gives_the_scores_of_one(count, folder, world, a
     )
     assert ended.returncode == 0, ended.stderr
     pool, out = folder / "pool.json", tmp_path / "run"
-    left, curvature, written = ended.stdout.splitlines()
+    left, repeated, curvature, written, then = ended.stdout.splitlines()
     assert left.startswith(f"{pool}: 1 of 71 samples left out, listed in {out}/skipped.json (the first: sample 0: ")
     assert curvature.startswith("curvature: 4 GFIM matrices, 4 sets of kept gradients, ")
-    assert written.startswith(f"{out}/scores.parquet: 70 samples, 20 scores each ")
+    assert written.startswith(f"{out}/scores.parquet: 70 of 71 samples, 20 scores each ")
+    assert "samples repeat earlier ones" in repeated and then.startswith(f"next: vlmsel select --scores {out} ")
     found, expected = table(out), table(alone)
     assert list(found) == list(expected)
     for name in found:
-        if name in ("uid", "source", "tokens"):
+        if name in ("uid", "id", "source", "tokens"):
             assert found[name] == expected[name]
             continue
         assert math.isnan(found[name][0]) and math.isnan(expected[name][0])

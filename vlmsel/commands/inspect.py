@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlmsel import progress, runs
 from vlmsel.data.check_up import FAULTS, CheckUp, check_up
-from vlmsel.data.dataset import Reading
+from vlmsel.data.dataset import WHOLE, Reading
 from vlmsel.data.formats import Pool, read_samples, write_part
 from vlmsel.models.open import open_subject
 from vlmsel.reporting.checkpoint import is_checkpoint, read_checkpoint
@@ -56,7 +57,7 @@ def inspect(
         pool = read_samples(path)
         looked = check_up(pool, images, [against] if isinstance(against, str) else against or ())
         if model is not None:
-            _lost(looked, pool, model, max_length)
+            _lost(looked, pool, model, Reading(Path(images) if images else None, max_length))
         found, images = looked.to_json(), images or ("DIR" if looked.not_looked_at else None)
         blind = {"contaminated": against is None, "loses tokens": model is None}
         print("\n".join(_pool_lines(path, looked, [kind for kind, left in blind.items() if left])))
@@ -81,18 +82,21 @@ def _next(path: str, images: str | None, clean: str | None, model: bool) -> str:
     return f"vlmsel choose --model MODEL --pool {clean}{pictures} --targets.NAME FILE --fraction 0.05 --out RUN"
 
 
-def _lost(looked: CheckUp, pool: Pool, model: str, max_length: int) -> None:
+def _lost(looked: CheckUp, pool: Pool, model: str, reading: Reading) -> None:
     """Note samples whose supervised tokens do not all fit, or that the model cannot read, with the reason."""
-    subject = open_subject(model, "cpu")
+    subject, dropped = open_subject(model, "cpu"), looked.dropped()
+    longest = subject.longest(reading)
     for sample in pool.samples:
+        if sample.uid in dropped:
+            continue
         try:
-            whole = subject.size(sample, Reading(max_length=10**9)).supervised
-            left = subject.size(sample, Reading(max_length=max_length)).supervised
+            whole = subject.size(sample, replace(reading, max_length=WHOLE)).supervised
+            left = subject.size(sample, reading).supervised
         except ValueError as reason:
             looked.faults["loses tokens"][sample.uid] = str(reason)
             continue
         if left < whole:
-            looked.faults["loses tokens"][sample.uid] = f"keeps {left} of {whole} supervised tokens at {max_length}"
+            looked.faults["loses tokens"][sample.uid] = f"keeps {left} of {whole} supervised tokens at {longest}"
 
 
 def _pool_lines(path: str, looked: CheckUp, blind: list[str]) -> list[str]:

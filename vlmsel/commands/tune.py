@@ -60,5 +60,6 @@ def tune(
         )
     place = "cpu" if processes.wants_shards() else device  # shards go to their GPUs, the whole would not fit one
     subject = open_to_train(model, place, dtype, reading.template, reading.exif, lora, settings.seed)
-    then = f"vlmsel evaluate --model {out} --task TASK --questions FILE --out RUN"
+    pictures = "" if reading.images is None else " --images FOLDER"
+    then = f"vlmsel evaluate --model {out} --task TASK --questions FILE{pictures} --out RUN"
     train_on(subject, data, reading.reading(), settings, out, group_by_modality_length, only, then)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,8 @@ from vlmsel.data.kept import Found, kept, large
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.data.sizes import Sizes, distinct
 
+WHOLE = sys.maxsize
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -41,7 +44,8 @@ class Reading:
 
     Attributes:
         images: what image paths are relative to; needed when a sample has an image that the model can see.
-        max_length: longest sequence in tokens, pictures' places included; what is longer is cut.
+        max_length: longest sequence in tokens, pictures' places included; what is longer is cut. `WHOLE` cuts nothing,
+            not even at the model's own positions: for counting, not for running it.
         loss_on: what is supervised, answers or all text.
         features: gives the features of pictures in their place.
         allow_missing: go on where many pictures are missing.

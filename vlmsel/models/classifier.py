@@ -97,7 +97,7 @@ class Classifier(nn.Module, Subject):
 
     def encode(self, sample: Sample, reading: Reading) -> Encoded:
         """Tokenise a sample's texts, once; what is longer than `max_length` or the model takes is cut."""
-        limit = min(self.limit, reading.max_length)
+        limit = self.longest(reading)
         if (sample, limit) not in self._encoded:
             self._encoded[sample, limit] = self._tokenise(sample, limit)
         return self._encoded[sample, limit]

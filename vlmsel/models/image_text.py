@@ -103,7 +103,7 @@ class ImageText(nn.Module, Subject):
 
     def encode(self, sample: Sample, reading: Reading) -> ImageTextItem:
         photos = self.pictures(reading)
-        return self.reader.encode(sample, [photos(image) for image in sample.images], reading, self._limit(reading))
+        return self.reader.encode(sample, [photos(image) for image in sample.images], reading, self.longest(reading))
 
     def size(self, sample: Sample, reading: Reading) -> Size:
         photos = self.pictures(reading)
@@ -111,10 +111,7 @@ class ImageText(nn.Module, Subject):
             sizes = [photos.size(image) for image in sample.images]
         except OSError as problem:
             raise ValueError(str(problem)) from None
-        return self.reader.size(sample, sizes, reading, self._limit(reading))
-
-    def _limit(self, reading: Reading) -> int:
-        return min(reading.max_length, self.positions or reading.max_length)
+        return self.reader.size(sample, sizes, reading, self.longest(reading))
 
     def pictures(self, reading: Reading) -> Photos:
         return Photos(reading.images or Path(), self.exif)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmsel.data.dataset import Reading, Size
+from vlmsel.data.dataset import WHOLE, Reading, Size
 from vlmsel.data.features import FeatureReader
 from vlmsel.data.images import Opener
 from vlmsel.data.sample import Sample
@@ -47,6 +47,12 @@ class Subject(ABC):
     def positions(self) -> int | None:
         """How many tokens it reads at once, pictures' places included; longer samples are cut. None: nothing says."""
         return None
+
+    def longest(self, reading: Reading) -> int:
+        """Return how many tokens of a sample are kept: as asked or as many as it reads; with `WHOLE` all of them."""
+        if reading.max_length == WHOLE:
+            return WHOLE
+        return min(reading.max_length, self.positions or reading.max_length)
 
     @property
     def reads_with(self) -> str:

@@ -111,7 +111,7 @@ class VLM(nn.Module, Subject):
     def _ids(self, sample: Sample, reading: Reading) -> Encoded:
         if sample.images and self.vision is None:
             raise ValueError("it has an image and this model reads text only")
-        limit = min(reading.max_length, self.positions or reading.max_length)
+        limit = self.longest(reading)
         if self.vlm_config.template == CHAT:
             return self._chat.encode(sample.turns, limit, reading.loss_on)
         return encode(
