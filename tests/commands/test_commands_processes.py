@@ -119,7 +119,7 @@ def test_any_number_of_processes_gives_the_scores_of_one(count, folder, world, a
     found, expected = table(out), table(alone)
     assert list(found) == list(expected)
     for name in found:
-        if name in ("uid", "id", "source", "tokens"):
+        if "/" not in name and name != "loss":
             assert found[name] == expected[name]
             continue
         assert math.isnan(found[name][0]) and math.isnan(expected[name][0])
