@@ -92,6 +92,7 @@ def test_a_plug_in_loads_by_its_import_path(plugin):
     "spec, message",
     [
         ("", "no scorer is called ''"),
+        ("Length", "Length needs no score run: every table has it, vlmsel select --scorer Length takes it"),
         ("Hyperinf", "no scorer is called 'Hyperinf'; there are HyperINF, DataInf, LiSSA, TracIn, Adafactor, Exact, K"),
         ("HyperINF.publised", "HyperINF has no preset 'publised'"),
         ("HyperINF.statistic", "HyperINF has no preset 'statistic'"),

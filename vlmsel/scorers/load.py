@@ -14,6 +14,8 @@ from typing import Any
 from vlmsel.scorers import BUILT_IN
 from vlmsel.scorers.base import Scorer
 
+READY = ("Loss", "Length")  # columns of every score table, by which `select` ranks
+
 
 def load_scorers(names: Sequence[str]) -> list[Scorer]:
     """Load scorers; their names must tell them apart, for they name the table's columns.
@@ -94,6 +96,8 @@ def _find(name: str, spec: str) -> Callable[..., Any]:
         return made
     module, _, attribute = name.rpartition(":" if ":" in name else ".")
     if not module:
+        if name in READY:
+            raise ValueError(f"{name} needs no score run: every table has it, vlmsel select --scorer {name} takes it")
         raise ValueError(f"no scorer is called {name!r}; there are {', '.join(BUILT_IN)}, or give module:Class")
     try:
         return getattr(import_module(module), attribute)
