@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vlmsel.models.counts import Counts
 from vlmsel.planning import costs
@@ -16,7 +17,7 @@ from vlmsel.planning.hardware import GB, Card
 from vlmsel.scorers import GradientScorer
 from vlmsel.scorers.statistics import Gram
 from vlmsel.scoring.memory import Memory
-from vlmsel.scoring.memory_plan import Plan, find_room, known_blocks
+from vlmsel.scoring.memory_plan import Plan, find_room, known_blocks, plan_curvature
 from vlmsel.training.phases import PhaseSettings
 
 ANSWER = 10  # tokens of an answer
@@ -141,14 +142,28 @@ def scoring_memory(given: Given, card: Card) -> tuple[dict[str, float], Plan | N
         "activations": costs.activation_bytes(given.scored, given.batch_tokens, max(width, 2.0)),
         "logits": costs.logit_bytes(given.scored, _supervised(given) * given.batch_tokens),
     }
-    free = int(card.memory - sum(found.values()))
-    same = card.name == "CPU"
-    memory = Memory(max(free, 0), max(free, 0) if same else HOST, DISK, same)
-    targets, norms = given.files + given.virtual, given.columns > 0
-    if (plan := find_room(given.scorers, given.blocks, targets, given.fit, memory, norms)) is None:
+    if (plan := find_room(**_curvature(given, card, sum(found.values())))) is None:
         return found, None
     held = plan.gathered if plan.place == "device" else 0
     return found | {"targets and solving": plan.needs["device"] - held, "curvature": float(held)}, plan
+
+
+def _curvature(given: Given, card: Card, taken: float) -> dict[str, Any]:
+    """Return what the place of curvature depends on, where so many bytes of the card are taken."""
+    free, same = max(0, int(card.memory - taken)), card.name == "CPU"
+    memory = Memory(free, free if same else HOST, DISK, same)
+    return {
+        "scorers": given.scorers, "blocks": given.blocks, "targets": given.files + given.virtual,
+        "fit_samples": given.fit, "memory": memory, "norms": given.columns > 0,
+    }  # fmt: skip
+
+
+def why_no_room(given: Given, card: Card, taken: float) -> str:
+    """Say why curvature has no room beside so many bytes on the card, and what would fit."""
+    try:
+        return plan_curvature(**_curvature(given, card, taken)).describe()
+    except ValueError as problem:
+        return str(problem)
 
 
 def training_memory(given: Given) -> dict[str, float]:
