@@ -133,7 +133,12 @@ def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _over_seeds(values: list[float]) -> dict[str, Any]:
+    """Return the mean of correlations and its 95 % interval, within -1 and 1.
+
+    >>> _over_seeds([0.9, 0.1])["high"]
+    1.0
+    """
     mean, half = summary(values)
     assert mean is not None
-    ends = {"low": None, "high": None} if half is None else {"low": mean - half, "high": mean + half}
+    ends = {"low": None, "high": None} if half is None else {"low": max(-1.0, mean - half), "high": min(1.0, mean + half)}
     return {"value": mean, **ends, "per_seed": values}
