@@ -76,7 +76,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in ("qwen2_5_vl", "smolvlm"):
         one = setting(name, given.samples, given.batch_tokens, given.width, given.device)
-        found = measure(one, given.repeats, [])
+        found = measure(one, given.repeats)
         shown = ", ".join(f"{key} {value:.3f}" for key, value in found.items())
         print(
             f"{name} ({len(one.blocks)} blocks, {one.samples} samples, {len(one.batches)} batches): {shown}", flush=True

@@ -188,7 +188,7 @@ def seconds(call: Callable[[Setting], None], setting: Setting) -> float:
     return time.perf_counter() - start
 
 
-def measure(setting: Setting, repeats: int, columns: Sequence[int]) -> dict[str, float]:
+def measure(setting: Setting, repeats: int, columns: Sequence[int] = ()) -> dict[str, float]:
     """Return the median ratios."""
     ways = (forward, plain, score, both, *(for_each(count, setting) for count in columns))
     for way in ways:

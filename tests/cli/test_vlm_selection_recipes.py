@@ -12,7 +12,7 @@ from vlmsel.studies.demo import CHOSEN, FULL, SCORERS
 
 ROOT = Path(__file__).parents[2]
 SIZES = (
-    "--settings.pool 40 --settings.target 2 --settings.questions 2 --settings.fit_samples 8 --settings.tune_epochs 1"
+    "--settings.pool 40 --settings.target 2 --settings.questions 3 --settings.fit_samples 8 --settings.tune_epochs 1"
 )
 
 
