@@ -140,5 +140,7 @@ def _over_seeds(values: list[float]) -> dict[str, Any]:
     """
     mean, half = summary(values)
     assert mean is not None
-    ends = {"low": None, "high": None} if half is None else {"low": max(-1.0, mean - half), "high": min(1.0, mean + half)}
+    ends = (
+        {"low": None, "high": None} if half is None else {"low": max(-1.0, mean - half), "high": min(1.0, mean + half)}
+    )
     return {"value": mean, **ends, "per_seed": values}
