@@ -14,7 +14,7 @@ import jaxtyping
 from beartype import beartype
 from jaxtyping import AbstractArray
 
-CALLS = 2  # of each function that a test checks
+CALLS = 5  # of each function that a test checks
 _always = jaxtyping.jaxtyped
 _test = 0  # counted
 

@@ -153,18 +153,9 @@ def test_a_folder_with_a_configuration_alone_is_enough(tmp_path):
 
 @pytest.mark.slow
 def test_what_has_no_room_is_told_with_what_would_fit(tmp_path):
-    words = [
-        "plan",
-        "--model",
-        str(qwen(tmp_path / "qwen")),
-        "--samples",
-        "665000",
-        "--tokens",
-        "776",
-        "--lora.r",
-        "16",
-    ]
-    assert cli.main([*words, "--dtype", "bfloat16", "--card", "h100", "--json", f"{tmp_path}/plan.json"]) == 0
+    words = ["plan", "--model", str(qwen(tmp_path / "qwen")), "--samples", "665000", "--tokens", "776"]
+    more = ["--lora.r", "16", "--dtype", "bfloat16", "--card", "h100"]
+    assert cli.main([*words, *more, "--json", f"{tmp_path}/plan.json"]) == 0
     found = runs.read_json(tmp_path / "plan.json")
     assert set(found["suggested"].values()) == {None}
     assert "no room at any place: HyperINF" in found["curvature"] and "side='short'" in found["curvature"]

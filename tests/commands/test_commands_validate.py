@@ -81,7 +81,8 @@ def test_every_study_of_two_scorers(scored, tmp_path, capsys, study, more, train
     words = [*more, "--seeds", 1, "--scorers", "[HyperINF,Loss]"]
     assert validate(scored, tmp_path / "run", study, *words) == 0
     told = int(re.search(r"plan: (\d+) trainings on", capsys.readouterr().out)[1])
-    assert trainings // 2 <= told <= trainings  # parts that two scorers share are trained on once
+    # single samples of 12 are shared by the two scorers, and trained on once
+    assert 10 <= told <= 12 if study == "deciles" else told == trainings
     found = runs.read_json(tmp_path / "run/validate.json")
     assert list(found["rows"]) == ["HyperINF", "Loss"] and len(found["losses"][0]) == trainings
     if study == "duel":

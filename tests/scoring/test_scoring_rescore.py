@@ -69,7 +69,12 @@ def test_scores_are_those_of_the_same_arrays(scorer, projection, tmp_path):
     found = score_stored(store, [scorer])
     assert torch.equal(found.uids, UIDS) and torch.equal(found.losses, losses())
     assert found.names == ((scorer.name, "one"), (scorer.name, "two"))
-    tolerance = 1e-6 if isinstance(scorer, TracIn) else 1e-5  # an inverse multiplies the rounding of float32
+    inverts = scorer.name in (
+        "HyperINF",
+        "fim",
+        "Exact",
+    )  # at a small damping, which multiplies the rounding of float32
+    tolerance = 1e-5 if inverts else 1e-6
     assert_near(found.scores, by_arrays([scorer], given, store.target_gradients()), tolerance)
 
 

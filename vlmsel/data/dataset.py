@@ -35,7 +35,7 @@ from vlmsel.data.kept import Found, kept, large
 from vlmsel.data.sample import Sample, Turn
 from vlmsel.data.sizes import Sizes, distinct
 
-WHOLE = sys.maxsize
+WHOLE = sys.maxsize  # as `max_length`: all of a sample
 
 
 @dataclass(frozen=True)
