@@ -13,6 +13,9 @@ are what `datasets.load_from_disk(folder).to_json(file)` makes of them.
 
 With `--held_out 10` each file is cut in two besides, to choose settings on: the last ten samples of every class are in
 `grammars_train_held.json`, the others in `grammars_train_fit.json`.
+
+The maths problems answer "Reason: ... Answer: 8"; `--without_reasons` keeps "Answer: 8", as the study's second set of
+them does.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from typing import Any
 
 from vlmsel.data.formats import read_records, write_records
 
-END = "</s>"
+END, ANSWER = "</s>", "Answer:"
 KEYS = ("prompt", "text", "variation")
 
 
-def converted(record: Any) -> dict[str, Any]:
-    """Return one record in LLaVA's format.
+def converted(record: Any, reasons: bool = True) -> dict[str, Any]:
+    """Return one record in LLaVA's format, without what is before "Answer:" unless `reasons` are kept.
 
     Raises:
         ValueError: it is not a record of the study; does not name the record.
@@ -44,12 +47,16 @@ def converted(record: Any) -> dict[str, Any]:
     answer = text.removeprefix(prompt).strip()
     if not text.startswith(prompt) or not answer:
         raise ValueError("its text is not its prompt and an answer")
+    if not reasons:
+        if ANSWER not in answer:
+            raise ValueError(f"no {ANSWER!r} in what follows its prompt, so that reasons cannot be left out")
+        answer = answer[answer.rindex(ANSWER) :]
     turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]
     return {"source": record["variation"], "conversations": turns}
 
 
-def convert(path: Path) -> list[dict[str, Any]]:
-    """Read a file of the study; ids are its name and the line.
+def convert(path: Path, reasons: bool = True) -> list[dict[str, Any]]:
+    """Read a file of the study, with or without reasons; ids are its name and the line.
 
     Raises:
         ValueError: a line cannot be used: how many, and the first.
@@ -57,7 +64,7 @@ def convert(path: Path) -> list[dict[str, Any]]:
     found, problems = [], []
     for number, record in enumerate(read_records(path)):
         try:
-            found.append({"id": f"{path.stem}_{number}", **converted(record)})
+            found.append({"id": f"{path.stem}_{number}", **converted(record, reasons)})
         except ValueError as problem:
             problems.append(f"record {number}: {problem}")
     if problems:
@@ -80,9 +87,10 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held_out", type=int, default=0, help="samples of each class to choose settings on")
+    parser.add_argument("--without_reasons", action="store_true", help="keep of every answer what starts at 'Answer:'")
     args = parser.parse_args()
     try:
-        read = {args.out / f"{path.stem}.json": convert(path) for path in args.files}
+        read = {args.out / f"{path.stem}.json": convert(path, not args.without_reasons) for path in args.files}
     except (ValueError, OSError) as problem:
         parser.error(str(problem))
     if args.held_out:

@@ -24,6 +24,7 @@ from vlmsel.data.multiple_choice import TASKS, read_choices
 from vlmsel.reporting.results import result_rows
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scorers.load import load_scorers
+from vlmsel.studies.duel import choice_tokens
 from vlmsel.studies.study import MAJORITY, Seed, Study, draws_of, kind_of, read_evaluations
 
 HERE = Path(__file__).parent
@@ -33,8 +34,10 @@ ROWS: dict[str, dict[str, Any]] = {  # row of the table -> options of select
     **{name: {"scorer": name, "rule": "top"} for name in TOP},
     "round robin, TracIn": {"scorer": "TracIn"},
     "round robin, HyperINF": {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
+    "Random of equal tokens": {"scorer": "Random"},  # as many supervised tokens as the default's choice
 }
-DRAWS = 2  # of Random, averaged
+RANDOM, EQUAL, DEFAULT = "Random", "Random of equal tokens", "round robin, HyperINF"
+DRAWS = 2  # of either kind of random choice, averaged
 BEFORE, FULL = "untuned", "full_pool"
 Table = dict[str, dict[str, list[float]]]
 
@@ -59,7 +62,7 @@ def arms(fractions: Sequence[float], seed: int, rows: Sequence[str]) -> dict[str
     for fraction in fractions:
         for row in rows:
             name, how = label(row, fraction), {**ROWS[row], "fraction": fraction}
-            if row == "Random":
+            if row in (RANDOM, EQUAL):
                 found |= {one: {**how, "seed": DRAWS * seed + k} for k, one in enumerate(draws_of(name, DRAWS))}
             else:
                 found[name] = how
@@ -88,8 +91,17 @@ class LanguageStudy(Study[Path | None, Path, None]):
         pool, out = seed.folder / "data/pool.json", seed.folder / "selected" / f"{arm}.json"
         if arm not in self.choices:
             return pool if arm == FULL else None
-        run("select", None, out, {"scores": seed.folder / "score/scores.parquet", "pool": pool, **self.choices[arm]})
+        how = dict(self.choices[arm])
+        if kind_of(arm).startswith(EQUAL):
+            how["tokens"] = self._tokens(seed, how.pop("fraction"))
+        run("select", None, out, {"scores": seed.folder / "score/scores.parquet", "pool": pool, **how})
         return out
+
+    def _tokens(self, seed: Seed, fraction: float) -> int:
+        """Return how many tokens the default choice teaches."""
+        chosen = self.subset(seed, label(DEFAULT, fraction))
+        assert chosen is not None
+        return choice_tokens(seed.folder / "score", chosen)
 
     def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:
         if data is None:
@@ -117,7 +129,7 @@ def asked(data: Path) -> tuple[Path, Path | None]:
 def _scorers(rows: Sequence[str]) -> str:
     """Return those scorers of `score.yaml` that some rows need, as an option."""
     specs = safe_load((HERE / "score.yaml").read_text())["scorers"]
-    wanted = {ROWS[row]["scorer"] for row in rows}
+    wanted = {ROWS[row]["scorer"] for row in (*rows, *([DEFAULT] if EQUAL in rows else []))}
     return json.dumps([spec for spec in specs if load_scorers((spec,))[0].name in wanted])
 
 

@@ -47,3 +47,14 @@ def test_a_record_that_cannot_be_used_stops_it_and_is_named(tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, tmp_path / "g.jsonl", "--out", tmp_path / "out")
     assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_reasons_can_be_left_out_and_an_answer_without_its_mark_is_refused(tmp_path, monkeypatch, capsys):
+    sums = "Solve. 2 + 3 -> "
+    (tmp_path / "m.jsonl").write_text(line(sums, sums + "Reason: Answer: is 2 + 3. Answer: 5</s>", "sums"))
+    run(monkeypatch, tmp_path / "m.jsonl", "--out", tmp_path / "out", "--without_reasons")
+    assert [sample.turns[1].text for sample in read_samples(tmp_path / "out/m.json").samples] == ["Answer: 5"]
+    (tmp_path / "g.jsonl").write_text(line())
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path / "g.jsonl", "--out", tmp_path / "out", "--without_reasons")
+    assert "1 records cannot be used; record 0: no 'Answer:' in what follows its prompt" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(ROOT.glob("recipes/*/run.sh"))
+SCRIPTS = sorted(ROOT.glob("recipes/*/*.sh"))
 SMALL = {
     "convergence": ("--dims 16 --samples 40 --steps 8", ["schulz.csv", "schulz.md", "curves.csv", "curves_16.png"]),
     "inversion": ("--dims 16 32 --samples 100 --seeds 1", ["inversion.csv", "inversion.md", "inversion.png"]),
@@ -35,7 +35,7 @@ def tool(monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_run_scripts_are_bash(script):
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
     assert script.read_text().splitlines()[0] == "#!/usr/bin/env bash" and "set -euo pipefail" in script.read_text()
