@@ -165,8 +165,8 @@ def for_each(columns: int, setting: Setting) -> Callable[[Setting], None]:
     stacks = {b.name: torch.randn(count, b.rows, b.cols, device=device) for b in setting.blocks}
     inverse: dict[str, Metric] = {}
     for block in setting.blocks:
-        root = torch.randn(max(block.rows, block.cols), max(block.rows, block.cols), device=device)
-        inverse[block.name] = Metric(cols=root) if block.cols >= block.rows else Metric(rows=root)
+        side, size = ("cols", block.cols) if block.cols >= block.rows else ("rows", block.rows)
+        inverse[block.name] = Metric(**{side: torch.randn(size, size, device=device).tril()}, lower=True)
     plain_norm = {block.name: Metric() for block in setting.blocks}
     return lambda own: pass_over(own, ScoreReducer(stacks, metrics=[plain_norm, inverse]))
 

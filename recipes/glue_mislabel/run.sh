@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # bash recipes/glue_mislabel/run.sh glue roberta-large runs/glue_mislabel [seeds]
-# Finds flipped labels of SST-2, CoLA and MRPC (folders of GLUE's official files), and compares scorers with Exact by rank.
+# Finds flipped labels of SST-2, CoLA and MRPC (folders of GLUE's official files): adapters of rank 8, 16 and 64, and the
+# head alone. Compares scorers with Exact by rank.
 # Then judges 300 labels each of SST-2 and MRPC by models of other folds.
 set -euo pipefail
 glue=$1 model=$2 out=$3 seeds=${4:-3}
 here=$(cd "$(dirname "$0")" && pwd)
 for pair in sst2:SST-2 cola:CoLA mrpc:MRPC; do
-  vlmsel detect --config "$here/detect.yaml" --task "${pair%%:*}" --data "$glue/${pair#*:}" --model "$model" \
-    --seeds "$seeds" --out "$out/${pair%%:*}"
+  task=${pair%%:*}
+  study=(--task "$task" --data "$glue/${pair#*:}" --model "$model" --seeds "$seeds")
+  vlmsel detect --config "$here/detect.yaml" "${study[@]}" --out "$out/$task"
+  vlmsel detect --config "$here/ranks.yaml" "${study[@]}" --lora.r 16 --out "$out/r16_$task"
+  vlmsel detect --config "$here/ranks.yaml" "${study[@]}" --lora.r 64 --out "$out/r64_$task"
+  vlmsel detect --config "$here/ranks.yaml" "${study[@]}" --tune last-layer --out "$out/head_$task"
 done
 for rank in 1 2 4 8; do
   vlmsel detect --config "$here/rank.yaml" --task cola --data "$glue/CoLA" --model "$model" --lora.r "$rank" \

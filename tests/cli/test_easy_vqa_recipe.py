@@ -1,40 +1,16 @@
 """The study of rules on easy-VQA, at a minute size, on an archive drawn here."""
 
 import importlib.util
-import io
-import json
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from tiny_easy_vqa import archive
 
 from vlmsel import runs
 
 STUDY = Path(__file__).parents[2] / "recipes/easy_vqa/rules.py"
 ARMS = ("Random 1", "Random of equal tokens 1", "Loss, aligned", "round_robin HyperINF, warmed up")
-
-
-def archive(path):
-    """Pictures of one colour and what is asked of them; the last 400 training pictures are kept out of the pool."""
-    with tarfile.open(path, "w:gz") as tar:
-
-        def add(name, content):
-            about = tarfile.TarInfo(f"easy_vqa/{name}")
-            about.size = len(content)
-            tar.addfile(about, io.BytesIO(content))
-
-        for split, count in (("train", 412), ("test", 4)):
-            asked = []
-            for number in range(count):
-                color = ("red", "blue")[number % 2]
-                asked += [["what color is the shape?", color, number], ["what shape is it?", "circle", number]]
-                asked.append(["is there a red shape?", "yes" if color == "red" else "no", number])
-                picture = io.BytesIO()
-                Image.new("RGB", (8, 8), color).save(picture, "png")
-                add(f"{split}/images/{number}.png", picture.getvalue())
-            add(f"{split}/questions.json", json.dumps(asked).encode())
 
 
 @pytest.mark.slow

@@ -254,3 +254,58 @@ def test_rows_that_look_like_samples_by_broadcasting_are_refused():
     with pytest.raises(ValueError, match=r"module transformer\.wpe read a tensor of shape \[1, \d+\]; expected 3 rows"):
         with capture(model, select_blocks(model, "wpe"), 3):
             model(input_ids=batch.input_ids[:, :20]).logits.sum().backward()
+
+
+# Whole gradients as they come
+
+
+class Tied(nn.Module):
+    """A map that two layers share, one that is called twice, and one that is called once."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (nn.Linear(3, 3, bias=False, dtype=torch.float64) for _ in range(2))
+        self.other.weight = self.one.weight
+        self.twice, self.once = (nn.Linear(3, 3, dtype=torch.float64) for _ in range(2))
+        self.unused = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+
+    def forward(self, x):
+        x = self.other(torch.tanh(self.one(x)))
+        return self.once(torch.tanh(self.twice(torch.tanh(self.twice(x))))).square().sum((1, 2))
+
+
+def whole(model, blocks, count, losses, rows=None):
+    """Give every block's gradient as a sink of whole ones and what is left have it, and the sink's names."""
+    given = {}
+
+    def sink(block, factor):
+        assert block not in given
+        given[block] = factor.dense()
+
+    with capture(model, blocks, count, rows, sink=sink, whole=True) as captured:
+        losses().sum().backward()
+    rest = dense(captured)
+    assert not set(given) & set(rest)
+    found = given | rest
+    return {block.name: found[block.name] for block in blocks}, set(given)
+
+
+def test_a_sink_of_whole_gradients_gets_each_at_once_where_it_can_be_known():
+    model, x = randomize(Tied()), torch.randn(4, 2, 3, dtype=torch.float64)
+    blocks = select_blocks(model, "weight|bias")
+    found, given = whole(model, blocks, 4, lambda: model(x))
+    assert given == {"once.weight", "once.bias"}
+    singles = [x[row : row + 1] for row in range(4)]
+    assert_same(found, loop_gradients(model, singles, lambda own, one: own(one), blocks), 1e-10)
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_layers_that_run_again_are_not_given_too_early(reentrant):
+    model = tiny_language(attention_dropout=0.0).double()
+    if reentrant is not None:
+        checkpointing(model, reentrant)
+    batch, blocks = text_batch(model), select_blocks(model.train(), "mlp|lm_head")
+    found, given = whole(model, blocks, 3, lambda: sample_losses(model, batch), row_samples(model, batch))
+    singles = [one_sample(batch, row) for row in range(len(batch.uids))]
+    assert_same(found, loop_gradients(model.eval(), singles, sample_losses, blocks), 1e-10)
+    assert ("lm_head.weight" in given) and (reentrant is None) == any("mlp" in name for name in given)

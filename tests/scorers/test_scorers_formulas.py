@@ -10,6 +10,7 @@ from vlmsel import score_gradients
 from vlmsel.gradients import Factor
 from vlmsel.gradients.factors import OuterFactor
 from vlmsel.scorers import Adafactor, BlockTargets, DataInf, Exact, HyperINF, LiSSA, TracIn
+from vlmsel.scorers.base import Metric
 
 SHAPES = [(5, 3), (3, 6), (4, 4), (1, 5), (5, 1)]  # rows, cols
 DEEP = LiSSA(depth=600, damping=1.0)
@@ -86,6 +87,21 @@ def test_the_metric_is_the_square_of_what_is_preconditioned(scorer, shape):
     for factor in (Factor.from_dense(gradients), OuterFactor(right.contiguous(), left.mT.contiguous())):
         squares = scorer.metric(statistic).squares(factor)
         torch.testing.assert_close(squares, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 130, 700])
+@pytest.mark.parametrize("side", ["rows", "cols"])
+def test_a_triangular_metric_leaves_out_zeros_alone(side, size):
+    shape = {"rows": (size, 3), "cols": (3, size)}[side]
+    gradients, lower = naive.draw(4, *shape, seed=1), naive.draw(size, size, seed=2).tril()
+    turned = [lower @ g if side == "rows" else g @ lower.T for g in gradients]
+    expected = 0.5 * torch.stack([(one * one).sum() for one in turned])
+    unit = torch.eye(3, dtype=torch.float64).expand(4, 3, 3)
+    outer = OuterFactor(gradients.mT, unit) if side == "rows" else OuterFactor(unit, gradients)
+    forms = [Factor.from_dense(gradients), Factor.from_dense(gradients[:0]), outer]
+    for form in forms:
+        found = Metric(**{side: lower}, scale=0.5, lower=True).squares(form)
+        torch.testing.assert_close(found, expected[: form.samples], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("damping", [0.1, 10.0])

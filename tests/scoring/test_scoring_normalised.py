@@ -184,12 +184,12 @@ def test_a_stopped_run_still_divides(model, tmp_path):
 
 
 def test_without_division_factors_are_used_as_they_come(model, tmp_path, monkeypatch):
-    sinks, real = [], source.capture
-    monkeypatch.setattr(source, "capture", lambda *given, sink: sinks.append(sink) or real(*given, sink=sink))
+    asked, real = [], source.capture
+    monkeypatch.setattr(source, "capture", lambda *given, **how: asked.append(how["whole"]) or real(*given, **how))
     run(model).score([TracIn()], tmp_path / "a")
-    assert sinks[-1] is not None
+    assert not asked[-1]
     run(model).score([TracIn(), COSINE], tmp_path / "b")
-    assert sinks[-1] is None
+    assert asked[-1]
 
 
 # Weights that are used several times

@@ -171,6 +171,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(model, tmp_path):
         part.unlink()
     found = scored(model, tmp_path / "a", 4)
     h = Preconditioned.load(tmp_path / "a/directions.safetensors")
+    assert [all(one.lower for one in h.metrics[name].values()) for name in ("scaled", "HyperINF")] == [False, True]
     assert set(h.metrics) == {"scaled", "HyperINF", "short"} and h.virtual.samples == expected.affinities.targets
     for name, own in expected.affinities.of.items():
         assert all(torch.equal(x, y) for x, y in zip(own[1:4], found.affinities.of[name][1:4], strict=True))

@@ -14,6 +14,7 @@ of the first batch to say (check.py).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -70,14 +71,16 @@ class Capture:
         samples: int | None,
         row_samples: Maps,
         sink: Sink | None = None,
+        whole: bool = False,
     ) -> None:
-        self._blocks, self._sink = list(blocks), sink
+        self._blocks, self._sink, self._whole = list(blocks), sink, whole
         self._parameters = {block.name: _parameter(model, block) for block in blocks}
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         self.adapters: dict[str, Adapter] = find_adapters(model, names)
         one_map = {name for one in self.adapters.values() for name in (one.down, one.up)}
         self._uses = _find_uses(model, {n: p for n, p in self._parameters.items() if n not in one_map})
         self._modules = dict(model.named_modules())
+        self._users = Counter(block for uses in self._uses.values() for _, block in uses)
         self._layers = _layers_above(self._modules, [*self._uses, *self.adapters])
         self._anchor = torch.zeros((), requires_grad=True)
         self.start(samples, row_samples)
@@ -92,6 +95,8 @@ class Capture:
         self._parts: dict[str, list[Factor]] = {block.name: [] for block in self._blocks}
         self._blind: set[str] = set()  # modules that ran without autograd
         self._seen: set[str] = set()  # modules that a backward reached
+        self._calls: Counter[str] = Counter()  # of modules, with autograd
+        self._given: set[str] = set()  # blocks that the sink has
         self._read: dict[str, tuple[int, int]] = {}  # samples and tokens of what a layer read
         self._ran = False
         for prefix, owners in self._row_samples.items():
@@ -105,15 +110,15 @@ class Capture:
             losses.sum().backward()
 
     def factors(self) -> dict[str, Factor]:
-        """Return each block's factor, in the order of the blocks; zero for a block that the losses do not touch.
-
-        With a sink all are zero, for the sink has them.
+        """Return the factors of the blocks that the sink does not have, in the order of the blocks; zero for a block
+        that the losses do not touch.
 
         Raises:
             ValueError: the number of samples was never given, or gradients were cut off before they reached a block.
         """
         self.check()
-        return {block.name: merge(self._parts[block.name] or [self._zero(block)]) for block in self._blocks}
+        left = [block for block in self._blocks if block.name not in self._given]
+        return {block.name: merge(self._parts[block.name] or [self._zero(block)]) for block in left}
 
     def _zero(self, block: Block) -> Factor:
         values = self._parameters[block.name].detach()
@@ -165,10 +170,18 @@ class Capture:
         if read is not None and read[0] == self._count() and self._owners(name) is None:
             x, delta = x.unflatten(0, read), delta.unflatten(0, read)
         for block, factor in self._contributions(name, x, delta.detach(), self._rows(name, x)):
-            if self._sink is None:
-                self._parts[block].append(factor)
-            else:
+            if self._sink is not None and (not self._whole or self._is_whole(name, block)):
+                self._given.add(block)
                 self._sink(block, factor)
+            else:
+                self._parts[block].append(factor)
+
+    def _is_whole(self, name: str, block: str) -> bool:
+        """Say whether one call of this module is all that the block is used for, as far as the forward has shown.
+
+        A layer that checkpointing runs again counts twice or was run without autograd.
+        """
+        return self._calls[name] == 1 and name not in self._blind and self._users[block] <= 1
 
     def _contributions(self, name: str, x: Tensor, delta: Tensor, rows: Rows) -> Iterator[tuple[str, Factor]]:
         if name in self.adapters:
@@ -183,6 +196,7 @@ class Capture:
         if not torch.is_grad_enabled():
             self._blind.add(name)
             return None
+        self._calls[name] += 1
         x = read(module, args, kwargs, output)
         return _Tap.apply(output, x.detach(), self._anchor, partial(self._report, name, self._flattened(name, x)))
 
@@ -319,6 +333,7 @@ def capture(
     samples: int | None = None,
     row_samples: Maps | None = None,
     sink: Sink | None = None,
+    whole: bool = False,
 ) -> Iterator[Capture]:
     """Capture the per-sample gradients of one forward and backward run inside; `factors()` of what it yields has them.
 
@@ -333,10 +348,11 @@ def capture(
             sample of each row, [rows] of 0 .. samples - 1. A sample may have no row or several.
         sink: called with a block's name and a factor as soon as the backward has made it, instead of keeping it; a
             block whose weight is used several times comes as often, and its gradient is the sum.
+        whole: the sink gets whole gradients: those of weights that are used once; `factors()` has the others.
 
     Raises:
         ValueError: a block is not of this model, a layer read another number of rows than expected, or a map is wrong.
     """
-    captured = Capture(model, blocks, samples, row_samples or {}, sink)
+    captured = Capture(model, blocks, samples, row_samples or {}, sink, whole)
     with captured.installed(), frozen(model), merged(captured.adapters.values()):
         yield captured

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from vlmsel.checks import check_count
 from vlmsel.gradients import Block, DenseFactor, Factor, LookupFactor, OuterFactor, SumFactor
+
+
+STRIP, STRIPS = 64, 8  # columns that a strip has at least, and strips of a large matrix: nine sixteenths of its products
 
 
 class Matrices(NamedTuple):
@@ -96,3 +100,12 @@ def _mapped(x: Tensor, matrix: Tensor | None) -> Tensor:
     if matrix is None:
         return x
     return x * matrix if matrix.dim() == 1 else x @ matrix.T
+
+
+def lower_strips(x: Float[Tensor, "*rest size"], lower: Float[Tensor, "size size"]) -> Iterator[Tensor]:
+    """Give x Lᵀ of a lower triangular L a few columns at a time, without the products with L's zeros."""
+    size = len(lower)
+    width = max(STRIP, -(-size // STRIPS))
+    for start in range(0, size, width):
+        end = min(size, start + width)
+        yield x[..., :end] @ lower[start:end, :end].T

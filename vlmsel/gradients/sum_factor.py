@@ -46,6 +46,8 @@ def _total(tensors: Iterable[Tensor]) -> Tensor:
 
 def merge(parts: Sequence[Factor]) -> Factor:
     """Add factors of the same samples and block: those of one kind along the token axis, different kinds as a sum."""
+    if len(parts) == 1:  # concatenating one would copy it
+        return parts[0]
     merged: list[Factor] = []
     outer = [part for part in parts if isinstance(part, OuterFactor)]
     lookup = [part for part in parts if isinstance(part, LookupFactor)]

@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlmsel.gradients import Factor
-from vlmsel.gradients.projection import Matrices, projected
+from vlmsel.gradients import DenseFactor, Factor
+from vlmsel.gradients.factors import spans
+from vlmsel.gradients.projection import Matrices, lower_strips, projected
 from vlmsel.scorers.statistics import BlockTargets, Statistic
 
 
@@ -35,23 +36,38 @@ class Scorer(ABC):
 class Metric(NamedTuple):
     """A scorer's own squared norm on a block, ⟨P g, g⟩ = ‖A g Bᵀ‖²: A [rows, rows] and B [cols, cols], None for an
     identity, a vector for a diagonal, and a factor; with weights, Σ_ij (A g Bᵀ)²_ij weights_ij, which are not negative.
+    With `lower` there is one side alone, a lower triangular matrix, of which half is zero and left out.
     """
 
     rows: Tensor | None = None
     cols: Tensor | None = None
     scale: float = 1.0
     weights: Tensor | None = None
+    lower: bool = False
 
     def squares(self, factor: Factor) -> Float[Tensor, " n"]:
         """Return ⟨P g, g⟩ of every sample, never negative."""
         if self.plain_sides:
             return factor.sq_norm() * self.scale
-        turned = projected(factor.compact(), Matrices(self.rows, self.cols).to(factor.values))
+        factor = factor.compact()
+        if self.lower and isinstance(factor, DenseFactor):
+            return self._lower_squares(factor) * self.scale
+        turned = projected(factor, Matrices(self.rows, self.cols).to(factor.values))
         if self.weights is None:
             return turned.sq_norm() * self.scale
         weights = self.weights.to(factor.values).flatten()
         sums = [piece.flatten(1).square() @ weights for piece in turned.pieces()]
         return torch.cat(sums) * self.scale if sums else factor.sq_norm()
+
+    def _lower_squares(self, factor: DenseFactor) -> Tensor:
+        """Return ‖A gᵀ‖² or ‖g Bᵀ‖² in strips, which are added up before they leave the cache."""
+        side, total = self.rows if self.cols is None else self.cols, factor.grads.new_zeros(factor.samples)
+        assert side is not None
+        for span in spans(factor.samples, factor.rows * factor.cols):
+            grads = factor.grads[span] if self.rows is None else factor.grads[span].mT.contiguous()
+            for strip in lower_strips(grads, side.to(grads)):
+                total[span] += torch.linalg.vector_norm(strip, dim=(1, 2)).square()
+        return total
 
     @property
     def plain_sides(self) -> bool:
@@ -67,7 +83,7 @@ class Metric(NamedTuple):
         """Return it with its matrices on a device."""
         sides = (self.rows, self.cols, self.weights)
         rows, cols, weights = (None if side is None else side.to(device) for side in sides)
-        return Metric(rows, cols, self.scale, weights)
+        return Metric(rows, cols, self.scale, weights, self.lower)
 
 
 class Solved(NamedTuple):

@@ -222,7 +222,7 @@ def metric(settings: Any, statistic: Gram) -> Metric:
             root = torch.linalg.solve_triangular(lower, identity, upper=False)
         root = root * system.statistic.count**0.5
     root = root.to(torch.promote_types(statistic.block.targets.dtype, torch.float32))
-    return Metric(rows=root) if statistic.side == "rows" else Metric(cols=root)
+    return Metric(**{statistic.side: root}, lower=not failed)
 
 
 # Several small blocks at once

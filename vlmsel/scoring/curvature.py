@@ -78,6 +78,7 @@ class Preconditioned:
         about["metrics"] = {
             scorer: {block: own.scale for block, own in one.items()} for scorer, one in self.metrics.items()
         }
+        about["lower"] = [[scorer, block] for scorer, one in self.metrics.items() for block in one if one[block].lower]
         for scorer, one in self.metrics.items():
             for block, own in one.items():
                 sides = {"rows": own.rows, "cols": own.cols, "weights": own.weights}
@@ -101,6 +102,7 @@ class Preconditioned:
                     tensors.pop(f"cols/{scorer}/{block}", None),
                     scale,
                     tensors.pop(f"weights/{scorer}/{block}", None),
+                    [scorer, block] in about["lower"],
                 )
                 for block, scale in one.items()
             }

@@ -106,12 +106,12 @@ def left_out(uids: Tensor, codes: Tensor) -> LeftOut:
 
 
 class Collect(Reducer[Gradients]):
-    """Keeps the factors, those with tokens as they came where `tokens` are asked for."""
+    """Keeps the factors of these blocks, in their order; those with tokens as they came where `tokens` are asked for."""
 
     whole = True
 
-    def __init__(self, tokens: bool = False) -> None:
-        self.tokens = tokens
+    def __init__(self, blocks: Sequence[Block], tokens: bool = False) -> None:
+        self.tokens, self._names = tokens, [block.name for block in blocks]
 
     def start(self, uids: Tensor) -> None:
         self.factors: dict[str, Factor] = {}
@@ -120,7 +120,7 @@ class Collect(Reducer[Gradients]):
         self.factors[block] = factor
 
     def finish(self, uids: Tensor, losses: Tensor, code: int, sizes: Sequence[int]) -> Gradients:
-        found, self.factors = self.factors, {}
+        found, self.factors = {name: self.factors[name] for name in self._names}, {}
         return Gradients(uids, losses, found, code, sizes)
 
 
@@ -154,7 +154,7 @@ class GradientSource(ABC):
 
     def gradients(self, tokens: bool = False) -> AbstractContextManager[Read[Gradients]]:
         """Give what reads batches by number as factors, unformed where `tokens` are looked at."""
-        return self.passing(Collect(tokens))
+        return self.passing(Collect(self.blocks, tokens))
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Return the rows and columns of every block."""
@@ -181,7 +181,8 @@ class ModelSource(GradientSource):
     @contextmanager
     def passing(self, reducer: Reducer[T]) -> Iterator[Read[T]]:
         self.subject.module.eval()
-        with capture(self.subject.module, self.blocks, sink=None if reducer.whole else reducer.take) as captured:
+        take = partial(_take_whole, reducer) if reducer.whole else reducer.take
+        with capture(self.subject.module, self.blocks, sink=take, whole=reducer.whole) as captured:
             yield partial(self._read, captured, reducer)
 
     def _read(self, captured: Capture, reducer: Reducer[T], numbers: Sequence[int]) -> Iterator[Iterator[T]]:
@@ -217,11 +218,16 @@ class ModelSource(GradientSource):
 
 
 def _hand_over(captured: Capture, reducer: Reducer[Any]) -> None:
-    """Give the reducer whole gradients, and hold on to nothing."""
+    """Give the reducer the whole gradients that it does not have yet, and hold on to nothing."""
     if reducer.whole:
         for block, factor in captured.factors().items():
-            reducer.take(block, factor if reducer.tokens else factor.compact())
+            _take_whole(reducer, block, factor)
     captured.start(None)
+
+
+def _take_whole(reducer: Reducer[Any], block: str, factor: Factor) -> None:
+    """Give the reducer a whole gradient in the form it looks at."""
+    reducer.take(block, factor if reducer.tokens else factor.compact())
 
 
 class StoreSource(GradientSource):
