@@ -98,7 +98,9 @@ def test_identification(recipe, script, tmp_path):
             write_lines(tmp_path / f"study/{name}_{part}.jsonl", lines)
     base = tmp_path / "out/data/sentences.json"
     base.parent.mkdir(parents=True)
-    base.write_text(json.dumps([{"id": 0, "conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]}]))
+    base.write_text(
+        json.dumps([{"id": 0, "conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]}])
+    )
     small = {"tune": f"{ONE} --settings.workers 0", "score": "--scorers [TracIn,HyperINF]"}
     said = script(f"identification/{recipe}.sh", "llama", "study", "out", **small)
     tables = [tmp_path / "out/score"] if recipe == "run" else [*(tmp_path / "out").glob("*_reasons/score")]
@@ -107,9 +109,11 @@ def test_identification(recipe, script, tmp_path):
 
 
 def test_hf_vlm(script, tmp_path):
-    save_vlm(tmp_path / "model", "smolvlm")
+    save_vlm(tmp_path / "model", "qwen2_5_vl")
     write_llava(tmp_path, ["pool.json", "target.json"])
-    train = f"{ONE} --settings.precision float32 --settings.batch_size 2 --settings.gradient_accumulation 1 --device cpu"
+    train = (
+        f"{ONE} --settings.precision float32 --settings.batch_size 2 --settings.gradient_accumulation 1 --device cpu"
+    )
     small = {"tune": train, "warmup": f"{train} --least 2", "score": "--dtype float32 --device cpu"}
     script("hf_vlm/run.sh", "model", "pool.json", "images", "target.json", "out", **small)
     assert len(runs.read_json(tmp_path / "out/chosen.json")) == 1
@@ -126,12 +130,16 @@ def test_llava(script, tmp_path):
         asked = {"question_id": 1, "image": "0.jpg", "text": "Is there a cube?", "label": "yes"}
         write_lines(tmp_path / f"coco_pope_{kind}.json", [asked])
     train = f"{ONE} --settings.batch_size 2 --settings.gradient_accumulation 1 --settings.workers 0"
-    small = {"align": f"--model tiny {train}", "tune": f"{train} --settings.precision float32", "select": "--fraction 0.5"}
+    small = {
+        "align": f"--model tiny {train}",
+        "tune": f"{train} --settings.precision float32",
+        "select": "--fraction 0.5",
+    }
     small["score"] = "--workers 0 --dtype float32 --fit_samples 4"
     script("llava/run.sh", **small, evaluate="--dtype float32")
     assert len(runs.read_json(tmp_path / "runs/llava/selected.json")) == 3
     assert set(read_table(tmp_path / "runs/llava/score/scores.parquet")[0]) > {"HyperINF/vqav2", "TracIn/textvqa"}
-    assert runs.read_json(tmp_path / "runs/llava/pope/results.json")
+    assert (tmp_path / "runs/llava/pope/predictions.jsonl").read_text().count("\n") == 3
 
 
 def test_validate(script, tmp_path):
@@ -145,7 +153,9 @@ def test_validate(script, tmp_path):
 
 def test_llm_selection(script, tmp_path):
     save_language(tmp_path / "llama")
-    rows = [{"ind": n, "activity_label": "Sums", "ctx": f"{n} and", "endings": list("abcd"), "label": 1} for n in range(24)]
+    rows = [
+        {"ind": n, "activity_label": "Sums", "ctx": f"{n} and", "endings": list("abcd"), "label": 1} for n in range(24)
+    ]
     write_lines(tmp_path / "questions.jsonl", rows)
     sizes = ["--pool", 12, "--target", 4, "--test", 8, "--fractions", 0.25, ONE.split()[0], 1]
     script("llm_selection/run.sh", "questions.jsonl", "llama", "out", "dense", *sizes)

@@ -21,8 +21,7 @@ from torch import Tensor
 from vlmsel.checks import check_count
 from vlmsel.gradients import Block, DenseFactor, Factor, LookupFactor, OuterFactor, SumFactor
 
-
-STRIP, STRIPS = 64, 8  # columns that a strip has at least, and strips of a large matrix: nine sixteenths of its products
+STRIP, STRIPS = 64, 8  # the least columns of a strip, and how many a large matrix is cut into
 
 
 class Matrices(NamedTuple):
@@ -102,7 +101,9 @@ def _mapped(x: Tensor, matrix: Tensor | None) -> Tensor:
     return x * matrix if matrix.dim() == 1 else x @ matrix.T
 
 
-def lower_strips(x: Float[Tensor, "*rest size"], lower: Float[Tensor, "size size"]) -> Iterator[Tensor]:
+def lower_strips(
+    x: Float[Tensor, "*rest size"], lower: Float[Tensor, "size size"]
+) -> Iterator[Float[Tensor, "*rest _width"]]:
     """Give x Lᵀ of a lower triangular L a few columns at a time, without the products with L's zeros."""
     size = len(lower)
     width = max(STRIP, -(-size // STRIPS))

@@ -106,7 +106,7 @@ def left_out(uids: Tensor, codes: Tensor) -> LeftOut:
 
 
 class Collect(Reducer[Gradients]):
-    """Keeps the factors of these blocks, in their order; those with tokens as they came where `tokens` are asked for."""
+    """Keeps these blocks' factors, in their order; those with tokens as they came where `tokens` are asked for."""
 
     whole = True
 
