@@ -34,6 +34,7 @@ ROWS: dict[str, dict[str, Any]] = {  # row of the table -> options of select
     **{name: {"scorer": name, "rule": "top"} for name in TOP},
     "round robin, TracIn": {"scorer": "TracIn"},
     "round robin, HyperINF": {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
+    "herding, HyperINF": {"scorer": "HyperINF.10", "rule": "herding"},
     "Random of equal tokens": {"scorer": "Random"},  # as many supervised tokens as the default's choice
 }
 RANDOM, EQUAL, DEFAULT = "Random", "Random of equal tokens", "round robin, HyperINF"
