@@ -25,19 +25,19 @@ from vlmsel.reporting.results import result_rows
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scorers.load import load_scorers
 from vlmsel.studies.duel import choice_tokens
-from vlmsel.studies.study import MAJORITY, Seed, Study, draws_of, kind_of, read_evaluations
+from vlmsel.studies.study import MAJORITY, RANDOM, Seed, Study, draws_of, kind_of, read_evaluations
 
 HERE = Path(__file__).parent
 TOP = ("TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
+EQUAL, DEFAULT = "Random of equal tokens", "round robin, HyperINF"
 ROWS: dict[str, dict[str, Any]] = {  # row of the table -> options of select
-    "Random": {"scorer": "Random"},
+    RANDOM: {"scorer": RANDOM},
     **{name: {"scorer": name, "rule": "top"} for name in TOP},
     "round robin, TracIn": {"scorer": "TracIn"},
-    "round robin, HyperINF": {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
+    DEFAULT: {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
     "herding, HyperINF": {"scorer": "HyperINF.10", "rule": "herding"},
-    "Random of equal tokens": {"scorer": "Random"},  # as many supervised tokens as the default's choice
+    EQUAL: {"scorer": RANDOM},  # as many supervised tokens as the default's choice
 }
-RANDOM, EQUAL, DEFAULT = "Random", "Random of equal tokens", "round robin, HyperINF"
 DRAWS = 2  # of either kind of random choice, averaged
 BEFORE, FULL = "untuned", "full_pool"
 Table = dict[str, dict[str, list[float]]]

@@ -44,7 +44,7 @@ def test_these_need_no_torch(words):
     assert done.returncode == (2 if "few" in words else 0) and done.stdout.endswith("loaded: []\n")
 
 
-TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/run.sh"))]
+TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("recipes/*/README.md")), *sorted(ROOT.glob("recipes/*/*.sh"))]
 LINES = [line for path in TEXTS for line in lines_of(path.read_text("utf-8"))]
 SHOWN = [command_words(line) for line in LINES if line.startswith("vlmsel ") and line.count("'") % 2 == 0]
 

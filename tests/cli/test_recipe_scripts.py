@@ -65,14 +65,14 @@ def write_glue(folder):
         write_table(folder / f"MRPC/{part}.tsv", names, [(n % 2, n, n, f"one {n}", f"two {n}") for n in rows])
 
 
-def write_llava(folder, names, suffix="jpg"):
+def write_llava(folder, names):
     """Files of a few questions about one picture each."""
     (folder / "images").mkdir(parents=True)
     for n in range(6):
         pixels = np.random.default_rng(n).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"images/{n}.{suffix}")
+        Image.fromarray(pixels).save(folder / f"images/{n}.jpg")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cube."}]
-    records = [{"id": n, "image": f"{n}.{suffix}", "conversations": turns} for n in range(6)]
+    records = [{"id": n, "image": f"{n}.jpg", "conversations": turns} for n in range(6)]
     for name in names:
         (folder / name).write_text(json.dumps(records))
 
@@ -105,7 +105,7 @@ def test_identification(recipe, script, tmp_path):
     said = script(f"identification/{recipe}.sh", "llama", "study", "out", **small)
     tables = [tmp_path / "out/score"] if recipe == "run" else [*(tmp_path / "out").glob("*_reasons/score")]
     assert len(tables) == (1 if recipe == "run" else 2) and said.count("| HyperINF |") == len(tables)
-    assert all(set(runs.read_json(one / "identification.json")) for one in tables)
+    assert all(set(runs.read_json(one / "identification.json")) == {"TracIn", "HyperINF"} for one in tables)
 
 
 def test_hf_vlm(script, tmp_path):

@@ -104,6 +104,14 @@ def test_a_triangular_metric_leaves_out_zeros_alone(side, size):
         torch.testing.assert_close(found, expected[: form.samples], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("more", [{"cols": torch.eye(3)}, {"weights": torch.ones(3, 3)}])
+def test_a_triangular_metric_of_more_than_one_side_is_refused(more):
+    with pytest.raises(ValueError, match="a lower Metric has one side"):
+        Metric(**{"rows": torch.eye(3), "scale": 2.0, "lower": True, **more}).squares(
+            Factor.from_dense(torch.ones(1, 3, 3))
+        )
+
+
 @pytest.mark.parametrize("damping", [0.1, 10.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_datainf(shape, damping):

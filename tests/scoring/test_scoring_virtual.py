@@ -3,9 +3,12 @@
 import naive_scorers
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_models import tiny_vlm, wake_lora
 from tiny_pool import COLLATE, Run, loop, scores_by_hand, tiny_items
 
+from vlmsel.gradients import Factor
 from vlmsel.scorers import DataInf, HyperINF, TracIn
 from vlmsel.scoring.curvature import Preconditioned
 from vlmsel.scoring.virtual import TargetSample, Virtual
@@ -163,6 +166,21 @@ def test_a_chosen_basis_is_orthonormal_and_exact_at_full_rank():
         assert len(w) == min(columns, 5)
     own = Virtual.of(samples, squares, None, 6)
     torch.testing.assert_close(own.mixing @ (own.weights @ v), v)
+
+
+def test_norms_of_an_earlier_version_are_read(model, tmp_path):
+    scored(model, tmp_path, 4)
+    path = tmp_path / "directions.safetensors"
+    with safe_open(path, framework="pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    assert about.pop("lower")
+    save_file(tensors, tmp_path / "old.safetensors", metadata=about)
+    old, new = (Preconditioned.load(one).metrics["HyperINF"] for one in (tmp_path / "old.safetensors", path))
+    for block, metric in old.items():
+        assert not metric.lower and new[block].lower
+        side = metric.cols if metric.rows is None else metric.rows
+        grads = Factor.from_dense(naive_scorers.draw(2, *side.shape, seed=1).to(side))
+        torch.testing.assert_close(metric.squares(grads), new[block].squares(grads))
 
 
 def test_a_stopped_run_goes_on_with_the_same_bits(model, tmp_path):

@@ -49,6 +49,8 @@ class Metric(NamedTuple):
         """Return ⟨P g, g⟩ of every sample, never negative."""
         if self.plain_sides:
             return factor.sq_norm() * self.scale
+        if self.lower and (self.weights is not None or (self.rows is None) == (self.cols is None)):
+            raise ValueError("a lower Metric has one side, a triangular matrix, and no weights")
         factor = factor.compact()
         if self.lower and isinstance(factor, DenseFactor):
             return self._lower_squares(factor) * self.scale
@@ -60,9 +62,9 @@ class Metric(NamedTuple):
         return torch.cat(sums) * self.scale if sums else factor.sq_norm()
 
     def _lower_squares(self, factor: DenseFactor) -> Tensor:
-        """Return ‖A gᵀ‖² or ‖g Bᵀ‖² in strips, which are added up before they leave the cache."""
-        side, total = self.rows if self.cols is None else self.cols, factor.grads.new_zeros(factor.samples)
-        assert side is not None
+        """Return ‖A g‖² or ‖g Bᵀ‖² in strips, which are added up before they leave the cache."""
+        (side,) = (one for one in (self.rows, self.cols) if one is not None)
+        total = factor.grads.new_zeros(factor.samples)
         for span in spans(factor.samples, factor.rows * factor.cols):
             grads = factor.grads[span] if self.rows is None else factor.grads[span].mT.contiguous()
             for strip in lower_strips(grads, side.to(grads)):

@@ -102,7 +102,7 @@ class Preconditioned:
                     tensors.pop(f"cols/{scorer}/{block}", None),
                     scale,
                     tensors.pop(f"weights/{scorer}/{block}", None),
-                    [scorer, block] in about["lower"],
+                    [scorer, block] in about.get("lower", []),  # earlier versions multiplied with all of it
                 )
                 for block, scale in one.items()
             }
