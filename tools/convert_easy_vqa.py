@@ -113,8 +113,17 @@ def write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1))
 
 
-def convert(archive: Path, out: Path, seed: int = 0, size: int = 4000, wrong: float = 0.2, test: int = 1000) -> None:
-    """Write one seed's files: `size` questions in the pool, a share `wrong` of answers spoilt, and `test` asked."""
+def convert(
+    archive: Path,
+    out: Path,
+    seed: int = 0,
+    size: int = 4000,
+    wrong: float = 0.2,
+    test: int = 1000,
+    targets: int = 200,
+) -> None:
+    """Write one seed's files: `size` questions in the pool, a share `wrong` of answers spoilt, `targets` that choose,
+    and `test` asked."""
     questions, images = read_archive(archive)
     rng = random.Random(f"easy-VQA {seed}")
     first_target = max(image for _, _, image in questions["train"]) + 1 - TARGET_IMAGES
@@ -129,7 +138,7 @@ def convert(archive: Path, out: Path, seed: int = 0, size: int = 4000, wrong: fl
     write(out / "captions.json", captions(trained))
     write(out / "pool.json", records)
     write(out / "pool_truth.json", truth)
-    write(out / "target.json", pool(held, 200, 0.0, rng)[0])
+    write(out / "target.json", pool(held, targets, 0.0, rng)[0])
     asked, noted = vqav2(random.Random(0).sample(questions["test"], test))
     write(out / "questions.json", asked)
     write(out / "annotations.json", noted)
@@ -144,8 +153,9 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=4000, help="questions in the pool")
     parser.add_argument("--wrong", type=float, default=0.2, help="share of wrong answers in the pool")
     parser.add_argument("--test", type=int, default=1000, help="test questions (drawn with a fixed seed)")
+    parser.add_argument("--targets", type=int, default=200, help="questions in the target file")
     args = parser.parse_args()
-    convert(args.archive, args.out, args.seed, args.pool, args.wrong, args.test)
+    convert(args.archive, args.out, args.seed, args.pool, args.wrong, args.test, args.targets)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class EasyVQA(Study[Path | None, Path, None]):
     out: Path
     pool: int = 4000
     test: int = 1000
+    targets: int = 200
 
     def data(self, seed: Seed) -> Path:
         return self.out / f"data{seed.number}"
@@ -46,7 +47,7 @@ class EasyVQA(Study[Path | None, Path, None]):
     def prepare(self, seed: Seed) -> None:
         data = self.data(seed)
         if not (data / "annotations.json").is_file():
-            convert(self.archive, data, seed.number, self.pool, test=self.test)
+            convert(self.archive, data, seed.number, self.pool, test=self.test, targets=self.targets)
         files = {"pool": str(data / "pool.json"), "images": str(data / "images")}
         goals = {"targets": {TASK: str(data / "target.json")}, "seed": seed.number, **files}
         aligned, warm = seed.folder / "align", seed.folder / "warmup"
@@ -112,8 +113,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--pool", type=int, default=4000, help="questions in the pool")
     parser.add_argument("--test", type=int, default=1000, help="questions asked")
+    parser.add_argument("--targets", type=int, default=200, help="questions in the target file")
     given = parser.parse_args()
-    study = EasyVQA(given.archive, given.out, given.pool, given.test)
+    study = EasyVQA(given.archive, given.out, given.pool, given.test, given.targets)
     study.run(given.out, given.seeds, given.arms)
     show_results(given.out, "20 % of easy-VQA", [kind_of(arm) for arm in ARMS], {})
     for name, shares in spoilt(study, given.seeds).items():
