@@ -97,7 +97,8 @@ def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsy
     shown = capsys.readouterr().out
     found = runs.read_json(tmp_path / "duel/validate.json")
     assert said(found) in shown and shown.endswith(f"next: vlmsel report {chosen} {tmp_path}/duel\n")
-    assert found == {**found, **verdict(found["losses"])}
+    losses = [{arm: one["loss"] for arm, one in answers.items()} for answers in found["answers"]]
+    assert found == {**found, **verdict(losses), "beside": []}
     for seed in (0, 1):
         folder = tmp_path / f"duel/seed{seed}"
         choosing = {(one["file"], one["uid"]) for one in Affinities(folder / "score/affinity.safetensors").targets}
@@ -107,6 +108,44 @@ def test_validate_halves_the_targets_and_tells_a_verdict(chosen, tmp_path, capsy
         assert len(tokens[0]) == 3 and tokens[1]
     assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
     assert runs.read_json(tmp_path / "duel/validate.json") == found
+
+
+def test_a_metric_decides_the_duel_and_the_loss_stands_beside(chosen, tmp_path, capsys):
+    words = ["validate", "--run", str(chosen), "--count", "3", "--seeds", "2", "--draws", "1", "--device", "cpu"]
+    assert cli.main([*words, "--metric", "exact_match", "--out", f"{tmp_path}/duel"]) == 0
+    shown, found = capsys.readouterr().out, runs.read_json(tmp_path / "duel/validate.json")
+    assert "(held-out exact_match, 95 %)" in shown and "gain in held-out loss" in shown
+    gains = []
+    for seed, answers in enumerate(found["answers"]):
+        folder, means = tmp_path / f"duel/seed{seed}", {}
+        for arm, measured in answers.items():
+            shares = {}
+            for name in ("gqa", "pope"):
+                records = runs.read_json(folder / f"targets/{name}.json")
+                lines = (folder / f"predictions/{arm}/{name}.jsonl").read_text().splitlines()
+                said = {int(one["question_id"]): one for one in map(json.loads, lines)}
+                assert len(said) == len(records) == 1
+                for uid, record in enumerate(records):
+                    asked, right = (turn["value"] for turn in record["conversations"])
+                    assert said[uid]["prompt"] == asked.replace("<image>", "").strip()  # in its own words
+                    shares[name] = float(said[uid]["text"].strip().lower().rstrip(".") == right.lower().rstrip("."))
+            assert measured["exact_match"] == shares
+            means[arm] = sum(shares.values()) / 2
+        gains.append(means["chosen"] - means["random 1"])
+    assert found["random"]["per_seed"] == gains and found["measure"] == "exact_match"
+    (beside,) = found["beside"]
+    losses = [{arm: one["loss"] for arm, one in answers.items()} for answers in found["answers"]]
+    assert beside == verdict(losses)
+    assert cli.main(["report", str(chosen), f"{tmp_path}/duel", "--samples", "2"]) == 0
+    page = (chosen / "report.html").read_text()
+    assert page.index("The duel by held-out exact_match") < page.index("The duel by held-out loss")
+
+
+def test_a_measure_of_which_more_is_better_turns_the_verdict():
+    rows = seeds((1.0, 1.5, 1.7, 1.4), (1.1, 1.6, 1.8, 1.5))
+    by_loss, by_share = verdict(rows), verdict(rows, "exact_match")
+    assert by_loss["verdict"] == "better" and by_share["verdict"] == "worse"
+    assert by_share["random"]["gain"] == pytest.approx(-by_loss["random"]["gain"])
 
 
 def test_influence_on_a_mean_of_targets_is_the_scores(chosen):

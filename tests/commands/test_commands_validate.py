@@ -84,9 +84,10 @@ def test_every_study_of_two_scorers(scored, tmp_path, capsys, study, more, train
     # single samples of 12 are shared by the two scorers, and trained on once
     assert 10 <= told <= 12 if study == "deciles" else told == trainings
     found = runs.read_json(tmp_path / "run/validate.json")
-    assert list(found["rows"]) == ["HyperINF", "Loss"] and len(found["losses"][0]) == trainings
+    measured = found["answers" if study == "duel" else "losses"]
+    assert list(found["rows"]) == ["HyperINF", "Loss"] and len(measured[0]) == trainings
     if study == "duel":
-        means = {arm: np.mean(list(one.values())) for arm, one in found["losses"][0].items()}
+        means = {arm: np.mean(list(one["loss"].values())) for arm, one in measured[0].items()}
         assert found["rows"]["Loss"]["value"] == pytest.approx(
             means["Random 1" if "Random 1" in means else "random 1"] - means["Loss, chosen"]
         )
@@ -109,6 +110,8 @@ def test_classifiers_are_retrained_from_a_run_of_detect(tmp_path, capsys):
 
 @pytest.mark.parametrize(("study", "more", "message"), [
     ("lds", ["--count", 3], "--count: no meaning for --study lds; leave it out"),
+    ("deciles", ["--metric", "choice"], "--metric: no meaning for --study deciles; leave it out"),
+    ("duel", ["--count", 3, "--metric", "choice"], "gqa.json: sample 0: no 'choices', and no options in its text"),
     ("lds", ["--scorers", "[EKFAC]"], "nothing is known by 'EKFAC'; it has TracIn, HyperINF, Random"),
     ("deciles", ["--count", 9], "9 samples are asked for and a part of the ranking has 1; lower --count"),
     ("lds", ["--tuned_as", "."], "--tuned_as .: no run folder of `vlmsel warmup`, `tune` or `choose`"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlmsel import processes, runs
 from vlmsel.checks import check_at_least_one
@@ -12,12 +12,12 @@ from vlmsel.commands.call import call
 from vlmsel.data.formats import read_records
 from vlmsel.reporting.validation import show_duel, show_rows
 from vlmsel.selection import Rule, how_many
-from vlmsel.studies.bench import Kind, bench_of, read_run
+from vlmsel.studies.bench import Kind, bench_of, check_meaning, read_run
 from vlmsel.studies.duel import Duel, Sides
+from vlmsel.studies.judging import Judge
 from vlmsel.studies.known import Known
 from vlmsel.studies.parts import Deciles, Groups, Halves, Parts
 from vlmsel.studies.retraining import Bench, Retraining
-from vlmsel.studies.verdict import verdict
 
 
 def validate(
@@ -29,6 +29,7 @@ def validate(
     fraction: float | None = None,
     count: int | None = None,
     rule: Rule = "round_robin",
+    metric: Literal["exact_match", "choice"] | None = None,
     seeds: int = 3,
     draws: int = 2,
     subsets: int = 32,
@@ -52,6 +53,8 @@ def validate(
         fraction: part of the pool that a duel or a tenth trains on; small is enough.
         count: how many samples, instead of `fraction`.
         rule: how affinities choose in a duel, as for `vlmsel select`.
+        metric: what decides a duel instead of the loss: right answers, as for `vlmsel evaluate`, to the target samples
+            that judge, asked in their own words.
         seeds: how many times targets are halved and models tuned; intervals need at least 2 (of lds none).
         draws: random choices per seed of a duel, of either kind.
         subsets: random halves of lds.
@@ -62,10 +65,7 @@ def validate(
     check_at_least_one(seeds=seeds, draws=draws, subsets=subsets)
     if processes.count() > 1:
         raise ValueError("validate runs as one process; start it without torchrun or accelerate launch")
-    if study in ("lds", "groups") and (fraction, count) != (None, None):
-        raise ValueError(
-            f"--{'count' if fraction is None else 'fraction'}: no meaning for --study {study}; leave it out"
-        )
+    check_meaning(study, fraction=fraction, count=count, metric=metric)
     found = read_run(Path(run), tuned_as)
     folder = runs.open_run(out, config)
     runs.same_inputs(folder, {"the scores": runs.file_hash(found.scores)})
@@ -74,7 +74,7 @@ def validate(
     size = 0 if study in ("lds", "groups") else how_many(len(read_records(bench.pool)), fraction, count)
     if study == "duel":
         names = known.asked(scorers or found.scorers)
-        _duel(run, Sides(bench, score, names, rule, draws, size), folder, seeds)
+        _duel(run, Sides(bench, score, names, rule, draws, size, Judge(metric)), folder, seeds)
         return
     names = known.asked(scorers)
     parts: Parts = {
@@ -87,9 +87,10 @@ def validate(
 
 def _duel(run: str, sides: Sides, folder: Path, seeds: int) -> None:
     _say(seeds * len(sides.arms), f"{sides.count} samples' tokens", seeds)
+    sides.judge.try_out(sides.bench)
     answers = Duel(sides, call).run(folder, range(seeds), sides.arms)
-    found = {scorer: verdict(sides.judged(scorer, answers)) for scorer in sides.scorers}
-    show_duel(folder, found, {"run": run, "count": sides.count, "losses": answers})
+    found = {scorer: sides.verdicts(scorer, answers) for scorer in sides.scorers}
+    show_duel(folder, found, {"run": run, "count": sides.count, "answers": answers})
 
 
 def _retrain(run: str, parts: Parts, bench: Bench, folder: Path, seeds: int, study: str) -> None:

@@ -10,9 +10,10 @@ from vlmsel.reporting.folders import Found, Run
 from vlmsel.reporting.parts import Dots, Part, Prose, Section, Table, dots
 from vlmsel.reporting.results import result_rows
 from vlmsel.reporting.tables import shown
+from vlmsel.reporting.validation import gain_in
 from vlmsel.studies.intervals import interval
 from vlmsel.studies.study import MAJORITY, with_mean
-from vlmsel.studies.verdict import MIXTURE, RANDOM, said
+from vlmsel.studies.verdict import MIXTURE, RANDOM, held_out, said
 
 TONES = {"better": "good", "worse": "bad"}
 STUDY_NOTE = "Accuracy in % (POPE: F1); mean ± half-width of the 95 % interval over seeds, one value for one seed."
@@ -28,11 +29,15 @@ def verdict_section(found: Found) -> Section:
     parts: list[Part] = []
     for run in found.by("validate"):
         if (result := run.json("validate.json")) is not None:
-            parts += _retrained(run, result) if "rows" in result else _duel(run, result)
+            if "rows" in result:
+                parts += _retrained(run, result)
+                continue
+            for one in (result, *result.get("beside", ())):
+                parts += _duel(run, one, result["count"])
     return Section("Verdict", parts or [Prose(NO_VERDICT, "open")])
 
 
-def _duel(run: Run, result: Mapping[str, Any]) -> list[Part]:
+def _duel(run: Run, result: Mapping[str, Any], count: int) -> list[Part]:
     rows, table = [], []
     for kind in (RANDOM, MIXTURE):
         gain, half = result[kind]["gain"], result[kind]["half_width"]
@@ -41,12 +46,12 @@ def _duel(run: Run, result: Mapping[str, Any]) -> list[Part]:
         rows.append((f"against {kind}", gain, *ends, text))
         table.append([kind, text, result[kind]["verdict"]])
     seeds = len(result[RANDOM]["per_seed"])
-    note = f"{result['count']} samples each, {seeds} seeds; {run.folder}. Above 0 the choice is better."
+    note = f"{count} samples each, {seeds} seeds; {run.folder}. Above 0 the choice is better."
     sentence = said(result)
     return [
         Prose(sentence[:1].upper() + sentence[1:] + ".", TONES.get(result[RANDOM]["verdict"], "open")),
-        dots("Gain of the choice in held-out loss, 95 % interval", rows, mark=0.0),
-        Table("The duel", ["against", "gain in held-out loss", "verdict"], table, note),
+        dots(f"G{gain_in(result)[1:]} of the choice, 95 % interval", rows, mark=0.0),
+        Table(f"The duel by {held_out(result)}", ["against", gain_in(result), "verdict"], table, note),
     ]
 
 

@@ -9,21 +9,29 @@ from typing import Any
 from vlmsel import progress, runs
 from vlmsel.reporting.figures import draw_intervals
 from vlmsel.reporting.tables import as_markdown, as_text
-from vlmsel.studies.verdict import MIXTURE, RANDOM, said
+from vlmsel.studies.verdict import MIXTURE, RANDOM, held_out, said
 
-GAIN = "gain in held-out loss"
 Rows = Mapping[str, Mapping[str, Any]]
 
 
-def show_duel(folder: Path, found: Rows, about: Mapping[str, Any]) -> None:
-    """Write the verdicts on some scorers; of a single one its verdict alone."""
+def show_duel(folder: Path, found: Mapping[str, Rows], about: Mapping[str, Any]) -> None:
+    """Write the verdicts on some scorers by every measure, of which the first decides; of a single scorer its verdicts
+    alone, the others as `beside`."""
+    firsts = {scorer: next(iter(own.values())) for scorer, own in found.items()}
     if len(found) > 1:
-        show_rows(folder, duel_rows(found), {"study": "duel", "measure": GAIN, **about, "duels": found}, found)
+        named = {"study": "duel", "measure": gain_in(next(iter(firsts.values())))}
+        show_rows(folder, duel_rows(firsts), {**named, **about, "duels": found}, firsts)
         return
-    (one,) = found.values()
-    runs.write_json(folder / "validate.json", {**one, **about})
-    table = [["against", GAIN, "verdict"], *([kind, *_gain(one[kind])] for kind in (RANDOM, MIXTURE))]
-    _show(folder, about["run"], table, f"{said(one)}; ")
+    first, *others = verdicts = list(next(iter(found.values())).values())
+    runs.write_json(folder / "validate.json", {**first, **about, "beside": others})
+    head = ["against", *(cell for one in verdicts for cell in (gain_in(one), "verdict"))]
+    rows = [[kind, *(cell for one in verdicts for cell in _gain(one[kind]))] for kind in (RANDOM, MIXTURE)]
+    _show(folder, about["run"], [head, *rows], f"{said(first)}; ")
+
+
+def gain_in(found: Mapping[str, Any]) -> str:
+    """Name what a verdict's numbers are."""
+    return f"gain in {held_out(found)}"
 
 
 def show_rows(folder: Path, rows: Rows, about: Mapping[str, Any], duels: Rows | None = None) -> None:
@@ -35,7 +43,7 @@ def show_rows(folder: Path, rows: Rows, about: Mapping[str, Any], duels: Rows | 
         table = [["scorer", about["measure"], "95 % interval"]]
         table += [[one, f"{rows[one]['value']:+.3f}", _interval(rows[one])] for one in order]
     else:
-        table = [["scorer", f"{GAIN} against {RANDOM}", "verdict", f"against {MIXTURE}", "verdict"]]
+        table = [["scorer", f"{about['measure']} against {RANDOM}", "verdict", f"against {MIXTURE}", "verdict"]]
         table += [[one, *_gain(duels[one][RANDOM]), *_gain(duels[one][MIXTURE])] for one in order]
     _show(folder, about["run"], table)
 

@@ -18,7 +18,20 @@ from vlmsel.studies.retraining import Bench
 from vlmsel.training.phases import PhaseSettings
 
 Kind = Literal["duel", "deciles", "lds", "groups"]  # of study
+WHOLE = ("fraction", "count", "metric")
+MEANINGLESS: dict[str, tuple[str, ...]] = {"duel": (), "deciles": ("metric",), "lds": WHOLE, "groups": WHOLE}
 TUNED = ("warmup", "tune", "choose")
+
+
+def check_meaning(study: Kind, **options: object) -> None:
+    """Refuse options that are given and have no meaning for a study.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name in MEANINGLESS[study]:
+        if options[name] is not None:
+            raise ValueError(f"--{name}: no meaning for --study {study}; leave it out")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Per seed every target file is cut into halves. One half chooses m samples of the pool; the model is tuned on them, on
 random choices of as many tokens, and on random choices of as many tokens with the choice's own share of every source;
-the other half judges, by its mean loss. What the choice gains over a random one of its own mixture, it gains within
-sources; what only the mixture gains, a quota gives for nothing.
+the other half judges, by its mean loss and by a metric where one is named. What the choice gains over a random one of
+its own mixture, it gains within sources; what only the mixture gains, a quota gives for nothing.
 
 Several scorers share the random choices, and all choose as many tokens; arms are then `<scorer>, chosen` and
 `<scorer>, same mixture 1`. A scorer without affinities to single target samples chooses by the rule top.
@@ -21,15 +21,16 @@ import numpy as np
 
 from vlmsel import runs
 from vlmsel.data.formats import read_records, write_part
-from vlmsel.models.pool import open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.scoring.affinity import NAME
 from vlmsel.scoring.table import KNOWN, read_table, write_table
+from vlmsel.studies.judging import Judge
 from vlmsel.studies.known import Known, choosing_half
 from vlmsel.studies.retraining import Bench
 from vlmsel.studies.study import Seed, Study, draws_of, kind_of
-from vlmsel.studies.verdict import CHOSEN, MIXTURE, RANDOM, Losses
-from vlmsel.training.warmup import mean_loss
+from vlmsel.studies.verdict import CHOSEN, MIXTURE, RANDOM, ByFile, verdict
+
+Answer = dict[str, ByFile]  # by measure
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Sides:
         rule: how, as for `vlmsel select`; top takes the influence on the mean of the choosing half.
         draws: random choices per seed, of either kind.
         count: how many samples are chosen.
+        judge: by what.
     """
 
     bench: Bench
@@ -51,6 +53,7 @@ class Sides:
     rule: str
     draws: int
     count: int
+    judge: Judge = Judge()
 
     @property
     def arms(self) -> list[str]:
@@ -68,13 +71,18 @@ class Sides:
         mixtures = [self.arm(scorer, one) for one in draws_of(MIXTURE, self.draws)]
         return [self.arm(scorer, CHOSEN), *draws_of(RANDOM, self.draws), *mixtures]
 
-    def judged(self, scorer: str, answers: Sequence[Mapping[str, Losses]]) -> list[dict[str, Losses]]:
-        """Return what a scorer is judged by, as if it were alone."""
-        return [{arm.rpartition(", ")[2]: one[arm] for arm in self.alone(scorer)} for one in answers]
+    def verdicts(self, scorer: str, answers: Sequence[Mapping[str, Answer]]) -> dict[str, dict[str, Any]]:
+        """Return the verdict on a scorer, as if it were alone, by measure; the first one decides."""
+        return {
+            measure: verdict(
+                [{arm.rpartition(", ")[2]: one[arm][measure] for arm in self.alone(scorer)} for one in answers], measure
+            )
+            for measure in self.judge.measures
+        }
 
 
 @dataclass(frozen=True)
-class Duel(Study[Path, Subject, Losses]):
+class Duel(Study[Path, Subject, Answer]):
     """One half of every target file chooses, the other judges; `call` runs a command into a folder."""
 
     sides: Sides
@@ -94,7 +102,7 @@ class Duel(Study[Path, Subject, Losses]):
             judging = [uid for uid in range(len(read_records(file))) if (name, uid) in usable - kept]
             write_part(_half(seed, name, file), file, judging)
 
-    def kept(self, seed: Seed, arm: str) -> Losses | None:
+    def kept(self, seed: Seed, arm: str) -> Answer | None:
         path = _answer(seed, arm)
         return runs.read_json(path) if path.is_file() else None
 
@@ -119,14 +127,13 @@ class Duel(Study[Path, Subject, Losses]):
     def tune(self, seed: Seed, arm: str, data: Path) -> Subject:
         return self.sides.bench.train(data, seed.number, seed.folder / "work" / arm)
 
-    def ask(self, seed: Seed, arm: str, model: Subject) -> Losses:
+    def ask(self, seed: Seed, arm: str, model: Subject) -> Answer:
         bench = self.sides.bench
         halves = {name: _half(seed, name, file) for name, file in bench.targets.items()}
-        read = {name: open_pool(model, half, bench.target_reading).samples for name, half in halves.items()}
-        losses = {name: mean_loss(model, samples) for name, samples in read.items()}
-        runs.write_json(_answer(seed, arm), losses)
+        found = self.sides.judge(model, bench, halves, seed.folder / "predictions" / arm)
+        runs.write_json(_answer(seed, arm), found)
         shutil.rmtree(seed.folder / "work")
-        return losses
+        return found
 
 
 def _write_half(path: Path, scorers: Sequence[str], known: Known, rows: Sequence[int]) -> None:
@@ -158,4 +165,4 @@ def _half(seed: Seed, name: str, file: str) -> Path:
 
 
 def _answer(seed: Seed, arm: str) -> Path:
-    return seed.folder / "losses" / f"{arm}.json"
+    return seed.folder / "answers" / f"{arm}.json"

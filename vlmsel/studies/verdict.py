@@ -9,21 +9,23 @@ from vlmsel.studies.intervals import interval
 from vlmsel.studies.study import kind_of
 
 CHOSEN, RANDOM, MIXTURE = "chosen", "random", "same mixture"
-Losses = dict[str, float]  # mean loss on the judging half, by target file
+LOSS = "loss"  # the measure of which less is better
+ByFile = dict[str, float]  # a measure on the judging half, by target file
 
 
-def verdict(answers: Sequence[Mapping[str, Losses]]) -> dict[str, Any]:
-    """Compare the choice with both kinds of random choices, paired by seed: mean difference of held-out losses over
-    the target files, 95 % t-interval over seeds, and what follows.
+def verdict(answers: Sequence[Mapping[str, ByFile]], measure: str = LOSS) -> dict[str, Any]:
+    """Compare the choice with both kinds of random choices, paired by seed: by how much its held-out measure is better
+    in the mean over the target files, 95 % t-interval over seeds, and what follows.
 
     >>> def seed(*losses):
     ...     return dict(zip(["chosen", "random 1", "same mixture 1"], [{"a": one} for one in losses]))
     >>> verdict([seed(1.0, 2.0, 1.5), seed(1.1, 2.2, 1.7), seed(0.9, 1.8, 1.5)])["advice"]
     'use it'
     """
-    found = {}
+    found: dict[str, Any] = {"measure": measure}
+    sign = -1 if measure == LOSS else 1
     for kind in (RANDOM, MIXTURE):
-        gains = [_mean(one, kind) - _mean(one, CHOSEN) for one in answers]
+        gains = [sign * (_mean(one, CHOSEN) - _mean(one, kind)) for one in answers]
         mean, half = interval(gains)
         word = "better" if mean - half > 0 else "worse" if mean + half < 0 else "not told apart"
         found[kind] = {"gain": mean, "half_width": half, "verdict": word, "per_seed": gains}
@@ -40,12 +42,17 @@ def said(found: Mapping[str, Any]) -> str:
     words = {"better": "better than", "worse": "worse than", "not told apart": "not told apart from"}
     random, mixture = (words[found[kind]["verdict"]] for kind in (RANDOM, MIXTURE))
     return (
-        f"the choice is {random} a random one and {mixture} a random one of its own mixture (held-out loss, 95 %): "
+        f"the choice is {random} a random one and {mixture} a random one of its own mixture ({held_out(found)}, 95 %): "
         f"{found['advice']}"
     )
 
 
-def _mean(losses: Mapping[str, Losses], kind: str) -> float:
-    """Return the mean loss over draws and target files of one kind of choice."""
-    own = [one for arm, one in losses.items() if kind_of(arm) == kind]
+def held_out(found: Mapping[str, Any]) -> str:
+    """Name what a verdict went by; before there were metrics it was the loss."""
+    return f"held-out {found.get('measure', LOSS)}"
+
+
+def _mean(answers: Mapping[str, ByFile], kind: str) -> float:
+    """Return the mean over draws and target files of one kind of choice."""
+    own = [one for arm, one in answers.items() if kind_of(arm) == kind]
     return sum(sum(one.values()) / len(one) for one in own) / len(own)

@@ -11,13 +11,18 @@ as lines "A. text".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vlmsel.checks import quoted
+from vlmsel.data.formats import read_samples
 from vlmsel.data.formats.records import CONVERSATIONS, parse_record
 from vlmsel.data.rows import json_rows, need, parse_all, readable
+from vlmsel.data.sample import Sample
 from vlmsel.data.templates import IMAGE
 from vlmsel.evaluation.asking import LETTER, SHORT
+from vlmsel.evaluation.engines.base import within
 from vlmsel.evaluation.task import TaskFiles
 from vlmsel.evaluation.visual.choices import LETTERS, option_of, options_in, with_options
 from vlmsel.evaluation.visual.questions import REFERENCES, Question
@@ -29,9 +34,28 @@ def read_own(files: TaskFiles) -> list[Question]:
     return parse_all(path, json_rows(path), lambda at, row: _question(at, readable(row), metric), "question")
 
 
+def in_own_words(path: str | Path, metric: str) -> list[Question]:
+    """Read a file of samples, such as a target file, as questions that are asked as they stand there: with the request
+    that a sample has itself, for the protocol `bare`.
+
+    Raises:
+        ValueError: a sample is no question of one turn, or does not suit the metric; names file and sample.
+    """
+    found = []
+    for sample in read_samples(path).samples:
+        with within(f"{path}: sample {sample.uid}"):
+            question = _for_metric(_round(sample), metric)
+        found.append(replace(question, text=_shown(sample.turns[0].text)))
+    return found
+
+
 def _question(place: int, record: Any, metric: str) -> Question:
     turns = isinstance(record, dict) and any(record.get(key) for key in (*CONVERSATIONS, "instruction"))
-    found = _round(place, record) if turns else _asked(place, record)
+    return _for_metric(_round(parse_record(place, record)) if turns else _asked(place, record), metric)
+
+
+def _for_metric(found: Question, metric: str) -> Question:
+    """Make a question what a metric needs, or say what it lacks."""
     if metric == "choice":
         return _lettered(found)
     if metric == "vqa_accuracy" and len(found.references) != REFERENCES:
@@ -55,15 +79,19 @@ def _asked(place: int, record: Any) -> Question:
     return Question(identity, image, asked, references, group, choices=tuple(map(str, choices)))
 
 
-def _round(place: int, record: Any) -> Question:
+def _round(sample: Sample) -> Question:
     """Make a question of a pool's record."""
-    sample = parse_record(place, record)
     if len(sample.turns) != 2 or len(sample.images) > 1:
         shape = f"{len(sample.turns)} turns and {len(sample.images)} images"
         raise ValueError(f"{shape}; a question is one turn, with one image at most, and its answer is the other")
-    asked, answer = (turn.text.replace(IMAGE, "").strip() for turn in sample.turns)
+    asked, answer = (_shown(turn.text) for turn in sample.turns)
     bare = asked.removesuffix(SHORT).removesuffix(LETTER)  # the protocol's own request, which is put there again
-    return Question(str(place), (*sample.images, "")[0], bare, (answer,), sample.source)
+    return Question(str(sample.uid), (*sample.images, "")[0], bare, (answer,), sample.source)
+
+
+def _shown(text: str) -> str:
+    """Return a turn's text without the mark of a picture."""
+    return text.replace(IMAGE, "").strip()
 
 
 def _lettered(found: Question) -> Question:
