@@ -42,7 +42,7 @@ ALIASES = {"log_to": "settings.log_to"}  # what is said for short
 COMMANDS = {
     "demo": "run the whole job on the embedded world and print the table scorer x task",
     "choose": "warm up, score and select: the whole choice in one command",
-    "validate": "is the choice better than a random one here? tune on small ones of both and compare them on held-out targets",
+    "validate": "is the choice better than a random one here? tune on both and compare on held-out targets",
     "align": "phase one: train the projector (and LoRA) on captions",
     "warmup": "tune on a small random part of the pool, so that gradients tell samples apart",
     "score": "score every sample of a pool by its influence on target tasks",

@@ -15,7 +15,7 @@ for pair in sst2:SST-2 cola:CoLA mrpc:MRPC; do
   vlmsel detect --config "$here/ranks.yaml" "${study[@]}" --tune last-layer --out "$out/head_$task"
 done
 for rank in 1 2 4 8; do
-  vlmsel detect --config "$here/rank.yaml" --task cola --data "$glue/CoLA" --model "$model" --lora.r "$rank" \
+  vlmsel detect --config "$here/against_exact.yaml" --task cola --data "$glue/CoLA" --model "$model" --lora.r "$rank" \
     --seeds "$seeds" --out "$out/rank$rank"
 done
 judged() {  # name, folder and columns of a set: with a clean set beside the folds, and without

@@ -141,6 +141,18 @@ def test_a_metric_decides_the_duel_and_the_loss_stands_beside(chosen, tmp_path, 
     assert page.index("The duel by held-out exact_match") < page.index("The duel by held-out loss")
 
 
+def test_one_source_needs_no_draws_of_its_mixture(world, aligned, tmp_path, capsys):
+    records = [{**record, "source": "one"} for record in runs.read_json(world / "pool.json")]
+    runs.write_json(tmp_path / "one.json", records)
+    assert choose(world, aligned, tmp_path / "run", "--count", "3", "--pool", f"{tmp_path}/one.json") == 0
+    words = ["validate", "--run", f"{tmp_path}/run", "--count", "3", "--seeds", "1", "--device", "cpu"]
+    assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
+    found = runs.read_json(tmp_path / "duel/validate.json")
+    assert "plan: 3 trainings on" in capsys.readouterr().out
+    assert list(found["answers"][0]) == ["chosen", "random 1", "random 2"]
+    assert found["same mixture"] == found["random"]
+
+
 def test_a_measure_of_which_more_is_better_turns_the_verdict():
     rows = seeds((1.0, 1.5, 1.7, 1.4), (1.1, 1.6, 1.8, 1.5))
     by_loss, by_share = verdict(rows), verdict(rows, "exact_match")

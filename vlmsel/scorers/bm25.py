@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from vlmsel.scorers.base import Features, FeatureScorer, Samples
+
+logging.getLogger("bm25s").setLevel(logging.NOTSET)  # the root's; it sets DEBUG for itself, whatever is asked for
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ random choices of as many tokens, and on random choices of as many tokens with t
 the other half judges, by its mean loss and by a metric where one is named. What the choice gains over a random one of
 its own mixture, it gains within sources; what only the mixture gains, a quota gives for nothing.
 
+Of a pool with one source every random choice has the choice's mixture, and none is drawn for it.
+
 Several scorers share the random choices, and all choose as many tokens; arms are then `<scorer>, chosen` and
 `<scorer>, same mixture 1`. A scorer without affinities to single target samples chooses by the rule top.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +61,13 @@ class Sides:
     @property
     def arms(self) -> list[str]:
         """All choices of a seed."""
-        mixtures = draws_of(MIXTURE, self.draws)
-        own = [self.arm(scorer, kind) for scorer in self.scorers for kind in (CHOSEN, *mixtures)]
+        own = [self.arm(scorer, kind) for scorer in self.scorers for kind in (CHOSEN, *self.mixtures)]
         return [*draws_of(RANDOM, self.draws), *own] if len(self.scorers) > 1 else self.alone(self.scorers[0])
+
+    @cached_property
+    def mixtures(self) -> list[str]:
+        """Draws of a choice's own mixture; none where the pool has one source."""
+        return draws_of(MIXTURE, self.draws) if Known(self.score, self.bench.pool).mixed else []
 
     def arm(self, scorer: str, kind: str) -> str:
         """Name a scorer's choice, or a draw of its mixture."""
@@ -68,7 +75,7 @@ class Sides:
 
     def alone(self, scorer: str) -> list[str]:
         """Name the choices that a scorer is judged by."""
-        mixtures = [self.arm(scorer, one) for one in draws_of(MIXTURE, self.draws)]
+        mixtures = [self.arm(scorer, one) for one in self.mixtures]
         return [self.arm(scorer, CHOSEN), *draws_of(RANDOM, self.draws), *mixtures]
 
     def verdicts(self, scorer: str, answers: Sequence[Mapping[str, Answer]]) -> dict[str, dict[str, Any]]:

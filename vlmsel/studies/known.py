@@ -58,6 +58,11 @@ class Known:
                 raise ValueError(f"{self.folder}: nothing is known by {name!r}; it has {', '.join(self.scorers)}")
         return list(names or self.scorers)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the scored samples come from several sources."""
+        return len(set(self.table["source"][self.uids].astype(str))) > 1
+
     def single(self, scorer: str) -> bool:
         """Tell whether a scorer knows target samples one by one."""
         return scorer in self.found.about["scorers"]

@@ -15,7 +15,8 @@ ByFile = dict[str, float]  # a measure on the judging half, by target file
 
 def verdict(answers: Sequence[Mapping[str, ByFile]], measure: str = LOSS) -> dict[str, Any]:
     """Compare the choice with both kinds of random choices, paired by seed: by how much its held-out measure is better
-    in the mean over the target files, 95 % t-interval over seeds, and what follows.
+    in the mean over the target files, 95 % t-interval over seeds, and what follows. Without draws of the choice's
+    mixture the random ones stand for them.
 
     >>> def seed(*losses):
     ...     return dict(zip(["chosen", "random 1", "same mixture 1"], [{"a": one} for one in losses]))
@@ -23,9 +24,10 @@ def verdict(answers: Sequence[Mapping[str, ByFile]], measure: str = LOSS) -> dic
     'use it'
     """
     found: dict[str, Any] = {"measure": measure}
-    sign = -1 if measure == LOSS else 1
+    sign, drawn = -1 if measure == LOSS else 1, {kind_of(arm) for arm in answers[0]}
     for kind in (RANDOM, MIXTURE):
-        gains = [sign * (_mean(one, CHOSEN) - _mean(one, kind)) for one in answers]
+        control = kind if kind in drawn else RANDOM
+        gains = [sign * (_mean(one, CHOSEN) - _mean(one, control)) for one in answers]
         mean, half = interval(gains)
         word = "better" if mean - half > 0 else "worse" if mean + half < 0 else "not told apart"
         found[kind] = {"gain": mean, "half_width": half, "verdict": word, "per_seed": gains}
