@@ -8,6 +8,7 @@ from score_words import refused, score_words, table
 
 from vlmsel import cli, runs
 from vlmsel.scoring.affinity import NAME, Affinities
+from vlmsel.studies.known import Known
 
 LINEAR = ["HyperINF", "DataInf", "LiSSA", "TracIn", "Exact"]
 CLOSE = {"HyperINF": 1e-3, "Exact": 1e-3}  # inverses multiply the rounding of float32
@@ -82,6 +83,8 @@ def test_unit_affinities_by_tracin_are_its_cosines(world, aligned, tmp_path):
     cosines = -np.array(columns["cosine/gqa"])[found.uids]
     for scorer in ("TracIn", "cosine"):
         np.testing.assert_allclose(found.block(scorer, slice(None))[0], cosines, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.block("cosine", slice(None), unit=False)[0], cosines, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.mean_influence("cosine", [0]), -cosines, rtol=1e-4, atol=1e-6)
     assert np.abs(cosines).max() > 10 * np.abs(cosines).min() > 0
     assert 0 < np.abs(found.block("HyperINF", slice(None))).max() <= 1
 
@@ -148,3 +151,30 @@ def test_the_table_says_how_many_tokens_a_loss_is_taken_on(world, scored):
     answers = [record["conversations"][1]["value"] for record in runs.read_json(world / "pool.json")]
     longest, shortest = (pick(range(len(answers)), key=lambda i: len(answers[i])) for pick in (max, min))
     assert pairs[longest][0] > pairs[shortest][0]
+
+
+def test_scores_put_together_by_vote_choose_by_the_table_alone(world, aligned, tmp_path, capsys):
+    more = {"scorers": "[TracIn]", "aggregate": "vote"}
+    assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
+    select = [
+        "select",
+        "--pool",
+        f"{world}/pool.json",
+        "--scores",
+        f"{tmp_path}/run",
+        "--scorer",
+        "TracIn",
+        "--count=2",
+    ]
+    assert "are put together by vote, which affinities to single target samples are not" in refused(
+        [*select, "--out", f"{tmp_path}/chosen.json"], capsys
+    )
+    assert not (tmp_path / "chosen.json").exists()
+    for rule in ("top", "round_robin"):
+        assert cli.main([*select, "--rule", rule, "--out", f"{tmp_path}/{rule}.json"]) == 0
+    known = Known(tmp_path / "run", f"{world}/pool.json")
+    columns = table(tmp_path / "run")
+    expected = [[-columns[f"TracIn/{file}"][uid] for uid in known.uids] for file in known.files]
+    np.testing.assert_array_equal(known.by_file("TracIn"), expected)
+    with pytest.raises(ValueError, match="put together by vote over all target samples; halves of them need a run"):
+        known.by_file("TracIn", [0])

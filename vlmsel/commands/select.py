@@ -80,7 +80,7 @@ def select(
         picked = _top(table, score_columns(table, scorer, files), combine, ask.budget(facts))
     else:
         refuse_idle("rules on affinities", draw)
-        found = affinity.beside(path, pool, scorer, about)
+        found = affinity.beside(path, pool, scorer, about, rule)
         picked = _by_affinity(found, scorer, rule or "round_robin", files, affinities, ask, facts)
     write_choice(out, pool, picked.uids.tolist(), len(facts), write)
     origin = {"config": config, "pool": pool, "pool_sha256": digest, "written": write}

@@ -220,12 +220,23 @@ class Affinities:
         return (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
 
 
-def beside(table: Path, pool: str | Path, scorer: str, about: Mapping[str, Any]) -> Affinities:
-    """Open the affinities that lie beside a score table, of which `about` are the metadata.
+def put_together(about: Mapping[str, Any]) -> str:
+    """Return how the scores of blocks were put together in a run's table (see aggregate.py), by its metadata."""
+    return (yaml.safe_load(about["config"]) or {}).get("aggregate", "sum")
+
+
+def beside(table: Path, pool: str | Path, scorer: str, about: Mapping[str, Any], rule: str | None = None) -> Affinities:
+    """Open the affinities that lie beside a score table, of which `about` are the metadata, for a rule that was named.
 
     Raises:
-        ValueError: there are none, or they are of another pool, run or scorers.
+        ValueError: there are none, or they are of another pool, run or scorers; or no rule was named, and the table's
+            scores are no sums over blocks, as affinities always are.
     """
+    if rule is None and (how := put_together(about)) != "sum":
+        raise ValueError(
+            f"{table}: its scores are put together by {how}, which affinities to single target samples are not; go by "
+            "the table with --rule top, or by affinities that are sums over blocks with --rule round_robin"
+        )
     path = table.with_name(NAME)
     if not path.is_file():
         raise ValueError(

@@ -26,6 +26,7 @@ from torch import Tensor
 from vlmsel import processes, runs
 from vlmsel.scorers import Samples, Scorer
 from vlmsel.scorers.base import gradient_scorers, sample_scorers
+from vlmsel.scorers.normalise import over_norm
 from vlmsel.scoring import progress, room
 from vlmsel.scoring.aggregate import Aggregate, aggregate
 from vlmsel.scoring.batches import progress_bar
@@ -93,6 +94,15 @@ class ScorerAffinities(NamedTuple):
     norms: Tensor
     target_norms: Tensor
     inner: Tensor | None
+
+    def cosines(self) -> ScorerAffinities:
+        """Return the affinities over both norms, which are 1 then, or 0 as before."""
+        mixing = over_norm(self.virtual.mixing, self.target_norms.double().square()[:, None])
+        columns = over_norm(self.columns, self.norms.double().square()[:, None])
+        norms, target_norms = ((norms > 0).to(norms) for norms in (self.norms, self.target_norms))
+        return self._replace(
+            virtual=replace(self.virtual, mixing=mixing), columns=columns, norms=norms, target_norms=target_norms
+        )
 
 
 class PoolAffinities(NamedTuple):
@@ -208,12 +218,14 @@ def _with_affinities(scored: Scored, squares: Tensor, of_targets: Tensor, h: Pre
     fine = torch.isfinite(scored.scores).all(0)
     which = {name: 1 + number for number, name in enumerate(h.metrics)}  # the first norm is the plain one
     virtual = torch.tensor([is_virtual(target) for _, target in h.names])
+    cosines = {name for (name, _), divided in zip(h.names, h.normalised, strict=True) if divided}
     found = {}
     for scorer in dict.fromkeys(scorer for scorer, _ in h.names):
         own = virtual & torch.tensor([name == scorer for name, _ in h.names])
         norm, target_norm = (one[which.get(scorer, 0)].sqrt().float() for one in (squares, of_targets))
         columns = -scored.scores[own][:, fine].T
-        found[scorer] = ScorerAffinities(h.virtual, columns, norm[fine], target_norm, h.inner.get(scorer))
+        of = ScorerAffinities(h.virtual, columns, norm[fine], target_norm, h.inner.get(scorer))
+        found[scorer] = of.cosines() if scorer in cosines else of
     names = tuple(name for name in h.names if not is_virtual(name[1]))
     return replace(
         scored, scores=scored.scores[~virtual], names=names,

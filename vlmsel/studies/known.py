@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmsel.scoring.affinity import NAME, Affinities
+from vlmsel.scoring.affinity import NAME, Affinities, put_together
 from vlmsel.scoring.table import KNOWN, read_table
 from vlmsel.selection import Facts
 
@@ -40,6 +40,7 @@ class Known:
         self.folder = folder
         self.found = Affinities(folder / NAME, pool)
         self.table, self.about = read_table(folder / "scores.parquet", pool)
+        self.how = put_together(self.about)
         self.uids = self.found.uids
         self.files = list(dict.fromkeys(target["file"] for target in self.found.targets))
         named = (name.rpartition("/") for name in self.table if name not in KNOWN)
@@ -64,8 +65,8 @@ class Known:
         return len(set(self.table["source"][self.uids].astype(str))) > 1
 
     def single(self, scorer: str) -> bool:
-        """Tell whether a scorer knows target samples one by one."""
-        return scorer in self.found.about["scorers"]
+        """Tell whether a scorer knows target samples one by one; a table that is no sum over blocks knows files."""
+        return scorer in self.found.about["scorers"] and self.how == "sum"
 
     def rows(self, file: str, among: Sequence[int] | None = None) -> list[int]:
         """Return the rows of a file's target samples, those `among` some."""
@@ -73,7 +74,16 @@ class Known:
         return [row for row in known if self.found.targets[row]["file"] == file]
 
     def by_file(self, scorer: str, among: Sequence[int] | None = None) -> np.ndarray:
-        """Return the mean affinity of every scored sample to each file's target samples, those `among` some. [f, n]"""
+        """Return the mean affinity of every scored sample to each file's target samples, those `among` some. [f, n]
+
+        Raises:
+            ValueError: scores are no sums over blocks, so that nothing is known of some target samples alone.
+        """
+        if among is not None and scorer in self.found.about["scorers"] and not self.single(scorer):
+            raise ValueError(
+                f"{self.folder}: its scores are put together by {self.how} over all target samples; halves of them "
+                "need a run with --aggregate sum (--study lds needs none)"
+            )
         if self.single(scorer):
             return -np.stack([self.found.mean_influence(scorer, self.rows(file, among)) for file in self.files])
         if scorer in (LOSS, LENGTH) and f"{scorer}/{self.files[0]}" not in self.table:
