@@ -1,14 +1,16 @@
-"""What a cheaper score is worth: how near to the full one it comes, and for what part of its time.
+"""What a cheaper score is worth: how near to the full one it comes, for what part of its time, and what a model that is
+tuned on its choice gains over random choices.
 
     python recipes/frontier/frontier.py --seeds 0 1 --rounds 1 --out runs/frontier
 
 Per seed a world and the packaged model, warmed up as `vlmsel choose` does it; its pool is scored by `vlmsel score` in
-every way of `WAYS`, with the options that stand there. A way is measured against the full score of its seed by
+every way of `ways`, with the options that stand there. A way is measured against the full score of its seed by
 
     rho        Spearman's correlation of the influence on a target file's mean, per file, and their mean
     choice     share of the full score's choice that the way's choice has, by `vlmsel select`'s default rule
     top        the same by the rule `top`
     time       seconds of a way over those of the full score in the same round, median over seeds and rounds
+    worth      mean accuracy over the four tasks of a model tuned on the way's choice, minus that of two random choices
 
 The clock is the wall's, or the processor's on a machine that others use. A run that stopped goes on when repeated.
 """
@@ -16,6 +18,7 @@ The clock is the wall's, or the processor's on a machine that others use. A run 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,17 +28,22 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from vlmsel import runs
 from vlmsel.commands.call import call
-from vlmsel.data.world.files import TASKS, WorldSizes, write_world
-from vlmsel.reporting.tables import as_markdown, as_text
+from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
+from vlmsel.models.config import resolve
+from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scoring.affinity import NAME as AFFINITIES
 from vlmsel.scoring.table import read_table
+from vlmsel.studies.study import RANDOM, draws_of
 from vlmsel.training.phases import phase_preset
 
 FULL, STORED, KEPT, LOSS, ALIGNED = "full", "store, rescored", "store, written", "Loss", "not warmed up"
+PROXY = "half the layers"  # a smaller model in the place of the one that is tuned
+WORTH, DRAWS = "worth", draws_of(RANDOM, 2)
 HYPERINF = ("HyperINF(damping=10)",)  # `choose`'s
 LAYERS, DEPTH = r"layers\.({})\..*lora", 4  # blocks of some layers; how many the packaged model has
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
@@ -67,6 +75,7 @@ def ways(pool: int) -> dict[str, dict[str, Any]]:
         KEPT: {"store_projection": 16},
         STORED: {},
         ALIGNED: {},
+        PROXY: {},
         "TracIn": {"scorers": ("TracIn",)},
         "DataInf": {"scorers": ("DataInf",)},
         "Hidden": {"scorers": ("Hidden",)},
@@ -86,6 +95,7 @@ class Frontier:
     fraction: float
     clock: str
     tried: tuple[str, ...]
+    questions: int = 0
 
     @property
     def files(self) -> dict[str, Any]:
@@ -100,9 +110,11 @@ class Frontier:
     def prepare(self) -> None:
         """Draw the world and warm the model up; score a little, so that imports are in nobody's time."""
         if not (self.folder / "world/world.json").is_file():
-            write_world(self.folder / "world", WorldSizes(0, self.pool, self.target, 1), self.seed)
-        settings = replace(phase_preset("tiny-tune"), seed=self.seed)
-        call("warmup", Path(self.warm), model="tiny-aligned", fraction=0.1, settings=settings, **self.files)
+            write_world(self.folder / "world", WorldSizes(0, self.pool, self.target, max(1, self.questions)), self.seed)
+        call("warmup", Path(self.warm), model="tiny-aligned", fraction=0.1, settings=self.settings, **self.files)
+        if PROXY in self.tried:
+            how = {"fraction": 0.1, "settings": self.settings, **self.files}
+            call("warmup", self.folder / "warmup_proxy", model=str(halved(self.folder / "proxy")), **how)
         small = {**self.files, "pool": self.files["targets"]["pope"], "scorers": (*HYPERINF, "Hidden", "BM25")}
         call("score", self.folder / "lead-in", model=self.warm, **small)
 
@@ -115,14 +127,19 @@ class Frontier:
                 call("rescore", out, store=str(out.parent / KEPT / "store"), scorers=HYPERINF)
             else:
                 kept = {"store": str(out / "store")} if row == KEPT else {}
-                model = "tiny-aligned" if row == ALIGNED else self.warm
+                model = {ALIGNED: "tiny-aligned", PROXY: str(self.folder / "warmup_proxy")}.get(row, self.warm)
                 call("score", out, **{"model": model, "scorers": HYPERINF, **self.files, **options, **kept})
             runs.write_json(out / "seconds.json", now() - begin)
         return float(runs.read_json(out / "seconds.json"))
 
+    @property
+    def settings(self) -> Any:
+        """How the model is warmed up and tuned."""
+        return replace(phase_preset("tiny-tune"), seed=self.seed)
+
     def chosen(self, scored: Path, scorer: str, rule: str | None) -> set[int]:
         """Return what is chosen by a score run."""
-        out = scored / f"chosen by {scorer}, {rule or 'by default'}.json"
+        out = _choice(scored, scorer, rule)
         how = {"scores": str(scored), "scorer": scorer, "fraction": self.fraction}
         call("select", out, pool=self.files["pool"], **how, **({"rule": rule} if rule else {}))
         return set(runs.read_json(Path(f"{out}.manifest.json"))["uids"])
@@ -146,6 +163,27 @@ class Frontier:
             found[name] = len(self.chosen(scored, scorer, rule) & wanted) / len(wanted)
         return found
 
+    def worth(self, rows: Mapping[str, Path]) -> dict[str, float]:
+        """Tune on the choice of every row, and on random ones, and ask the models; return each row's gain in points."""
+        choices = dict(rows)
+        for number, draw in enumerate(DRAWS):
+            choices[draw] = self.folder / "random" / f"{draw}.json"
+            how = {"pool": self.files["pool"], "scorer": RANDOM, "seed": 1000 * self.seed + number}
+            call("select", choices[draw], fraction=self.fraction, **how)
+        tuned = {row: str(self.folder / "tune" / row) for row in choices}
+        for row, data in choices.items():
+            how = {"images": self.files["images"], "settings": self.settings}
+            call("tune", Path(tuned[row]), model="tiny-aligned", data=str(data), **how)
+        world, out = self.folder / "world", self.folder / "evaluate"
+        tasks = {
+            task: {"images": str(world / "images/test" / task), **files}
+            for task, files in benchmark_files(world).items()
+        }
+        call("evaluate", out, models=tuned, tasks=tasks, protocol="bare", max_new_tokens=16)
+        reached = {row: float(np.mean([_headline(out / row / task) for task in TASKS])) for row in choices}
+        chance = sum(reached[draw] for draw in DRAWS) / len(DRAWS)
+        return {row: reached[row] - chance for row in rows}
+
     def run(self, rounds: int) -> dict[str, dict[str, list[float | None]]]:
         """Score in every way, once per round; return row -> measure -> values."""
         self.prepare()
@@ -160,14 +198,51 @@ class Frontier:
                 measures["time"].append(own / seconds[FULL])
         at = self.folder / "round0"
         for row in tried:
-            for name, value in self.fidelity(at / row, row if row in SCORERS else "HyperINF", at / FULL).items():
+            for name, value in self.fidelity(at / row, _scorer(row), at / FULL).items():
                 found[row][name] = [value]
         losses = self.fidelity(at / FULL, LOSS, at / FULL)
         found[LOSS] = {name: [value] for name, value in losses.items()}
+        if self.questions:
+            places = {row: at / (FULL if row == LOSS else row) for row in found if "choice" in found[row]}
+            choices = {row: _choice(place, _scorer(row), None) for row, place in places.items()}
+            for row, gain in self.worth(choices).items():
+                found[row][WORTH] = [gain]
         return found
 
 
 SCORERS = ("TracIn", "DataInf", "Hidden", "Embedding", "BM25")
+
+
+def _scorer(row: str) -> str:
+    """Return whose scores a row's are."""
+    return row if row in (*SCORERS, LOSS) else "HyperINF"
+
+
+def _choice(scored: Path, scorer: str, rule: str | None) -> Path:
+    return scored / f"chosen by {scorer}, {rule or 'by default'}.json"
+
+
+def _headline(folder: Path) -> float:
+    found = runs.read_json(folder / "metrics.json")
+    return 100 * float(found["metrics"][found["headline"]])
+
+
+def halved(folder: Path) -> Path:
+    """Write the packaged model without the upper half of its language model's layers, and return the folder."""
+    kept = tuple(f"layers.{number}." for number in range(DEPTH // 2))
+    for source, weights in (("llama", "model.safetensors"), ("aligned", "adapter/adapter_model.safetensors")):
+        own = folder / source
+        shutil.copytree(resolve(f"assets:{source}"), own, dirs_exist_ok=True)
+        every = load_file(own / weights)
+        few = {name: every[name] for name in every if "layers." not in name or any(one in name for one in kept)}
+        save_file(few, own / weights, metadata={"format": "pt"})
+    llama, config = folder / "llama/config.json", folder / "aligned/vlmsel_config.json"
+    runs.write_json(llama, runs.read_json(llama) | {"num_hidden_layers": DEPTH // 2})
+    content = runs.read_json(config)
+    known = {name: value for name, value in content["fingerprints"].items() if not name.startswith("language")}
+    language = {"language": str((folder / "llama").absolute())}
+    runs.write_json(config, content | {"model": content["model"] | language, "fingerprints": known})
+    return folder / "aligned"
 
 
 def gathered(seeds: list[dict[str, dict[str, list[float | None]]]]) -> dict[str, dict[str, list[float]]]:
@@ -182,22 +257,26 @@ def gathered(seeds: list[dict[str, dict[str, list[float | None]]]]) -> dict[str,
 
 def rows(found: Mapping[str, Mapping[str, list[float]]]) -> list[list[str]]:
     """Return the table's cells, head first."""
-    head = ["way", "seconds", "time", *TASKS, "rho", "least", "choice", "top"]
+    worth = any(WORTH in own for own in found.values())
+    head = ["way", "seconds", "time", *TASKS, "rho", "least", "choice", "top", *([WORTH] if worth else [])]
     table = [head]
     for row, own in found.items():
         cells = [f"{median(own['seconds']):.1f}", f"{median(own['time']):.2f}"] if "time" in own else ["", ""]
         cells += [f"{np.mean(own[name]):.3f}" for name in (*TASKS, "rho")]
         cells.append(f"{min(min(own[task]) for task in TASKS):.3f}")
         cells += [f"{100 * np.mean(own[name]):.0f} %" if name in own else "" for name in ("choice", "top")]
+        cells += [shown(own[WORTH], "+.1f") if WORTH in own else ""] if worth else []
         table.append([row, *cells])
     return table
 
 
 def draw(found: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
     """Draw every way's fidelity over its part of the time, and the goal: .9 at a third."""
-    figure = Figure(figsize=(11, 5))
+    figure = Figure(figsize=(15 if any(WORTH in own for own in found.values()) else 11, 5))
     measures = {"rho": "rank correlation with the full score", "choice": "share of the full score's choice"}
-    for axis, (name, label) in zip(figure.subplots(1, 2), measures.items(), strict=True):
+    if any(WORTH in own for own in found.values()):
+        measures[WORTH] = "points of accuracy above random choices"
+    for axis, (name, label) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
         for row, own in found.items():
             if "time" not in own or name not in own:
                 continue
@@ -205,7 +284,7 @@ def draw(found: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
             axis.plot(*at, "o", color="tab:orange" if row in SCORERS else "tab:blue")
             axis.annotate(row, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axis.axvline(1 / 3, color="0.5", linestyle=":", linewidth=1)
-        axis.axhline(0.9, color="0.5", linestyle=":", linewidth=1)
+        axis.axhline(0 if name == WORTH else 0.9, color="0.5", linestyle=":", linewidth=1)
         axis.set(xlabel="time, as a part of the full score's", ylabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
     figure.tight_layout()
@@ -220,12 +299,13 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=1200)
     parser.add_argument("--target", type=int, default=40, help="samples per target file")
     parser.add_argument("--fraction", type=float, default=0.2, help="what is chosen for the comparison of choices")
+    parser.add_argument("--questions", type=int, default=120, help="per task, of models tuned on choices; 0 for none")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="whose seconds")
     parser.add_argument("--ways", nargs="+", choices=list(ways(1)), default=list(ways(1)), help="what is tried")
     given = parser.parse_args()
     if STORED in given.ways and KEPT not in given.ways:
         parser.error(f"--ways {STORED!r} needs {KEPT!r}, which writes the store")
-    how = (given.pool, given.target, given.fraction, given.clock, tuple(given.ways))
+    how = (given.pool, given.target, given.fraction, given.clock, tuple(given.ways), given.questions)
     found = gathered([Frontier(given.out / f"seed{seed}", seed, *how).run(given.rounds) for seed in given.seeds])
     runs.write_json(given.out / "frontier.json", {"settings": vars(given) | {"out": str(given.out)}, "ways": found})
     runs.write_text(given.out / "frontier.md", as_markdown(rows(found)))

@@ -49,8 +49,9 @@ def test_a_score_turned_round_is_the_opposite_of_the_full_one(frontier, tmp_path
 
 @pytest.mark.slow
 def test_it_runs_small(frontier, tmp_path, monkeypatch):
-    ways = ["fit 10 %", "last layer", frontier.KEPT, frontier.STORED, "BM25"]
-    words = ["--out", tmp_path, "--seeds", 5, "--rounds", 2, "--pool", 30, "--target", 2, "--ways", *ways]
+    ways = ["fit 10 %", "last layer", frontier.KEPT, frontier.STORED, frontier.PROXY, "BM25"]
+    words = ["--out", tmp_path, "--seeds", 5, "--rounds", 2, "--pool", 30, "--target", 2, "--questions", 3]
+    words += ["--ways", *ways]
     monkeypatch.setattr(sys, "argv", ["frontier.py", *map(str, words)])
     frontier.main()
     found = runs.read_json(tmp_path / "frontier.json")["ways"]
@@ -58,3 +59,16 @@ def test_it_runs_small(frontier, tmp_path, monkeypatch):
     assert found[frontier.FULL]["rho"] == [pytest.approx(1)] and found[frontier.FULL]["choice"] == [1]
     assert found[frontier.FULL]["time"] == [1, 1] and len(found["BM25"]["seconds"]) == 2
     assert "choice" not in found[frontier.STORED] and "top" in found[frontier.STORED]
+    worth = {row: own[frontier.WORTH] for row, own in found.items() if frontier.WORTH in own}
+    assert list(worth) == [row for row in found if "choice" in found[row]] and frontier.LOSS in worth
+    folder = tmp_path / "seed5/evaluate"
+    asked = {
+        one: [runs.read_json(path) for path in (folder / one).glob("*/metrics.json")]
+        for one in [*worth, "Random 1", "Random 2"]
+    }
+    assert all(len(own) == 4 for own in asked.values())
+    reached = {one: np.mean([found["metrics"][found["headline"]] for found in own]) for one, own in asked.items()}
+    chance = (reached["Random 1"] + reached["Random 2"]) / 2
+    assert worth["full"] == [pytest.approx(100 * (reached["full"] - chance))]
+    layers = runs.read_json(tmp_path / "seed5/proxy/llama/config.json")["num_hidden_layers"]
+    assert layers == 2 and (tmp_path / "seed5/round0" / frontier.PROXY / "scores.parquet").is_file()
