@@ -93,11 +93,19 @@ def test_records_carry_weights_and_what_cannot_be_used_has_no_row(world, aligned
     records = runs.read_json(world / "targets/gqa.json")
     mine = [{"id": 0}, {**records[0], "weight": 2.5}, {**records[1], "image": "none.png"}, records[1]]
     (tmp_path / "gqa.json").write_text(json.dumps(mine))
-    more = {"targets.gqa": tmp_path / "gqa.json", "scorers": "[TracIn]", "allow_missing": "true"}
+    more = {"targets.gqa": tmp_path / "gqa.json", "scorers": "[TracIn,BM25]", "allow_missing": "true"}
     assert cli.main(words(world, aligned, tmp_path / "run", **more)) == 0
     found = Affinities(tmp_path / "run" / NAME)
     rows = [(one["uid"], one["weight"]) for one in found.targets if one["file"] == "gqa"]
     assert rows == [(1, 2.5), (3, None)]
+    columns = table(tmp_path / "run")
+    for scorer in ("TracIn", "BM25"):  # the file's mean is by weights, as `select --rule top` goes by it
+        single = found.block(scorer, slice(None), unit=False)[
+            [row for row, one in enumerate(found.targets) if one["file"] == "gqa"]
+        ]
+        mean = (2.5 * single[0] + single[1]) / 3.5
+        column = np.array(columns[f"{scorer}/gqa"])[found.uids]
+        np.testing.assert_allclose(column, -mean, rtol=1e-4, atol=1e-5 * np.abs(single).max())
     assert [entry["uid"] for entry in runs.read_json(tmp_path / "run/skipped_gqa.json")] == [0, 2]
 
 

@@ -1,5 +1,6 @@
 """The check of captured gradients passes what is right in any dtype and refuses, by name, what is lost or mixed up."""
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -145,3 +146,24 @@ def test_samples_without_a_finite_loss_are_passed_over():
         return squares(model, x) * torch.where(x[:, 0, 0] == X[1, 0, 0], torch.nan, 1.0)
 
     try_on(Tail(), loss=loss)
+
+
+class Cancelling(nn.Module):
+    """A softmax over all but equal values, as attention in a model that has learnt nothing: what reaches `query` is
+    the rounding of terms a million times its size."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        values = 1 + 1e-6 * torch.arange(16.0, dtype=x.dtype).reshape(4, 4)
+        return self.head(torch.softmax(self.query(x), -1) @ values)
+
+
+def test_a_block_whose_gradient_is_the_rounding_of_the_others_passes():
+    config = peft.LoraConfig(r=2, target_modules=["query"])
+    model = randomize(peft.inject_adapter_in_model(config, Cancelling()))
+    try_on(model, "lora|head.weight")
+    with pytest.raises(ValueError, match="block b.weight: .*without calling"):  # a small one that is lost is found
+        try_on(Tail(lambda h, t: h + 1e-5 * F.linear(h, t.b.weight, t.b.bias)))

@@ -5,7 +5,9 @@ the sample: weights used without calling their module, kernels that pass by the 
 order of the samples give something else. Then each sample's loss and gradient must be what they are alone.
 
 Autograd rounds its sums in the model's dtype, by up to as much as their terms are long (the gradient of a key's bias is
-0 but for that). So a difference counts from a share of the gradient on, and from a share of Σ_t ‖δ_t‖ ‖x_t‖.
+0 but for that), and δ itself by as much as what it was made of: of a query whose values are all but equal nothing is
+left but the rounding of larger gradients. So a difference counts from a share of the gradient on, from a share of
+Σ_t ‖δ_t‖ ‖x_t‖, and from a share of the sample's gradient over all blocks.
 """
 
 from __future__ import annotations
@@ -29,19 +31,20 @@ MEND = "choose other blocks, or go without this check (--check none)"
 
 
 class Tolerance(NamedTuple):
-    """What a gradient in the batch may differ by, in shares of its norm and of its terms' lengths; what a sample's
-    gradient over all blocks and its loss may differ by from those that it has alone."""
+    """What a gradient in the batch may differ by, in shares of its norm, of its terms' lengths and of the sample's
+    gradient over all blocks; what the latter and the sample's loss may differ by from those that it has alone."""
 
     gradient: float
     terms: float
+    whole: float
     alone: float
     loss: float
 
 
 TOLERANCES = {
-    8: Tolerance(1e-6, 1e-10, 1e-5, 1e-6),  # by the bytes of the narrowest dtype
-    4: Tolerance(1e-2, 1e-4, 0.05, 1e-3),
-    2: Tolerance(0.2, 0.02, 0.5, 0.1),  # half precision routes a token to another expert now and then
+    8: Tolerance(1e-6, 1e-10, 1e-15, 1e-5, 1e-6),  # by the bytes of the narrowest dtype
+    4: Tolerance(1e-2, 1e-4, 1e-6, 0.05, 1e-3),
+    2: Tolerance(0.2, 0.02, 1e-2, 0.5, 0.1),  # half precision routes a token to another expert now and then
 }
 
 
@@ -92,11 +95,12 @@ def check_capture(
         with captured.installed(), frozen(model), merged(captured.adapters.values()):
             captured.backward(torch.where(losses.isfinite(), loss(model, batch), 0.0))
         found = captured.factors()
+        whole = torch.stack([factor.sq_norm().double().cpu() for factor in found.values()]).sum(0).sqrt()
         looked_at = losses.isfinite().nonzero().flatten().tolist()
         for group in _groups(model, blocks):
             own = [_gradients(model, group, lambda i=i: loss(model, batch)[i]) for i in looked_at]  # type: ignore[misc]
             for name in group:
-                one = _Block(name, found[name].select(looked_at).dense(), captured.lengths.get(name))
+                one = _Block(name, found[name].select(looked_at).dense(), captured.lengths.get(name), whole)
                 one.check(torch.stack([gradients.pop(name) for gradients in own]), looked_at, tolerance)
         for number, single in enumerate(alone):
             if number in looked_at:
@@ -155,17 +159,19 @@ def _check_loss(number: int, together: float, apart: float, tolerance: Tolerance
 
 
 class _Block(NamedTuple):
-    """A block's captured gradients [n, rows, cols] of some samples, and the lengths of all samples' terms [all]."""
+    """A block's captured gradients [n, rows, cols] of some samples, the lengths of all samples' terms, and of their
+    gradients over all blocks [all]."""
 
     name: str
     found: Float[Tensor, "n rows cols"]
     lengths: Float[Tensor, " all"] | None
+    whole: Float[Tensor, " all"]
 
     def check(self, own: Tensor, numbers: Sequence[int], tolerance: Tolerance) -> None:
         """Compare with autograd's own, [n, ...]; samples whose own is not finite are passed over."""
         own = own.reshape(self.found.shape).to(self.found)
         off, size = _norms(self.found - own), _norms(own)
-        allowed = tolerance.gradient * size
+        allowed = torch.maximum(tolerance.gradient * size, tolerance.whole * self.whole[numbers].to(size))
         if self.lengths is not None:
             allowed = torch.maximum(allowed, tolerance.terms * self.lengths[numbers].to(allowed))
         wrong = size.isfinite() & ~(off <= allowed)

@@ -182,6 +182,7 @@ class Samples:
         look: gives each one's vector of a kind, float32 [n, d]: `hidden`, the mean of the model's last hidden states,
             the later a token the heavier (token k of m by k / (1 + … + m)); `embedding`, the mean embedding of its
             tokens, and beside it for a model that sees, the mean feature of its pictures, each of norm 1 or 0.
+        weights: how much each counts in a mean; equally where left out. [n]
     """
 
     uids: Int[Tensor, " n"]
@@ -190,6 +191,7 @@ class Samples:
     sources: Sequence[str]
     read: Callable[[], Sequence[str]]
     look: Callable[[str], Tensor] = no_vectors
+    weights: Float[Tensor, " n"] | None = None
 
     @cached_property
     def texts(self) -> Sequence[str]:
@@ -206,7 +208,13 @@ class Samples:
             uids, losses, tokens, [source for part in parts for source in part.sources],
             lambda: [text for part in parts for text in part.texts],
             lambda kind: torch.cat([part.look(kind) for part in parts]),
+            torch.cat([part.shares() for part in parts]),
         )  # fmt: skip
+
+    def shares(self) -> Float[Tensor, " n"]:
+        """Return each sample's part of a mean over all of them."""
+        weights = torch.ones(len(self.uids)) if self.weights is None else self.weights.float()
+        return weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 class SampleScorer(Scorer):
@@ -232,7 +240,7 @@ class Features(NamedTuple):
 class FeatureScorer(SampleScorer):
     """A sample scorer that knows each sample by a vector, so that single target samples can choose by it.
 
-    The score for a target is minus the mean affinity to its samples.
+    The score for a target is minus the mean affinity to its samples, by their weights.
     """
 
     @abstractmethod
@@ -253,7 +261,7 @@ class FeatureScorer(SampleScorer):
         if not sum(sizes):
             raise ValueError(self.refusal)
         found = self.features(samples, Samples.joined(list(targets.values())))
-        shares = torch.block_diag(*(torch.full((1, size), 1 / max(size, 1)) for size in sizes)).to(found.targets)
+        shares = torch.block_diag(*(own.shares()[None] for own in targets.values())).to(found.targets)
         means = found.targets.T @ shares.T  # the sparse one comes first
         return -(found.samples @ means).T
 

@@ -84,6 +84,19 @@ def check_scores(names: Sequence[tuple[str, str]], scores: Tensor, blocks: Colle
             )
 
 
+def without_zeros(names: Sequence[tuple[str, str]], scores: Tensor) -> Tensor:
+    """Leave the columns of zeros empty, and say so: the first samples of the pool would be their choice. [columns, n]
+
+    A sample scorer gives one where pool and target have nothing in common, such as no word.
+    """
+    known = torch.isfinite(scores)
+    zeros = known.any(1) & ~(known & (scores != 0)).any(1)
+    for (scorer, target), zero in zip(names, zeros.tolist(), strict=True):
+        if zero:
+            print(f"{scorer}/{target}: every score is 0, for nothing is in common by {scorer}; the column is empty")
+    return torch.where(zeros[:, None], torch.nan, scores)
+
+
 def listed(names: Collection[str], most: int = 3) -> str:
     """Name the first few.
 

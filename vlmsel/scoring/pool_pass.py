@@ -32,7 +32,7 @@ from vlmsel.scoring.aggregate import Aggregate, aggregate
 from vlmsel.scoring.batches import progress_bar
 from vlmsel.scoring.curvature import FitSources, Preconditioned, Targets, precondition
 from vlmsel.scoring.memory_plan import Prefer
-from vlmsel.scoring.no_gradient import check_scores
+from vlmsel.scoring.no_gradient import check_scores, without_zeros
 from vlmsel.scoring.score_pass import BatchScores, ScoreReducer
 from vlmsel.scoring.source import GradientSource, LeftOut, left_out
 from vlmsel.scoring.targets import is_virtual
@@ -150,7 +150,7 @@ class Scored:
         found = self
         for scorer in sample_scorers(scorers):
             names = [(scorer.name, target) for target in targets]
-            found = found.with_columns(scorer.score(samples, targets).to(self.scores), names, {})
+            found = found.with_columns(without_zeros(names, scorer.score(samples, targets)).to(self.scores), names, {})
         return found
 
     def fine(self) -> Tensor:

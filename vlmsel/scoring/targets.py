@@ -1,4 +1,5 @@
-"""v_t, the mean gradient of each target's samples, from one stream of batches that may mix samples of several targets.
+"""v_t, the mean gradient of each target's samples by their own weights, where records have some, from one stream of
+batches that may mix samples of several targets.
 
 What single target samples are worth is in virtual.py. Several processes deal the batches among them and add up.
 """
@@ -69,6 +70,11 @@ class TargetPlan:
     def __len__(self) -> int:
         return len(self.names)
 
+    def weights(self) -> dict[int, float]:
+        """Return the weight of the sample at each position that is owned, 1 where its record has none."""
+        every = [sample.weight for data in self.sets for sample in data.samples]
+        return {position: 1.0 if every[position] is None else float(every[position]) for position in self.owners}
+
 
 def samples_at(
     samples: Sequence[Sample],
@@ -88,6 +94,7 @@ def samples_at(
         sources=[sample.source for sample in chosen],
         read=lambda: ["\n".join(turn.text for turn in sample.turns) for sample in chosen],
         look=look,
+        weights=torch.tensor([1.0 if sample.weight is None else sample.weight for sample in chosen]),
     )
 
 
@@ -112,10 +119,13 @@ def target_means(plan: TargetPlan, source: ModelSource) -> dict[str, Tensor]:
     """
     shared = Counter(plan.owners[position] for group in plan.plan.groups for position in group)
     require_samples(plan.names, shared)
-    counts = torch.tensor([shared[number] for number in range(len(plan))])
+    weights, counts = plan.weights(), torch.zeros(len(plan), dtype=torch.float64)
+    for position, number in plan.owners.items():
+        counts[number] += weights[position]
     sums: dict[str, Tensor] = {}
     for found, positions in stream(plan, source, "targets"):
-        _add(sums, found, torch.tensor([plan.owners[position] for position in positions]), len(plan))
+        own = torch.tensor([weights[position] for position in positions], dtype=torch.float64)
+        _add(sums, found, torch.tensor([plan.owners[position] for position in positions]), own, len(plan))
     if processes.count() > 1:
         sums = added_up(sums, len(plan), source)
     return {name: total / counts.to(total)[:, None, None] for name, total in sums.items()}
@@ -147,10 +157,11 @@ def _check(found: Gradients, owners: Sequence[int], plan: TargetPlan) -> None:
         )
 
 
-def _add(sums: dict[str, Tensor], found: Gradients, owners: Tensor, count: int) -> None:
-    """Add gradients to the sums of the targets that their samples belong to; no other target is touched."""
+def _add(sums: dict[str, Tensor], found: Gradients, owners: Tensor, own: Tensor, count: int) -> None:
+    """Add gradients, by their own weights, to the sums of the targets that their samples belong to; no other target is
+    touched."""
     here, rows = owners.unique(return_inverse=True)
-    weights = torch.nn.functional.one_hot(rows, len(here)).T.to(found.losses.device)  # [here, n]
+    weights = (torch.nn.functional.one_hot(rows, len(here)) * own[:, None]).T.to(found.losses.device)  # [here, n]
     here = here.to(found.losses.device)
     for name, factor in found.factors.items():
         if name not in sums:

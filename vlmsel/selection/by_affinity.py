@@ -157,6 +157,8 @@ class AffinityRule:
         for name in kept:
             here = _numbers(source.targets, [name])
             mean = sample_weights([source.targets[t] for t in here]) @ source.combination(scorer)[here]
+            if not mean.any():
+                raise ValueError(f"--keep {name}: none of its samples has a gradient by {scorer}, so that none is kept")
             near = np.concatenate([source.unit(scorer, rows) @ mean for rows, _ in blocks(np.ones(count, bool), ROWS)])
             allowed[np.argsort(near, kind="stable")[: int(self.keep_quantile * count)]] = False
         return allowed

@@ -7,11 +7,15 @@ loss (highest first), the length (longest first) and the norm of the gradient (l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
+from vlmsel.scorers import Random
+from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.affinity import NAME, Affinities, put_together
 from vlmsel.scoring.table import KNOWN, read_table
 from vlmsel.selection import Facts
@@ -29,6 +33,8 @@ class Known:
         uids: of the samples that were scored, in rising order. [n]
         files: the target files, by name.
         scorers: of whom there is anything, in the order of the table.
+        aimless: those that look at no target.
+        how: how the table's scores of blocks were put together.
     """
 
     def __init__(self, folder: Path, pool: str) -> None:
@@ -41,6 +47,7 @@ class Known:
         self.found = Affinities(folder / NAME, pool)
         self.table, self.about = read_table(folder / "scores.parquet", pool)
         self.how = put_together(self.about)
+        self.aimless = {LOSS, LENGTH, NORM, *_random(self.about)}
         self.uids = self.found.uids
         self.files = list(dict.fromkeys(target["file"] for target in self.found.targets))
         named = (name.rpartition("/") for name in self.table if name not in KNOWN)
@@ -77,12 +84,14 @@ class Known:
         """Return the mean affinity of every scored sample to each file's target samples, those `among` some. [f, n]
 
         Raises:
-            ValueError: scores are no sums over blocks, so that nothing is known of some target samples alone.
+            ValueError: nothing is known of some target samples alone: the scorer knows files, or scores are no sums
+                over blocks.
         """
-        if among is not None and scorer in self.found.about["scorers"] and not self.single(scorer):
+        if among is not None and not self.single(scorer) and scorer not in self.aimless:
+            why = "knows target files as a whole" if self.how == "sum" else f"is put together by {self.how}"
             raise ValueError(
-                f"{self.folder}: its scores are put together by {self.how} over all target samples; halves of them "
-                "need a run with --aggregate sum (--study lds needs none)"
+                f"{self.folder}: {scorer} {why}, so that the half of a file that judges would choose too; leave it out "
+                "of --scorers, or take --study lds"
             )
         if self.single(scorer):
             return -np.stack([self.found.mean_influence(scorer, self.rows(file, among)) for file in self.files])
@@ -109,6 +118,12 @@ class Known:
     def mean(self, losses: Sequence[float], among: Sequence[int] | None = None) -> float:
         """Return the mean over files of target samples' losses, those `among` some."""
         return float(np.mean([np.mean([losses[row] for row in self.rows(file, among)]) for file in self.files]))
+
+
+def _random(about: Mapping[str, Any]) -> list[str]:
+    """Return the names of a run's scorers that draw."""
+    asked = (yaml.safe_load(about["config"]) or {}).get("scorers", ())
+    return [one.name for one in load_scorers(tuple(asked)) if isinstance(one, Random)]
 
 
 def choosing_half(targets: Sequence[dict[str, object]], seed: int) -> list[int]:
