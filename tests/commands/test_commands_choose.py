@@ -1,9 +1,11 @@
 """vlmsel choose and validate: the whole choice in one command, and whether it is better than a random one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from vlmsel import cli, runs
 from vlmsel.scoring.affinity import Affinities
@@ -65,6 +67,7 @@ def test_a_dtype_goes_to_warm_up_and_score(world, aligned, tmp_path):
     (["--count", "3", "--warmup", "2"], "warmup is the share of the pool that the model is warmed up on"),
     (["--count", "3", "--warmup", "0", "--lora.r", "4"], "fresh adapters (--lora) get their gradients from a warm-up"),
     (["--count", "3", "--scorer", "HyperIMF"], "HyperIMF"),
+    (["--count", "3", "--scorer", "Random(seed=3)"], "--scorer Random: target samples choose by gradients or vectors"),
     (["--fraction", "20"], "fraction must lie in (0, 1], got 20.0 (20 % is 0.2)"),
     (["--count", "3", "--fraction", "0.5"], "give one of fraction, count and tokens"),
     (["--count", "3", "--against", "nowhere.json"], "nowhere.json: no such file"),
@@ -74,9 +77,13 @@ def test_wrong_options_are_refused_before_anything_runs(world, aligned, tmp_path
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_more_than_the_pool_has_is_refused_before_the_warm_up(world, aligned, tmp_path, capsys):
-    assert choose(world, aligned, tmp_path / "run", "--count", "13") == 2
-    assert "13" in capsys.readouterr().err and not (tmp_path / "run/warmup").exists()
+@pytest.mark.parametrize(("options", "message"), [
+    (["--count", "13"], "13"),
+    (["--count", "3", "--quota.nowhere", "0.5"], "quota names the source 'nowhere', which the pool does not have"),
+])  # fmt: skip
+def test_what_the_pool_does_not_have_is_refused_before_the_warm_up(world, aligned, tmp_path, capsys, options, message):
+    assert choose(world, aligned, tmp_path / "run", *options) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run/warmup").exists()
 
 
 def test_a_choice_that_stopped_before_its_warm_up_leaves_the_folder_to_the_mended_command(
@@ -139,6 +146,43 @@ def test_a_metric_decides_the_duel_and_the_loss_stands_beside(chosen, tmp_path, 
     assert cli.main(["report", str(chosen), f"{tmp_path}/duel", "--samples", "2"]) == 0
     page = (chosen / "report.html").read_text()
     assert page.index("The duel by held-out exact_match") < page.index("The duel by held-out loss")
+
+
+def test_a_duel_chooses_as_the_run_did(world, aligned, tmp_path, capsys):
+    how = ["--rule", "herding", "--turns", "equal", "--quota.gqa", "0", "--quota.vqa", "0"]
+    assert choose(world, aligned, tmp_path / "run", "--count", "3", *how) == 0
+    words = ["validate", "--run", f"{tmp_path}/run", "--count", "3", "--seeds", "1", "--draws", "1", "--device", "cpu"]
+    assert cli.main([*words, "--out", f"{tmp_path}/duel"]) == 0
+    found = [
+        runs.read_json(tmp_path / f"{one}.json.manifest.json") for one in ("run/chosen", "duel/seed0/selected/chosen")
+    ]
+    for manifest in found:
+        assert manifest["rule"] == "herding" and not {"gqa", "vqa"} & set(manifest["sources"])
+        assert "quota: {gqa: 0.0, vqa: 0.0}" in manifest["config"] or "gqa: 0.0" in manifest["config"]
+        assert "turns: equal" in manifest["config"]
+    text = (tmp_path / "duel/validate.json").read_text()
+    assert "NaN" not in text and json.loads(text)["advice"] == "one seed tells nothing; take --seeds 3 or more"
+    assert cli.main([*words, "--rule", "top", "--turns", "loss", "--out", f"{tmp_path}/other"]) == 2
+    assert "--turns: no meaning for --rule top; leave it out" in capsys.readouterr().err
+
+
+def test_a_duel_goes_on_from_the_same_files_alone(world, aligned, tmp_path, capsys):
+    shutil.copytree(world / "targets", tmp_path / "targets")
+    shutil.copytree(aligned, tmp_path / "model")
+    goals = ["--targets.gqa", f"{tmp_path}/targets/gqa.json", "--targets.pope", f"{tmp_path}/targets/pope.json"]
+    assert choose(world, tmp_path / "model", tmp_path / "run", "--count", "3", *goals) == 0
+    words = ["validate", "--run", f"{tmp_path}/run", "--count", "3", "--draws", "1", "--device", "cpu", "--seeds"]
+    assert cli.main([*words, "1", "--out", f"{tmp_path}/duel"]) == 0
+    projector = tmp_path / "model/model/projector.safetensors"
+    kept = projector.read_bytes()
+    save_file({name: tensor * 1.5 for name, tensor in load_file(projector).items()}, projector, {"format": "pt"})
+    assert cli.main([*words, "2", "--out", f"{tmp_path}/duel"]) == 2
+    assert "changed since this run began" in capsys.readouterr().err
+    projector.write_bytes(kept)
+    records = runs.read_json(tmp_path / "targets/gqa.json")
+    runs.write_json(tmp_path / "targets/gqa.json", records[::-1])
+    assert cli.main([*words, "1", "--out", f"{tmp_path}/other"]) == 2
+    assert f"target gqa ({tmp_path}/targets/gqa.json) changed since" in capsys.readouterr().err
 
 
 def test_one_source_needs_no_draws_of_its_mixture(world, aligned, tmp_path, capsys):

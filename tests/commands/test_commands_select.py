@@ -9,6 +9,7 @@ import pytest
 from score_words import refused, words
 
 from vlmsel import cli, runs
+from vlmsel.data.formats import choice
 from vlmsel.scoring.affinity import Columns, write_affinities
 from vlmsel.scoring.table import write_table
 
@@ -62,6 +63,16 @@ def chosen(home, out, **options):
     manifest, pool = runs.read_json(f"{out}.manifest.json"), runs.read_json(home / "pool.json")
     assert runs.read_json(out) == [pool[uid] for uid in sorted(manifest["uids"])]
     return manifest
+
+
+def test_a_choice_that_was_killed_while_it_was_written_is_made_again(home, run, tmp_path, monkeypatch):
+    def killed(path, *more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "write_part", killed)
+        assert cli.main(select(home, tmp_path / "a.json", count=14)) == 130
+    assert chosen(home, tmp_path / "a.json", count=14)["uids"]
 
 
 def test_target_samples_choose_in_turn(home, run, tmp_path, capsys):

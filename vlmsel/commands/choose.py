@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlmsel import processes, progress, runs
 from vlmsel.commands import options
 from vlmsel.commands.call import call
-from vlmsel.data.first_look import tell
-from vlmsel.data.formats import read_records, read_samples
+from vlmsel.data.formats import read_records
 from vlmsel.models.config import LoraSpec
+from vlmsel.planning.choosing import check_scorer, tell_choice
 from vlmsel.scorers.load import load_scorers
 from vlmsel.scoring.table import check_target_names
-from vlmsel.selection import Ask
+from vlmsel.selection import AffinityRule, Ask
 from vlmsel.training.phases import PRESETS, PhaseSettings
-from vlmsel.training.warmup import LEAST, part_size
+from vlmsel.training.warmup import LEAST
 
 __all__ = ["PRESETS", "choose"]
 
@@ -35,6 +35,8 @@ def choose(
     lora: LoraSpec | None = None,
     blocks: str | None = None,
     ask: Ask = Ask(),
+    rule: Literal["round_robin", "herding", "strata"] = "round_robin",
+    affinities: AffinityRule = AffinityRule(),
     reading: options.ReadingOptions = options.ReadingOptions(),
     beside: options.FeatureOptions = options.FeatureOptions(),
     batches: options.BatchOptions = options.BatchOptions(),
@@ -55,12 +57,14 @@ def choose(
         against: an evaluation file, or a list of them: it is told which target samples ask what it asks.
         scorer: whose affinities decide.
         warmup: share of the pool that the model is warmed up on; 0 for none.
-        seed: draws the warm-up's part, its order and the fit samples.
+        seed: draws the warm-up's part and the fit samples; `settings.seed` its order.
         preset: the settings that `settings` starts from, as for `vlmsel tune`.
         settings: hyper-parameters of the warm-up.
         lora: fresh adapters for a model that has none, as for `vlmsel tune`.
         blocks: whose gradients count, as for `vlmsel score`.
         ask: how much to choose.
+        rule: how affinities choose, as for `vlmsel select`.
+        affinities: how affinities decide.
         reading: how samples are read.
         beside: what is read beside the pool.
         batches: how samples are put into batches.
@@ -70,6 +74,7 @@ def choose(
         config: the resolved configuration as text.
     """
     (one,), files = load_scorers((scorer,)), dict(check_target_names(targets or {}))
+    check_scorer(one)
     ask.check()
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup is the share of the pool that the model is warmed up on, in [0, 1]; got {warmup}")
@@ -78,7 +83,7 @@ def choose(
     folder = Path(out)
     if processes.is_main():
         runs.open_run(out, config)
-        _say(pool, files, against, warmup, settings, ask)
+        tell_choice(pool, files, against, warmup, settings, ask, one)
     read = {**_flat(reading), **_flat(beside)}
     first = model
     if warmup > 0:
@@ -90,7 +95,8 @@ def choose(
     call("score", folder / "score", model=first, pool=pool, targets=files, scorers=(scorer,), seed=seed, **how)
     if processes.is_main():
         chosen = folder / f"chosen{''.join(Path(pool).suffixes[-1:])}"
-        call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **_flat(ask))
+        how = {**_flat(ask), "rule": rule, **_flat(affinities)}
+        call("select", chosen, pool=pool, scores=str(folder / "score"), scorer=one.name, **how)
         more = ("" if reading.images is None else f" --images {reading.images}") + (lora.options() if lora else "")
         more += "" if preset == "tiny-tune" else f" --preset {preset}"
         progress.ended(
@@ -109,19 +115,3 @@ def _trial(pool: str, chosen: Path) -> int:
 def _flat(group: Any) -> dict[str, Any]:
     """Return a group's options by name."""
     return asdict(group)
-
-
-def _say(pool: str, files: dict[str, str], against: Any, warmup: float, settings: PhaseSettings, ask: Ask) -> None:
-    """Say what will be done and what it costs, in passes over the pool."""
-    listed, wanted = read_samples(pool).samples, {name: read_samples(file).samples for name, file in files.items()}
-    samples = len(listed)
-    ask.check(len(listed.records))
-    drawn = part_size(samples, warmup, LEAST) if warmup else 0
-    tuned = f"tuning on {drawn} of them (epochs: {settings.epochs:g})" if drawn else "no warm-up"
-    goals = ", ".join(f"{name} {len(own)}" for name, own in wanted.items())
-    print(
-        f"{pool}: {samples} samples; targets: {goals}\n"
-        f"plan: {tuned}, a curvature pass over the fit samples, three over the targets and one over the pool; each "
-        "costs about a forward and backward of its samples"
-    )
-    tell(pool, listed, wanted, against)

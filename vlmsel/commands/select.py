@@ -82,7 +82,6 @@ def select(
         refuse_idle("rules on affinities", draw)
         found = affinity.beside(path, pool, scorer, about, rule)
         picked = _by_affinity(found, scorer, rule or "round_robin", files, affinities, ask, facts)
-    write_choice(out, pool, picked.uids.tolist(), len(facts), write)
     origin = {"config": config, "pool": pool, "pool_sha256": digest, "written": write}
     _tell(out, picked, facts, origin, path, about.get("warmed_up", []), about.get("missing", 0))
 
@@ -145,7 +144,7 @@ def _tell(
     about["warmed_up"] = known = int(np.isin(picked.uids, warmed_up).sum())
     unusable = len(facts) - int(facts.usable.sum())
     about |= {"of": len(facts), "unusable": unusable, "sources": dict(sources.most_common()), "uids": uids}
-    runs.write_json(Path(f"{out}.manifest.json"), about | picked.about)
+    write_choice(out, about["pool"], uids, len(facts), about["written"], about | picked.about)
     lines, warnings = describe(facts, picked.uids, picked.norms)
     if warmed_up:
         share = 100 * len(warmed_up) / len(facts)

@@ -11,10 +11,10 @@ from vlmsel.checks import check_at_least_one
 from vlmsel.commands.call import call
 from vlmsel.data.formats import read_records
 from vlmsel.reporting.validation import show_duel, show_rows
-from vlmsel.selection import Rule, how_many
+from vlmsel.selection import AffinityRule, Rule, how_many
 from vlmsel.studies.bench import Kind, bench_of, check_meaning, read_run
 from vlmsel.studies.duel import Duel, Sides
-from vlmsel.studies.judging import Judge
+from vlmsel.studies.judging import Judge, begin
 from vlmsel.studies.known import Known
 from vlmsel.studies.parts import Deciles, Groups, Halves, Parts
 from vlmsel.studies.retraining import Bench, Retraining
@@ -28,7 +28,8 @@ def validate(
     tuned_as: str | None = None,
     fraction: float | None = None,
     count: int | None = None,
-    rule: Rule = "round_robin",
+    rule: Rule | None = None,
+    affinities: AffinityRule = AffinityRule(),
     metric: Literal["exact_match", "choice"] | None = None,
     seeds: int = 3,
     draws: int = 2,
@@ -52,7 +53,8 @@ def validate(
             `score`, the warm-up that it scored when left out.
         fraction: part of the pool that a duel or a tenth trains on; small is enough.
         count: how many samples, instead of `fraction`.
-        rule: how affinities choose in a duel, as for `vlmsel select`.
+        rule: how affinities choose in a duel, as for `vlmsel select`; as the run did when left out.
+        affinities: how affinities decide in a duel; as in the run where they are left out.
         metric: what decides a duel instead of the loss: right answers, as for `vlmsel evaluate`, to the target samples
             that judge, asked in their own words.
         seeds: how many times targets are halved and models tuned; intervals need at least 2 (of lds none).
@@ -65,16 +67,17 @@ def validate(
     check_at_least_one(seeds=seeds, draws=draws, subsets=subsets)
     if processes.count() > 1:
         raise ValueError("validate runs as one process; start it without torchrun or accelerate launch")
-    check_meaning(study, fraction=fraction, count=count, metric=metric)
+    check_meaning(study, fraction=fraction, count=count, rule=rule, metric=metric)
     found = read_run(Path(run), tuned_as)
-    folder = runs.open_run(out, config)
-    runs.same_inputs(folder, {"the scores": runs.file_hash(found.scores)})
+    judge, folder = Judge(metric), runs.open_run(out, config)
+    runs.same_inputs(folder, {"the scores": runs.file_hash(found.scores)}, more=True)
     score, bench = bench_of(found, folder, epochs, device, call)
     known = Known(score, bench.pool)
+    runs.same_inputs(folder, begin(bench, score, judge), more=True)
     size = 0 if study in ("lds", "groups") else how_many(len(read_records(bench.pool)), fraction, count)
     if study == "duel":
         names = known.asked(scorers or found.scorers)
-        _duel(run, Sides(bench, score, names, rule, draws, size, Judge(metric)), folder, seeds)
+        _duel(run, Sides(bench, score, names, found.choice(rule, affinities), draws, size, judge), folder, seeds)
         return
     names = known.asked(scorers)
     parts: Parts = {
@@ -87,7 +90,6 @@ def validate(
 
 def _duel(run: str, sides: Sides, folder: Path, seeds: int) -> None:
     _say(seeds * len(sides.arms), f"{sides.count} samples' tokens", seeds)
-    sides.judge.try_out(sides.bench)
     answers = Duel(sides, call).run(folder, range(seeds), sides.arms)
     found = {scorer: sides.verdicts(scorer, answers) for scorer in sides.scorers}
     show_duel(folder, found, {"run": run, "count": sides.count, "answers": answers})

@@ -53,14 +53,14 @@ def duel_rows(found: Rows) -> dict[str, dict[str, Any]]:
     rows = {}
     for scorer, one in found.items():
         gain, half = one[RANDOM]["gain"], one[RANDOM]["half_width"]
-        known = half == half  # NaN of a single seed is none
-        ends = {"low": gain - half, "high": gain + half} if known else {"low": None, "high": None}
+        ends = {"low": None, "high": None} if half is None else {"low": gain - half, "high": gain + half}
         rows[scorer] = {"value": gain, **ends}
     return rows
 
 
 def _gain(one: Mapping[str, Any]) -> list[str]:
-    return [f"{one['gain']:+.4f} ± {one['half_width']:.4f}", one["verdict"]]
+    half = one["half_width"]
+    return [f"{one['gain']:+.4f}" + ("" if half is None else f" ± {half:.4f}"), one["verdict"]]
 
 
 def _interval(row: Mapping[str, Any]) -> str:

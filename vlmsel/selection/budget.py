@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -141,15 +141,17 @@ class Ask:
         """Tell whether any amount is asked for."""
         return (self.fraction, self.count, self.tokens) != (None, None, None)
 
-    def check(self, total: int = sys.maxsize) -> None:
-        """Refuse an amount that no pool of `total` records could give.
+    def check(self, total: int = sys.maxsize, sources: Sequence[str] | None = None) -> None:
+        """Refuse an amount that no pool of `total` records from these sources could give.
 
         Raises:
-            ValueError: not exactly one amount is given, or it is out of range.
+            ValueError: not exactly one amount is given, it is out of range, or a quota is none or of no such source.
         """
         if not self.given():
             raise ValueError("say how much to choose: --fraction, --count or --tokens")
         how_many(total, self.fraction, self.count, self.tokens)
+        if sources is not None:
+            _places(self.quota or {}, list(sources), total)
 
     def budget(self, facts: Facts) -> Budget:
         """Return the budget for a pool.

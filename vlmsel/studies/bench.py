@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,14 @@ import yaml
 from vlmsel.data.dataset import Reading
 from vlmsel.models.config import LoraSpec
 from vlmsel.scorers.load import load_scorers
+from vlmsel.selection import AffinityRule
 from vlmsel.studies.labelled_pool import labelled_pool
 from vlmsel.studies.retraining import Bench
 from vlmsel.training.phases import PhaseSettings
 
 Kind = Literal["duel", "deciles", "lds", "groups"]  # of study
-WHOLE = ("fraction", "count", "metric")
-MEANINGLESS: dict[str, tuple[str, ...]] = {"duel": (), "deciles": ("metric",), "lds": WHOLE, "groups": WHOLE}
+WHOLE = ("fraction", "count", "rule", "metric")
+MEANINGLESS: dict[str, tuple[str, ...]] = {"duel": (), "deciles": ("rule", "metric"), "lds": WHOLE, "groups": WHOLE}
 TUNED = ("warmup", "tune", "choose")
 
 
@@ -47,6 +48,24 @@ class Run:
     def scores(self) -> Path:
         """Its score table."""
         return self.folder / {"choose": "score", "score": ".", "detect": "seed0"}[self.command] / "scores.parquet"
+
+    def choice(self, rule: str | None, affinities: AffinityRule) -> dict[str, Any]:
+        """Return the options of `vlmsel select` by which a duel chooses: the run's own, but for those that are given.
+
+        Raises:
+            ValueError: options of affinities are given with the rule top.
+        """
+        names = [one.name for one in fields(AffinityRule)]
+        own = {name: self.settings[name] for name in ("rule", "quota", *names) if name in self.settings}
+        given = {
+            one.name: value for one in fields(AffinityRule) if (value := getattr(affinities, one.name)) != one.default
+        }
+        how = {"rule": "round_robin", **own, **given, **({} if rule is None else {"rule": rule})}
+        if how["rule"] != "top":
+            return how
+        if given:
+            raise ValueError(f"--{next(iter(given))}: no meaning for --rule top; leave it out")
+        return {name: value for name, value in how.items() if name not in names}
 
     @property
     def scorers(self) -> list[str]:
@@ -114,7 +133,8 @@ def bench_of(run: Run, out: Path, epochs: float | None, device: str, call: Calla
         beside = own.get("target_images")
         goal = reading if beside is None else replace(reading, images=Path(beside))
         lora = None if tuned.get("lora") is None else LoraSpec(**tuned["lora"])
-        how = PhaseSettings(**tuned["settings"]), lora, own.get("template"), own.get("exif"), device
+        dtype = tuned.get("dtype", "float32")
+        how = PhaseSettings(**tuned["settings"]), lora, own.get("template"), own.get("exif"), device, dtype
         score = run.folder / "score" if run.command == "choose" else run.folder
         bench = Bench(tuned["model"], own["pool"], own["targets"], reading, goal, *how)
     return score, bench if epochs is None else replace(bench, settings=replace(bench.settings, epochs=epochs))

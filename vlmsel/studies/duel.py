@@ -44,7 +44,7 @@ class Sides:
         bench: what is tuned, on what, and what judges it.
         score: the run folder of the pool's score, with affinities.
         scorers: whose affinities choose.
-        rule: how, as for `vlmsel select`; top takes the influence on the mean of the choosing half.
+        how: options of `vlmsel select`, its rule among them; top takes the influence on the mean of the choosing half.
         draws: random choices per seed, of either kind.
         count: how many samples are chosen.
         judge: by what.
@@ -53,7 +53,7 @@ class Sides:
     bench: Bench
     score: Path
     scorers: Sequence[str]
-    rule: str
+    how: Mapping[str, Any]
     draws: int
     count: int
     judge: Judge = Judge()
@@ -121,7 +121,8 @@ class Duel(Study[Path, Subject, Answer]):
         chosen = out.with_name(f"{sides.arm(scorer, CHOSEN)}{out.suffix}")
         options: dict[str, Any] = {"pool": sides.bench.pool, "scores": str(seed.folder / "score")}
         if draw == CHOSEN:
-            options |= {"scorer": scorer, "rule": sides.rule if known.single(scorer) else "top"}
+            alone = {"rule": "top", "quota": sides.how.get("quota")}  # of who does not know target samples one by one
+            options |= {"scorer": scorer, **(sides.how if known.single(scorer) else alone)}
             options |= {"tokens": budget(known, sides.count)} if several else {"count": sides.count}
         else:
             options |= {"scorer": "Random", "seed": 1000 * seed.number + int(draw.split()[-1])}

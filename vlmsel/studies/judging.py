@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlmsel import runs
 from vlmsel.checks import check_choice
 from vlmsel.evaluation.asking import Asking
 from vlmsel.evaluation.engines.base import within
@@ -15,7 +16,6 @@ from vlmsel.evaluation.harness import answer_all
 from vlmsel.evaluation.visual.letter_tasks import METRICS
 from vlmsel.evaluation.visual.own import in_own_words
 from vlmsel.evaluation.visual.tasks import VisualTask
-from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
 from vlmsel.models.subject import Subject
 from vlmsel.studies.retraining import Bench
@@ -44,7 +44,7 @@ class Judge:
         """What is measured; the first one decides."""
         return [LOSS] if self.metric is None else [self.metric, LOSS]
 
-    def try_out(self, bench: Bench) -> None:
+    def try_out(self, bench: Bench, model: Subject) -> None:
         """Ask the model that will be tuned one question of every target file, before the first training.
 
         Raises:
@@ -53,8 +53,6 @@ class Judge:
         if self.metric is None:
             return
         tasks = {name: self._task(file) for name, file in bench.targets.items()}
-        model = open_subject(bench.model, bench.device, template=bench.template)
-        model.turn_pictures(bench.exif)
         for name, task in tasks.items():
             with within(f"target {name}"):
                 responder = task.responder(engine_of(model, bench.template, bench.model), ASKING, _images(bench))
@@ -80,6 +78,21 @@ class Judge:
         responder = task.responder(engine, ASKING, _images(bench))
         answers = answer_all(task.asked(ASKING), responder, path, task.answer, ASKING.batch_size, task.order())
         return float(task.score(answers)[task.headline])
+
+
+def begin(bench: Bench, score: Path, judge: Judge = Judge()) -> dict[str, str]:
+    """Try the model out before the first training; return digests of all that trainings depend on.
+
+    Raises:
+        ValueError: the model cannot be judged so, or a file is another than it was when the pool was scored.
+    """
+    model = bench.open()
+    judge.try_out(bench, model)
+    found, scored = bench.inputs(model), runs.read_json(score / "inputs.json")
+    for name, digest in found.items():
+        if scored.get(name, digest) != digest:
+            raise ValueError(f"{name} changed since {score} was made of it; score again, or put the old file back")
+    return found
 
 
 def _images(bench: Bench) -> Path:

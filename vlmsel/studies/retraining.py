@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmsel import runs
 from vlmsel.data.dataset import Reading
-from vlmsel.data.formats import write_part
+from vlmsel.data.formats import pool_digest, write_part
 from vlmsel.models.config import LoraSpec
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import open_pool
@@ -41,6 +41,7 @@ class Bench:
         lora: fresh adapters.
         template, exif: of the model, as for `vlmsel tune`.
         device: where it runs.
+        dtype: of what is frozen, as for `vlmsel tune`.
     """
 
     model: str
@@ -53,11 +54,26 @@ class Bench:
     template: str | None
     exif: bool | None
     device: str
+    dtype: str = "float32"
+
+    def open(self) -> Subject:
+        """Open the model as it is before it is tuned."""
+        subject = open_subject(self.model, self.device, self.dtype, self.template)
+        subject.turn_pictures(self.exif)
+        return subject
+
+    def inputs(self, subject: Subject) -> dict[str, str]:
+        """Return digests of what trainings depend on; `subject` is the model, open."""
+        targets = {f"target {name} ({Path(file)})": pool_digest(file) for name, file in self.targets.items()}
+        return {
+            f"the model to tune ({self.model})": subject.digest(),
+            f"the pool ({self.pool})": pool_digest(self.pool),
+            **targets,
+        }
 
     def train(self, data: Path, seed: int, out: Path) -> Subject:
         """Tune the model on a file of samples."""
-        subject, settings = open_subject(self.model, self.device, template=self.template), self.settings
-        subject.turn_pictures(self.exif)
+        subject, settings = self.open(), self.settings
         if self.lora is not None:
             subject.attach_lora(self.lora, seed, self.model)
         train_on(subject, data, self.reading, replace(settings, seed=seed), out)

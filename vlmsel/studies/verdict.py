@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,9 +31,12 @@ def verdict(answers: Sequence[Mapping[str, ByFile]], measure: str = LOSS) -> dic
         gains = [sign * (_mean(one, CHOSEN) - _mean(one, control)) for one in answers]
         mean, half = interval(gains)
         word = "better" if mean - half > 0 else "worse" if mean + half < 0 else "not told apart"
-        found[kind] = {"gain": mean, "half_width": half, "verdict": word, "per_seed": gains}
+        known = None if math.isnan(half) else half
+        found[kind] = {"gain": mean, "half_width": known, "verdict": word, "per_seed": gains}
     random, mixture = (found[kind]["verdict"] for kind in (RANDOM, MIXTURE))
-    if random == "better":
+    if len(answers) == 1:
+        advice = "one seed tells nothing; take --seeds 3 or more"
+    elif random == "better":
         advice = "use it" if mixture == "better" else "set a quota by its mixture and draw at random"
     else:
         advice = "do not use it here; draw at random"

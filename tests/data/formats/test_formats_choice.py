@@ -24,9 +24,12 @@ def manifest(path, **about):
 @pytest.mark.parametrize("beside", [True, False])
 def test_what_was_written_is_read(how, beside, pool, tmp_path):
     path = tmp_path / "chosen.json"
-    write_choice(path, pool, [3, 0], 4, how)
-    if beside:
-        manifest(path, written=how, pool=str(pool), pool_sha256=pool_digest(pool))
+    about = {"written": how, "pool": str(pool), "pool_sha256": pool_digest(pool)}
+    write_choice(path, pool, [3, 0], 4, how, about)
+    manifest_path = path.with_name("chosen.json.manifest.json")
+    assert json.loads(manifest_path.read_text()) == about
+    if not beside:
+        manifest_path.unlink()
     assert read_choice(path, pool, 4) == [0, 3]
 
 

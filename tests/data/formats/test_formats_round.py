@@ -82,12 +82,13 @@ def test_a_digest_follows_the_content(form):
 
 def test_a_choice_that_copies_no_record(folder, tmp_path):
     pool = pools.FORMS["parquet of bytes"](tmp_path)
-    write_choice(tmp_path / "uids.json", pool, [3, 0], 4, "uids")
-    write_choice(tmp_path / "weights.json", pool, [3, 0], 4, "weights")
+    write_choice(tmp_path / "uids.json", pool, [3, 0], 4, "uids", {})
+    write_choice(tmp_path / "weights.json", pool, [3, 0], 4, "weights", {})
     assert json.loads((tmp_path / "uids.json").read_text()) == [3, 0]
     assert json.loads((tmp_path / "weights.json").read_text()) == [1, 0, 0, 1]
     with pytest.raises(ValueError, match=r"uids.txt: --write uids gives a JSON list; let the name end in .json"):
-        write_choice(tmp_path / "uids.txt", pool, [3, 0], 4, "uids")
+        write_choice(tmp_path / "uids.txt", pool, [3, 0], 4, "uids", {})
+    assert not list(tmp_path.glob("uids.txt*"))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from vlmsel.data.formats import pool_digest, write_part
 Written = Literal["pool", "uids", "weights"]
 
 
-def write_choice(path: str, pool: str, uids: Sequence[int], total: int, how: Written) -> None:
-    """Write the records `uids`, the best first, of a pool of `total` records.
+def write_choice(path: str, pool: str, uids: Sequence[int], total: int, how: Written, about: Any) -> None:
+    """Write the records `uids`, the best first, of a pool of `total` records, and what is said `about` them as
+    `<path>.manifest.json`, which is there first: a file without it is nobody's, and would not be written again.
 
     `pool`: the records as a pool of the same form, in its order. `uids`: a JSON list of their positions, the best
     first. `weights`: a JSON list with a number for every record of the pool, 1 for those chosen and 0 for all others.
@@ -23,14 +24,20 @@ def write_choice(path: str, pool: str, uids: Sequence[int], total: int, how: Wri
     Raises:
         ValueError: the name `path` is not one of the pool's form, or, for the two others, does not end in .json.
     """
-    if how == "pool":
-        return write_part(path, pool, sorted(uids))
-    if Path(path).suffix != ".json":
+    if how != "pool" and Path(path).suffix != ".json":
         raise ValueError(f"{path}: --write {how} gives a JSON list; let the name end in .json")
-    if how == "uids":
-        return runs.write_json(Path(path), list(uids))
-    chosen = set(uids)
-    return runs.write_text(path, "[" + ", ".join("01"[uid in chosen] for uid in range(total)) + "]\n")
+    manifest, chosen = Path(f"{path}.manifest.json"), set(uids)
+    runs.write_json(manifest, about)
+    try:
+        if how == "pool":
+            write_part(path, pool, sorted(uids))
+        elif how == "uids":
+            runs.write_json(Path(path), list(uids))
+        else:
+            runs.write_text(path, "[" + ", ".join("01"[uid in chosen] for uid in range(total)) + "]\n")
+    except (ValueError, OSError):
+        manifest.unlink()
+        raise
 
 
 def read_choice(path: str | Path, pool: str | Path, total: int) -> list[int]:
