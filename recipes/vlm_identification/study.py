@@ -23,13 +23,13 @@ from pathlib import Path
 from PIL import Image, ImageFilter, ImageOps
 
 from tools.identification_table import study as identified
+from tools.identification_table import summary
 from vlmsel import runs
 from vlmsel.commands.call import call
 from vlmsel.data.formats import write_records
 from vlmsel.data.world.files import CAPTION_PROMPT, save_sample
 from vlmsel.data.world.scenes import CANVAS, NAMES, Scene, describe, draw_scene
 from vlmsel.reporting.tables import as_markdown, as_text, shown
-from vlmsel.studies.identification import summary
 from vlmsel.studies.intervals import differences
 from vlmsel.studies.study import Seed, Study, gather
 from vlmsel.training.phases import phase_preset

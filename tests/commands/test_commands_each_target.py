@@ -184,5 +184,7 @@ def test_scores_put_together_by_vote_choose_by_the_table_alone(world, aligned, t
     columns = table(tmp_path / "run")
     expected = [[-columns[f"TracIn/{file}"][uid] for uid in known.uids] for file in known.files]
     np.testing.assert_array_equal(known.by_file("TracIn"), expected)
-    with pytest.raises(ValueError, match="put together by vote over all target samples; halves of them need a run"):
+    with pytest.raises(
+        ValueError, match="TracIn is put together by vote, so that the half of a file that judges would"
+    ):
         known.by_file("TracIn", [0])

@@ -134,9 +134,11 @@ def test_a_summary_compares_the_choice_with_what_could_be_chosen():
     lines, warnings = describe(facts, np.array([0, 1, 2, 4]), np.arange(10.0))
     assert lines[0] == "sources: a 75.0 % (pool 44.4 %), b 25.0 % (pool 44.4 %), c 0.0 % (pool 11.1 %)"
     assert lines[1] == "mean of the choice (pool): tokens 4 (6.444), loss 1.25 (1.667), norm 1.75 (4)"
+    assert warnings == ["warning: nothing was chosen from c"]
+    _, warnings = describe(facts, np.array([0, 1, 2, 4]), rule="round_robin")
     assert warnings == ["warning: nothing was chosen from c; --rule strata keeps every source"]
-    _, warnings = describe(facts, np.array([0, 1]))
+    _, warnings = describe(facts, np.array([0, 1]), rule="top")
     assert "at most half as long as the pool's (2 tokens against 6.444)" in warnings[0] and "b, c;" in warnings[1]
     many = Facts(np.array([f"s{i}" for i in range(30)]), np.ones(30, dtype=bool))
-    lines, warnings = describe(many, np.array([0]))
+    lines, warnings = describe(many, np.array([0]), rule="herding")
     assert lines[0].endswith("and 24 more") and len(lines) == 1 and "and 23 more;" in warnings[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from vlmsel.checks import check_at_least_one
 from vlmsel.data.dataset import Reading
@@ -72,11 +72,13 @@ class TargetOptions:
         each_target: every sample of the target files is a target of its own, too: `affinity.safetensors` says how close
             each sample of the pool is to each of them, which `vlmsel select` chooses by.
         columns: the most columns that stand for target samples; exact where there are no more samples than columns.
+        columns_dtype: float32, or float16 for half the size of `affinity.safetensors`.
     """
 
     flat: ClassVar[bool] = True
     each_target: bool = True
     columns: int = 128
+    columns_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         check_at_least_one(columns=self.columns)

@@ -59,8 +59,8 @@ def score(
         out: the run folder.
         model: the folder of a model (aligned, or a text model's: ours, or a Hugging Face causal language model), or a
             preset.
-        pool: the samples to score, a JSON file in LLaVA format.
-        targets: one file in LLaVA format per target task, such as `--targets.vqav2 FILE`.
+        pool: the samples to score.
+        targets: one file of samples per target task, such as `--targets.vqav2 FILE`.
         scorers: names (HyperINF), names with settings (HyperINF(damping=10)) or import paths (my.module:MyScorer).
         blocks: whose gradients count: projector+lora, lora, projector, last-block, or a regular expression on names;
             when left out projector+lora, and for text models lora, or last-block where there are no adapters.
@@ -130,16 +130,19 @@ def score(
     path = folder / "scores.parquet"
     # whose gradients are those of samples learnt already
     marks = {"warmed_up": warmed_up(model, found.sha256), "missing": whole.missing}
-    write_scores(path, records, scored, known | marks | {"config": config})
+    about = known | {"config": config, "inputs": inputs}
+    write_scores(path, records, scored, about | marks)
     if scored.affinities is not None:
-        write_pool_affinities(folder / AFFINITIES, scored.affinities, known | {"config": config})
+        write_pool_affinities(folder / AFFINITIES, scored.affinities, about, single.columns_dtype)
+    single_targets = scored.affinities is not None and loaded[0].name in scored.affinities.of and aggregate == "sum"
+    rule = "" if single_targets else " --rule top"
     used = len(scored.uids) - len(scored.left_out)
     count = f"{used}{found.share(used)}"
     lost = f", {whole.total - used} left out ({whole.missing} lack their picture), see {folder / 'skipped.json'}"
     each = f"{len(scored.names)} score{'s'[: len(scored.names) - 1]} each"
     progress.ended(
         f"{path}: {count} samples, {each} (influence: lowest = most helpful)" + (lost if used < whole.total else ""),
-        then=f"vlmsel select --scores {out} --pool {pool} --scorer {loaded[0].name} --fraction 0.05 --out CHOSEN",
+        then=f"vlmsel select --scores {out} --pool {pool} --scorer {loaded[0].name}{rule} --fraction 0.05 --out CHOSEN",
     )
 
 

@@ -74,7 +74,8 @@ def select(
         uids = draw.choose(scorer, facts, ask, digest)
         picked = Picked(uids, scorer, {"scorer": scorer, **draw.reasons(scorer, facts, uids)})
     elif table is None or path is None:
-        raise ValueError(f"--scorer {scorer} needs --scores, the run folder of `vlmsel score`; Random needs none")
+        needless = "without --rule it needs none" if scorer in DRAWN else "Random needs none"
+        raise ValueError(f"--scorer {scorer} needs --scores, the run folder of `vlmsel score`; {needless}")
     elif rule == "top":
         refuse_idle("--rule top", affinities, draw)
         picked = _top(table, score_columns(table, scorer, files), combine, ask.budget(facts))
@@ -109,6 +110,7 @@ def _top(table: dict[str, np.ndarray], columns: list[str], combine: str, budget:
     (ranks, count), best = places(values, uids), target_ranks(scores)[:, uids].argmin(axis=0)
     by = [columns[t] for t in best] if combine == "rank" else [f"the mean of {', '.join(columns)}"] * len(uids)
     about = {
+        "rule": "top",
         "columns": columns,
         "combine": combine,
         "influence": {name: table[name][uids].tolist() for name in columns},
@@ -123,7 +125,10 @@ def _by_affinity(
     found: affinity.Affinities, scorer: str, rule: str, files: Any, how: AffinityRule, ask: Ask, facts: Facts
 ) -> Picked:
     choice = how.choose(rule, found, scorer, files, ask.budget(facts))
-    said, about = f"{scorer}, {rule} over {choice.turns()}", {"scorer": scorer, "rule": rule, **choice.about()}
+    measure = found.measure(scorer)
+    by = "norms: {norms}; {columns} columns hold {share:.1%} of the targets".format(**measure)
+    said, about = f"{scorer}, {rule} over {choice.turns()}; {by}", {"scorer": scorer, "rule": rule, **choice.about()}
+    about |= {"affinities": measure}
     return Picked(choice.taken.rows, said, about, found.norms(scorer, len(facts)))
 
 
@@ -145,7 +150,7 @@ def _tell(
     unusable = len(facts) - int(facts.usable.sum())
     about |= {"of": len(facts), "unusable": unusable, "sources": dict(sources.most_common()), "uids": uids}
     write_choice(out, about["pool"], uids, len(facts), about["written"], about | picked.about)
-    lines, warnings = describe(facts, picked.uids, picked.norms)
+    lines, warnings = describe(facts, picked.uids, picked.norms, picked.about.get("rule"))
     if warmed_up:
         share = 100 * len(warmed_up) / len(facts)
         lines.append(f"in the warm-up: {100 * known / len(uids):.1f} % of the choice (pool {share:.1f} %)")

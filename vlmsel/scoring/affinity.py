@@ -12,7 +12,8 @@
 
 Metadata (`vlmsel`, JSON): `targets`, {file, uid, weight, loss} of every row of U; `scorers`; per scorer `share`, the
 part of the targets' trace that r columns keep, and `norms`, which norm was taken; `pool`, `pool_sha256`, `config`,
-`environment` as in the score table. The file is mapped: rows are read when they are asked for.
+`inputs` (digests of model, pool and targets), `environment` as in the score table. The file is mapped: rows are read
+when they are asked for.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Affinities:
             self.targets: list[dict[str, Any]] = self.about["targets"]
             self.uids: np.ndarray = self._file.get_tensor("uids")
             self._check_shapes()
-        except (SafetensorError, KeyError, AssertionError) as problem:
+        except (SafetensorError, KeyError, AssertionError, json.JSONDecodeError) as problem:
             raise ValueError(f"{path}: not an affinity file, or damaged ({problem!r}); score the pool again") from None
         if pool is not None and self.about["pool_sha256"] != pool_digest(pool):
             raise ValueError(
@@ -155,6 +156,12 @@ class Affinities:
             raise ValueError(f"{self.path}: of another run than the score table beside it ({changed}); score again")
         if not self._file.get_tensor(f"norms/{scorer}").any():
             raise ValueError(f"{self.path}: no sample has a gradient by {scorer}, so that none is better than another")
+
+    def measure(self, scorer: str) -> dict[str, Any]:
+        """Return which norm a scorer's unit affinities are by, how many columns stand for the targets, and which share
+        of the targets' trace they keep."""
+        columns = self._file.get_slice(f"C/{scorer}").get_shape()[1]
+        return {"norms": self.about["norms"][scorer], "columns": columns, "share": self.about["share"][scorer]}
 
     def write_part(self, path: str | Path, rows: Sequence[int]) -> None:
         """Write the same for some of the target samples, by their rows."""
@@ -258,6 +265,9 @@ def _differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Name what tells two runs apart, among all that a result depends on; "" when nothing does."""
     if one["pool_sha256"] != other["pool_sha256"]:
         return "the pool"
+    for name, digest in one.get("inputs", {}).items():  # runs of earlier versions do not say
+        if other.get("inputs", {}).get(name, digest) != digest:
+            return name
     mine, its = (yaml.safe_load(about["config"]) or {} for about in (one, other))
     names = [name for name in {**mine, **its} if name not in runs.FREE and mine.get(name) != its.get(name)]
     return f"{names[0]}: {mine.get(names[0])} here, {its.get(names[0])} there" if names else ""

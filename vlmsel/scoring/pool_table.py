@@ -80,14 +80,17 @@ def write_scores(path: str | Path, records: Records, scored: Scored, about: Mapp
     write_table(path, columns, {**about, "environment": runs.environment(), "details": scored.details})
 
 
-def write_pool_affinities(path: str | Path, found: PoolAffinities, about: Mapping[str, Any]) -> None:
-    """Write what every target sample says of every sample; `about` as for `write_scores`."""
+def write_pool_affinities(
+    path: str | Path, found: PoolAffinities, about: Mapping[str, Any], dtype: str = "float32"
+) -> None:
+    """Write what every target sample says of every sample, C in `dtype`, float32 or float16; `about` as for
+    `write_scores`."""
     order = found.uids.argsort()
     scorers = {}
     for name, own in found.of.items():
         norm = "plain gradients" if own.inner is None else "the scorer's own metric"
         inner = None if own.inner is None else own.inner.numpy()
-        columns, norms = own.columns[order].numpy(), own.norms[order].numpy()
+        columns, norms = own.columns[order].numpy().astype(dtype), own.norms[order].numpy()
         mixing, target_norms = own.virtual.mixing.numpy(), own.target_norms.numpy()
         scorers[name] = Columns(columns, mixing, norms, target_norms, own.virtual.share, norm, inner)
     targets = [sample._asdict() for sample in found.targets]

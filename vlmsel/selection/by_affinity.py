@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -38,12 +38,14 @@ class Choice(NamedTuple):
         targets: {"file", "uid", …} of the target samples that chose.
         weights: of their files, by which these took turns.
         turns_taken: whether takers took the samples in turn, or are only those that these are nearest to.
+        idle: how many samples of the files that choose have no gradient.
     """
 
     taken: Taken
     targets: list[dict[str, Any]]
     weights: dict[str, float]
     turns_taken: bool = True
+    idle: int = 0
 
     def about(self) -> dict[str, Any]:
         """Say of each chosen sample which target sample took it, as its how manieth, and with what unit affinity."""
@@ -67,7 +69,8 @@ class Choice(NamedTuple):
         """Say which part of the turns each target file has."""
         whole = sum(self.weights.values())
         parts = (f"{name} {100 * weight / whole:.0f} %" for name, weight in self.weights.items())
-        return f"{len(self.targets)} target samples (turns: {', '.join(parts)})"
+        idle = f", {self.idle} more without gradient" if self.idle else ""
+        return f"{len(self.targets)} target samples{idle} (turns: {', '.join(parts)})"
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class AffinityRule:
         targets, own = [source.targets[t] for t in numbers], directions[numbers]
         weights = file_weights(targets, self.turns, self.weights)
         budget = budget.at(source.uids)
+        if kept:
+            budget = replace(budget, within=f"{budget.within} beside those that --keep passes over")
         allowed = self._allowed(source, scorer, kept)
 
         def features(rows: slice) -> np.ndarray:
@@ -133,7 +138,8 @@ class AffinityRule:
         else:
             taken = rules[rule](budget, allowed)
         in_turn = (self.within if rule == "strata" else rule) == "round_robin"
-        return Choice(taken._replace(rows=source.uids[taken.rows]), targets, weights, in_turn)
+        idle = len(_numbers(source.targets, chosen)) - len(numbers)
+        return Choice(taken._replace(rows=source.uids[taken.rows]), targets, weights, in_turn, idle)
 
     def _files(self, targets: Sequence[Mapping[str, Any]], files: Sequence[str] | None) -> tuple[list[str], list[str]]:
         """Return the target files that choose, and those to keep."""
@@ -144,6 +150,11 @@ class AffinityRule:
             raise ValueError(f"no target file {unknown[0]!r} in the affinity file; it has {', '.join(known)}")
         if both := [name for name in kept if name in chosen]:
             raise ValueError(f"target {both[0]} can either choose or be kept; leave it out of --target or of --keep")
+        for name in kept:
+            if twin := next((other for other in chosen if _same(targets, name, other)), None):
+                raise ValueError(
+                    f"--keep {name}: holds the samples of target {twin}, which chooses; leave one of them out"
+                )
         if not chosen:
             raise ValueError(f"all target files, {', '.join(known)}, are to be kept: none is left that chooses")
         return chosen, kept
@@ -166,6 +177,12 @@ class AffinityRule:
 
 def _numbers(targets: Sequence[Mapping[str, Any]], files: Sequence[str]) -> list[int]:
     return [t for t, target in enumerate(targets) if target["file"] in files]
+
+
+def _same(targets: Sequence[Mapping[str, Any]], one: str, other: str) -> bool:
+    """Tell whether two target files hold the same samples, by what is known of these."""
+    known = [[(t["uid"], t["weight"], t["loss"]) for t in targets if t["file"] == name] for name in (one, other)]
+    return known[0] == known[1] and all(loss is not None for _, _, loss in known[0])
 
 
 def _with_gradient(

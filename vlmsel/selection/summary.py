@@ -13,7 +13,10 @@ _SHOWN = 6  # sources
 
 
 def describe(
-    facts: Facts, uids: Int[np.ndarray, " k"], norms: Float[np.ndarray, " n"] | None = None
+    facts: Facts,
+    uids: Int[np.ndarray, " k"],
+    norms: Float[np.ndarray, " n"] | None = None,
+    rule: str | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return lines that compare a choice with what could be chosen, and warnings.
 
@@ -21,6 +24,7 @@ def describe(
         facts: of the whole pool.
         uids: what was chosen.
         norms: of the samples' gradients, NaN where there is none; None where they are not known.
+        rule: by which it was chosen; None where none was.
     """
     names, counts = np.unique(facts.sources[facts.usable], return_counts=True)
     chosen, found = np.unique(facts.sources[uids], return_counts=True)
@@ -36,14 +40,15 @@ def describe(
     means = {name: _means(values, facts, uids) for name, values in known.items() if values is not None}
     if means:
         lines.append("mean of the choice (pool): " + ", ".join(f"{n} {a:.4g} ({b:.4g})" for n, (a, b) in means.items()))
-    return lines, _warnings(means, [str(names[i]) for i in order if names[i] not in own])
+    mend = "; --rule strata keeps every source" if rule not in (None, "strata") else ""
+    return lines, _warnings(means, [str(names[i]) for i in order if names[i] not in own], mend)
 
 
 def _means(values: np.ndarray, facts: Facts, uids: np.ndarray) -> tuple[float, float]:
     return float(np.nanmean(values[uids])), float(np.nanmean(values[facts.usable]))
 
 
-def _warnings(means: dict[str, tuple[float, float]], absent: Sequence[str]) -> list[str]:
+def _warnings(means: dict[str, tuple[float, float]], absent: Sequence[str], mend: str) -> list[str]:
     warnings = []
     for name, (own, whole) in means.items():
         if name.endswith("tokens") and own <= whole / 2:
@@ -53,5 +58,5 @@ def _warnings(means: dict[str, tuple[float, float]], absent: Sequence[str]) -> l
             )
     if absent:
         shown = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
-        warnings.append(f"warning: nothing was chosen from {shown}; --rule strata keeps every source")
+        warnings.append(f"warning: nothing was chosen from {shown}{mend}")
     return warnings

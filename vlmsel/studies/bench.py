@@ -89,6 +89,8 @@ def read_run(folder: Path, tuned_as: str | None = None) -> Run:
     missing = folder / {"choose": "score/affinity.safetensors", "score": "affinity.safetensors"}.get(
         command, "seed0/model/classifier.json"
     )
+    if command == "score" and not missing.is_file() and (folder / "scores.parquet").is_file():
+        raise FileNotFoundError(f"{missing}: no such file; score with --each_target true, whose targets can be halved")
     if not missing.is_file():
         raise FileNotFoundError(f"{missing}: no such file; give the run folder of a `vlmsel {command}` that is done")
     if command == "detect" and tuned_as is not None:

@@ -151,10 +151,7 @@ def earlier_result(out: Path, record: dict[str, Any]) -> PhaseResult | None:
     hashes = earlier.get("inputs", {})
     differ += [f"{name} changed" for name, value in record["inputs"].items() if hashes.get(name, value) != value]
     if differ:
-        raise ValueError(
-            f"{out} holds a run with other settings or inputs: {'; '.join(differ)}; "
-            "choose another folder or resume=False"
-        )
+        raise ValueError(f"{out} holds a run with other settings or inputs: {'; '.join(differ)}; choose another --out")
     if not earlier["finished"]:
         return None
     return PhaseResult(out / MODEL, earlier["steps"], tuple(earlier["losses"]), earlier.get("seconds", 0.0))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from vlmsel.studies.identification import (
+from tools.identification_table import (
     Identified,
     Spread,
     by_class,
