@@ -7,11 +7,13 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from score_words import about, score_words, table
 
 from vlmsel import cli, runs
 from vlmsel.data.world.files import write_pool
+from vlmsel.scoring.affinity import NAME, Affinities
 
 SCORERS = (
     "HyperINF(damping=10.0,dtype='float64')",
@@ -85,6 +87,7 @@ def arguments(folder, world, aligned, out):
     """A pass of 70 batches, more than the 64 of a chunk, so that the score pass is dealt too."""
     data = {"pool": folder / "pool.json", "images": folder / "images", "target_images": world / "images"}
     more = {"batch_size": 1, "fit_samples": 41, "scale_samples": 20, "blocks": "projector", "curvature_on": "device"}
+    more["columns"] = 2
     return score_words(world, aligned, out, SCORERS, **data, **more)
 
 
@@ -129,3 +132,8 @@ def test_any_number_of_processes_gives_the_scores_of_one(count, folder, world, a
         counts = {block: own.get("samples") for block, own in blocks.items()}
         assert counts == {block: own.get("samples") for block, own in about(alone)["details"][scorer].items()}
         assert scorer in ("TracIn", "cosine", "stream") or set(counts.values()) == {41}
+    mine, its = Affinities(out / NAME), Affinities(alone / NAME)
+    assert mine.targets == its.targets and np.array_equal(mine.uids, its.uids)
+    for scorer in its.about["scorers"]:  # through fewer columns than there are target samples
+        assert mine.measure(scorer)["columns"] < len(its.targets)
+        np.testing.assert_allclose(mine.block(scorer, slice(None)), its.block(scorer, slice(None)), atol=2e-5)

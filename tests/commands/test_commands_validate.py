@@ -119,3 +119,11 @@ def test_classifiers_are_retrained_from_a_run_of_detect(tmp_path, capsys):
 def test_what_cannot_be_measured_is_refused(scored, tmp_path, capsys, study, more, message):
     assert validate(scored, tmp_path / "run", study, *more) == 2
     assert message in capsys.readouterr().err
+
+
+def test_nothing_is_known_of_halves_by_a_scorer_of_whole_files(scored):
+    known = Known(scored, runs.read_json(scored.parent / "warmup/warmup.json")["pool"])
+    known.table |= {f"Words/{file}": known.table[f"TracIn/{file}"] for file in known.files}
+    assert known.by_file("Words").shape == known.by_file("Random", [0]).shape == known.by_file("Loss", [0]).shape
+    with pytest.raises(ValueError, match="Words knows target files as a whole, so that the half of a file that judges"):
+        known.by_file("Words", [0])

@@ -109,6 +109,12 @@ def test_other_files_are_refused(tmp_path, pool):
     found.require("S", {**about, "config": "seed: 0\nmodel: a\ndevice: cuda\n"})
     with pytest.raises(ValueError, match="of another run than the score table .*model: a here, b there"):
         found.require("S", {**about, "config": CONFIG.replace("model: a", "model: b")})
+    named = {**about, "inputs": {"the model": "a", "target t (t.json)": "b"}}
+    write_affinities(tmp_path / "told", np.arange(6), found.targets, {"S": columns(g, v, p)}, named)
+    told = Affinities(tmp_path / "told")
+    told.require("S", named)
+    with pytest.raises(ValueError, match=r"of another run than the score table .*\(target t \(t.json\)\)"):
+        told.require("S", {**named, "inputs": {"the model": "a", "target t (t.json)": "c"}})
     write(tmp_path / "flat", pool, {"S": columns(0 * g, v, p)})
     with pytest.raises(ValueError, match="flat: no sample has a gradient by S"):
         Affinities(tmp_path / "flat").require("S", about)

@@ -9,6 +9,7 @@ from tiny_pool import Run, tiny_items
 
 from vlmsel import score_gradients
 from vlmsel.scorers import HyperINF, TracIn
+from vlmsel.scoring.no_gradient import without_zeros
 
 PICTURE, TEXT, PLAIN = [1, 2], [0, 0], TracIn()
 
@@ -75,3 +76,12 @@ def test_stored_gradients_that_are_all_zero_are_refused(tmp_path):
     zeros = {name: torch.zeros_like(own) for name, own in random_gradients().items()}
     with pytest.raises(ValueError, match=r"TracIn/one: every score is 0, .* on any block \(.*layer.weight"):
         score_stored(written(tmp_path, zeros), [TracIn()])
+
+
+def test_a_column_in_which_nothing_is_in_common_is_left_empty(capsys):
+    scores = torch.tensor([[0.0, 0.0, torch.nan], [0.0, -1.0, 2.0]])
+    found = without_zeros([("BM25", "odd"), ("BM25", "gqa")], scores)
+    assert found[0].isnan().all() and torch.equal(found[1], scores[1])
+    assert (
+        capsys.readouterr().out == "BM25/odd: every score is 0, for nothing is in common by BM25; the column is empty\n"
+    )

@@ -86,6 +86,23 @@ def test_what_cannot_be_is_refused(settings, said):
         choose(Held(), **settings)
 
 
+def test_a_kept_file_that_says_nothing_or_is_one_that_chooses_is_refused():
+    flat, twin = Held(), Held(files="aabb")
+    flat.aims[5] = 0
+    with pytest.raises(ValueError, match="--keep c: none of its samples has a gradient by S, so that none is kept"):
+        choose(flat, keep="c")
+    for one, other in zip(twin.targets[:2], twin.targets[2:], strict=True):
+        other |= {"uid": one["uid"], "loss": one["loss"]}
+    with pytest.raises(ValueError, match="--keep b: holds the samples of target a, which chooses; leave one of them"):
+        choose(twin, keep="b")
+
+
+def test_samples_without_gradient_are_told():
+    source = Held()
+    source.aims[1] = 0
+    assert choose(source).turns().startswith("5 target samples, 1 more without gradient (turns: a ")
+
+
 def test_herding_names_the_target_that_is_nearest():
     source = Held()
     choice = choose(source, rule="herding")
