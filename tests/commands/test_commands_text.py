@@ -251,3 +251,21 @@ def test_a_moved_model_says_what_is_missing(home, warm, tmp_path):
     (tmp_path / "model/adapter/adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
         open_subject(str(tmp_path / "model"), "cpu")
+
+
+@pytest.mark.slow
+def test_language_models_are_retrained_and_judged_by_their_loss(home, tmp_path, capsys):
+    pool, more = home / "pool.json", ("--device", "cpu")
+    words = ("--model", home / "llama", "--pool", pool, *LORA, *FAST, "--settings.train", "lora", "--least", 4, *more)
+    assert run("warmup", *words, "--out", tmp_path / "warmup") == 0
+    words = ("--model", tmp_path / "warmup", "--pool", pool, "--targets.sums", home / "target.json", *more)
+    assert run("score", *words, "--scorers", SCORERS, "--out", tmp_path / "score") == 0
+    validate = ("validate", "--run", tmp_path / "score", "--seeds", 1, *more)
+    assert run(*validate, "--study", "lds", "--subsets", 2, "--out", tmp_path / "lds") == 0
+    rows = runs.read_json(tmp_path / "lds/validate.json")["rows"]
+    assert list(rows) == ["TracIn", "DataInf", "HyperINF", "Loss", "Length", "gradient norm"]
+    assert run(*validate, "--count", 3, "--draws", 1, "--scorers", "[TracIn]", "--out", tmp_path / "duel") == 0
+    assert runs.read_json(tmp_path / "duel/validate.json")["measure"] == "loss"
+    asked = (*validate, "--count", 3, "--metric", "exact_match", "--out", tmp_path / "asked")
+    assert "evaluate a vision-language model on this task" in refused(*asked, capsys=capsys)
+    assert not (tmp_path / "asked/seed0").exists()
