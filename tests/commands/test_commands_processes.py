@@ -87,7 +87,7 @@ def arguments(folder, world, aligned, out):
     """A pass of 70 batches, more than the 64 of a chunk, so that the score pass is dealt too."""
     data = {"pool": folder / "pool.json", "images": folder / "images", "target_images": world / "images"}
     more = {"batch_size": 1, "fit_samples": 41, "scale_samples": 20, "blocks": "projector", "curvature_on": "device"}
-    more["columns"] = 2
+    more |= {"each_target": "true", "columns": 2}
     return score_words(world, aligned, out, SCORERS, **data, **more)
 
 
