@@ -77,6 +77,8 @@ def test_a_file_that_is_kept_takes_no_turns_and_its_worst_samples_are_passed_ove
         ({"keep": "a", "keep_quantile": 1.0}, "keep_quantile must lie in .0, 1., got 1.0"),
         ({"keep": "a", "count": 115}, "only 108 with a finite score can be chosen"),
         ({"within": "herding"}, "no meaning without --rule strata"),
+        ({"turns": "equal", "weights": {"a": 1.0, "b": 1.0, "c": 1.0}}, "--turns: no meaning beside --weights"),
+        ({"keep_quantile": 0.2}, "--keep_quantile: no meaning without --keep; leave it out"),
         ({"rule": "strata", "pool_share": 2.0}, "pool_share must lie in .0, 1., got 2.0"),
         ({"weights": {"a": -1.0, "b": 1.0, "c": 1.0}}, "weight of target a must be 0 or more"),
     ],

@@ -112,6 +112,10 @@ class AffinityRule:
         """
         if rule != "strata" and (self.within, self.pool_share) != (AffinityRule.within, AffinityRule.pool_share):
             raise ValueError("--within and --pool_share: no meaning without --rule strata; leave them out")
+        if self.weights and self.turns != AffinityRule.turns:
+            raise ValueError("--turns: no meaning beside --weights; leave it out")
+        if not self.keep and self.keep_quantile != AffinityRule.keep_quantile:
+            raise ValueError("--keep_quantile: no meaning without --keep; leave it out")
         chosen, kept = self._files(source.targets, files)
         directions = source.directions(scorer)
         numbers = _with_gradient(source.targets, directions, chosen)
