@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash recipes/validate/run.sh MODEL GLUE runs/validate [pool] [target samples per file] [train] [subsets] [seeds]
-# How much is a score worth? LDS of ten scorers, deciles, groups and duel of six, and of three baselines, on SST-2 and on
+# How much is a score worth? LDS of sixteen scorers, deciles, groups and duel of six, and of three baselines, on SST-2 and on
 # the embedded world.
 set -euo pipefail
 model=$1 glue=$2 out=$3 pool=${4:-200} target=${5:-8} train=${6:-160} subsets=${7:-24} seeds=${8:-2}
@@ -28,3 +28,9 @@ for task in vqav2 gqa textvqa; do files+=("--targets.$task" "$world/targets/$tas
 vlmsel warmup --model tiny-aligned "${files[@]}" --fraction 0.2 --least 40 --out "$out/warmup"
 vlmsel score --config "$here/scorers.yaml" --model "$out/warmup" "${files[@]}" --out "$out/vlm"
 study "$out/vlm" vlm --epochs 2
+scored=("$out/vlm")
+for how in scaled rank vote; do # the same scores put together over blocks otherwise
+  vlmsel score --config "$here/scorers.yaml" --aggregate "$how" --model "$out/warmup" "${files[@]}" --out "$out/$how"
+  scored+=("$out/$how")
+done
+PYTHONPATH="$here/../.." python "$here/aggregates.py" "$out/vlm-lds" "${scored[@]}"

@@ -19,6 +19,7 @@ from vlmsel.reporting.detection import clean_file, heading, show_detection
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.base import gradient_scorers
 from vlmsel.scorers.load import load_scorers
+from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.first_batch import Check
 from vlmsel.studies.labelled_data import Amounts, check_folds, draw, open_labelled
 from vlmsel.studies.mislabelled import ARM, INSIDE, Mislabelled, baselines
@@ -60,6 +61,7 @@ def detect(
     fresh_head: bool = False,
     scorers: tuple[str, ...] = SCORERS,
     blocks: str | None = None,
+    aggregate: Aggregate = "sum",
     rank_by: str | None = None,
     max_length: int | None = None,
     batch_tokens: int = 1024,
@@ -98,6 +100,7 @@ def detect(
         fresh_head: draw the head anew also where the checkpoint has one.
         scorers: names (HyperINF), names with settings (HyperINF(damping=10, name='HyperINF.10')) or import paths.
         blocks: whose gradients count, as for `vlmsel score`; the adapters, or the head, when left out.
+        aggregate: how blocks' scores add up: sum, scaled (each block by its own scale), rank (mean rank) or vote.
         rank_by: the scorer that the list is ranked by, SelfConfidence or SelfConfidence.folds (1 - the probability of
             the given label). Without clean samples the latter, which the estimate is of too; else HyperINF.100 (damping
             100, which found most in our studies), else HyperINF, else the first that looks at gradients.
@@ -122,21 +125,8 @@ def detect(
     found = open_labelled(source, folder)
     runs.same_inputs(folder, found.digests(), more=True)
     drawn = [draw(found, amounts, seed) for seed in range(seeds)]
-    recipe = Recipe(
-        model,
-        tune,
-        lora,
-        training,
-        tuple(loaded),
-        blocks,
-        fresh_head,
-        max_length,
-        batch_tokens,
-        scale_samples,
-        check,
-        place,
-        folds or 0,
-    )
+    recipe = Recipe(model, tune, lora, training, tuple(loaded), blocks, fresh_head, max_length, batch_tokens,
+                    scale_samples, check, place, folds or 0, aggregate)  # fmt: skip
     study = Mislabelled(recipe, found, drawn, config)
     metrics = [answers[ARM] for answers in study.run(folder, range(seeds), [ARM])]
     estimate = show_detection(folder, heading(found.title, metrics, amounts.flip), found.train, metrics, ranked)

@@ -17,7 +17,7 @@ from vlmsel.planning.hardware import GB, Card
 from vlmsel.scorers import GradientScorer
 from vlmsel.scorers.statistics import Gram
 from vlmsel.scoring.memory import Memory
-from vlmsel.scoring.memory_plan import Plan, find_room, known_blocks, plan_curvature
+from vlmsel.scoring.memory_plan import Plan, known_blocks, plan_curvature
 from vlmsel.training.phases import PhaseSettings
 
 ANSWER = 10  # tokens of an answer
@@ -134,16 +134,19 @@ def _evaluation(given: Given, card: Card, rate: float) -> Step:
 # Memory
 
 
-def scoring_memory(given: Given, card: Card) -> tuple[dict[str, float], Plan | None]:
-    """Return the bytes of the scoring passes by part on the card, and where curvature lies; None if nowhere."""
+def scoring_memory(given: Given, card: Card) -> tuple[dict[str, float], Plan | str]:
+    """Return the bytes of the scoring passes by part on the card, and where curvature lies, or why nowhere and what
+    would fit."""
     width = WIDTHS[given.dtype]
     found = {
         "weights": costs.weight_bytes(given.scored, width),
         "activations": costs.activation_bytes(given.scored, given.batch_tokens, max(width, 2.0)),
         "logits": costs.logit_bytes(given.scored, _supervised(given) * given.batch_tokens),
     }
-    if (plan := find_room(**_curvature(given, card, sum(found.values())))) is None:
-        return found, None
+    try:
+        plan = plan_curvature(**_curvature(given, card, sum(found.values())))
+    except ValueError as problem:
+        return found, str(problem)
     held = plan.gathered if plan.place == "device" else 0
     return found | {"targets and solving": plan.needs["device"] - held, "curvature": float(held)}, plan
 
@@ -156,14 +159,6 @@ def _curvature(given: Given, card: Card, taken: float) -> dict[str, Any]:
         "scorers": given.scorers, "blocks": given.blocks, "targets": given.files + given.virtual,
         "fit_samples": given.fit, "memory": memory, "norms": given.columns > 0,
     }  # fmt: skip
-
-
-def why_no_room(given: Given, card: Card, taken: float) -> str:
-    """Say why curvature has no room beside so many bytes on the card, and what would fit."""
-    try:
-        return plan_curvature(**_curvature(given, card, taken)).describe()
-    except ValueError as problem:
-        return str(problem)
 
 
 def training_memory(given: Given) -> dict[str, float]:
@@ -229,7 +224,7 @@ def suggested(given: Given, card: Card, utilisation: float) -> dict[str, int | N
 
 def _fits(given: Given, card: Card) -> bool:
     parts, plan = scoring_memory(given, card)
-    return plan is not None and parts["weights"] + parts["activations"] + parts["logits"] <= USED * card.memory
+    return isinstance(plan, Plan) and parts["weights"] + parts["activations"] + parts["logits"] <= USED * card.memory
 
 
 SCORING = ("targets", "curvature", "solution", "score pass")

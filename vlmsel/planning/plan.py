@@ -94,7 +94,7 @@ def _targets(subject: Subject, counts: Counts, wanted: Wanted, pool: lengths.Rea
 def _found(given: Given, card: Card, utilisation: float, wanted: Wanted, known: list[str]) -> dict[str, Any]:
     taken = forecast.steps(given, card, utilisation)
     scoring, where = forecast.scoring_memory(given, card)
-    curvature = forecast.why_no_room(given, card, sum(scoring.values())) if where is None else where.describe()
+    curvature = where if isinstance(where, str) else where.describe()
     counts, settings = given.scored, given.settings
     return {
         "model": {"name": wanted.model, "parameters": sum(counts.entries.values()), "by part": dict(counts.entries),

@@ -166,18 +166,6 @@ def gathered_bytes(
     return sum(one.bytes(fit_samples) for one in task.gathered.values())
 
 
-def find_room(
-    scorers: Sequence[GradientScorer],
-    blocks: Mapping[str, tuple[int, int]],
-    targets: int,
-    fit_samples: int,
-    memory: Memory,
-    norms: bool = False,
-) -> Plan | None:
-    """Return what `plan_curvature` does, or None where there is no room at any place."""
-    return _plan(_Task(tuple(scorers), blocks, targets, fit_samples, norms), memory, "auto")
-
-
 def _plan(task: _Task, memory: Memory, prefer: Prefer) -> Plan | None:
     if (place := _choose(task, memory, prefer)) is None:
         return None

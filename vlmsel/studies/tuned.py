@@ -20,6 +20,7 @@ from vlmsel.models.config import LoraSpec
 from vlmsel.models.fingerprints import fingerprint
 from vlmsel.scorers import Scorer
 from vlmsel.scorers.base import SampleScorer
+from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.batches import Batching
 from vlmsel.scoring.first_batch import Check, check_first_batch, tell_left_out
 from vlmsel.scoring.passes import FitPart, Passes
@@ -32,7 +33,8 @@ from vlmsel.training.trainer import train_phase
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is made and scores; `folds` are how many are made to judge labels out of fold, 0 for none."""
+    """How a classifier is made and scores; `folds` are how many are made to judge labels out of fold, 0 for none;
+    `aggregate` is how the scores of blocks are put together."""
 
     model: str
     tune: Tune
@@ -47,6 +49,7 @@ class Recipe:
     check: Check
     device: torch.device
     folds: int = 0
+    aggregate: Aggregate = "sum"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Tuned:
         passes = Passes.of(self.classifier, blocks, self.train, {TARGET: self.read(targets)}, batching, part)
         tell_left_out(self.classifier, recipe.blocks, blocks)
         check_first_batch(self.classifier, blocks, self.train, batching, recipe.check)
-        scored = passes.score(_seeded(recipe.scorers, seed), folder)
+        scored = passes.score(_seeded(recipe.scorers, seed), folder, how=recipe.aggregate)
         assert scored is not None  # one process
         return scored
 
