@@ -352,3 +352,13 @@ def test_heads_and_tokenizers_that_do_not_fit(place, tmp_path, capsys):
 def test_several_processes_are_refused(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "detect runs as one process" in refused(capsys, place, tmp_path / "run")
+
+
+def test_blocks_are_put_together_as_asked(place, tmp_path):
+    for how in ("sum", "vote"):
+        done(place, tmp_path / how, scorers="[TracIn]", aggregate=how, **BRIEF)
+    summed, voted = (
+        read_table(tmp_path / how / "seed0/scores.parquet")[0]["TracIn/validation"] for how in ("sum", "vote")
+    )
+    assert (-(1 + 1 / 8) <= voted).all() and (voted <= 0).all()  # of 8 blocks, and a rank among equals
+    assert len(set(np.floor(-8 * voted).tolist())) > 1 and summed.max() > 0

@@ -162,13 +162,16 @@ def test_what_has_no_room_is_told_with_what_would_fit(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_files_of_a_run_take_these_bytes(world, aligned, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_files_of_a_run_take_these_bytes(world, aligned, tmp_path, dtype):
     run, out = tmp_path / "run", tmp_path / "plan.json"
     scorers = ["HyperINF(damping=10)"]
-    assert cli.main(score_words(world, aligned, run, scorers, each_target="true", columns=128)) == 0
+    assert (
+        cli.main(score_words(world, aligned, run, scorers, each_target="true", columns=128, columns_dtype=dtype)) == 0
+    )
     words = ["plan", "--model", str(aligned), "--pool", f"{world}/pool.json", "--images", f"{world}/images"]
     words += [word for task in ("gqa", "pope") for word in (f"--targets.{task}", f"{world}/targets/{task}.json")]
-    assert cli.main([*words, "--card", "cpu", "--json", str(out)]) == 0
+    assert cli.main([*words, "--card", "cpu", "--columns_dtype", dtype, "--json", str(out)]) == 0
     found = runs.read_json(out)
     with safe_open(run / "affinity.safetensors", "pt") as file:
         assert found["disk"]["affinities"] == sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118

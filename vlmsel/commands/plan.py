@@ -77,6 +77,7 @@ def plan(
         scorers=tuple(gradient_scorers(load_scorers(scorers))), warmup=warmup, fraction=fraction, questions=questions,
         settings=settings, lora=lora, blocks=blocks, dtype=dtype, reading=reading.reading(),
         columns=single.columns if single.each_target else 0, batch_tokens=batch_tokens, fit=fit_samples,
+        column_bytes=2 if single.columns_dtype == "float16" else 4,
     )  # fmt: skip
     found = plan_of(wanted, find_card(card), utilisation)
     *told, memory, curvature, disk, whole, advice = lines(found)

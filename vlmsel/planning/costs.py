@@ -143,11 +143,14 @@ def logit_bytes(model: Counts, supervised: float) -> float:
     return 12 * supervised * model.vocabulary
 
 
-def affinity_bytes(samples: int, targets: int, columns: int, scorers: int = 1, metric: bool = True) -> int:
-    """Return the bytes of the tensors in `affinity.safetensors`, exactly: uids, and per scorer C [N, r], U [T, r], the
-    norms of both and, of a scorer with its own norm, the inner products of columns [r, r]."""
+def affinity_bytes(
+    samples: int, targets: int, columns: int, scorers: int = 1, metric: bool = True, width: int = 4
+) -> int:
+    """Return the bytes of the tensors in `affinity.safetensors`, exactly: uids, and per scorer C [N, r] of `width` bytes
+    an entry, U [T, r], both norms and, of a scorer with its own norm, the products of columns [r, r]."""
     own = columns * columns if metric else 0
-    return 8 * samples + 4 * scorers * (samples * columns + targets * columns + samples + targets + own)
+    rest = targets * columns + samples + targets + own
+    return 8 * samples + scorers * (width * samples * columns + 4 * rest)
 
 
 def table_bytes(samples: int, columns: int) -> int:

@@ -39,7 +39,7 @@ class Given:
         files: number of target files.
         scorers: those that look at gradients.
         warmup, fraction: parts of the pool, in samples; `fit` samples of curvature.
-        columns: the most virtual targets.
+        columns: the most virtual targets, and bytes of an entry of theirs (`column_bytes`).
         questions: of the evaluation.
         settings: of warm-up and tuning.
         dtype: of the backbones.
@@ -63,6 +63,7 @@ class Given:
     dtype: str
     batch_tokens: int
     longest: int
+    column_bytes: int = 4
 
     @property
     def virtual(self) -> int:
@@ -186,7 +187,7 @@ def disk(given: Given) -> dict[str, int]:
     own = any(scorer.own_norm for scorer in given.scorers)
     model = 4 * given.tuned.formed
     return {
-        "affinities": costs.affinity_bytes(samples, targets, given.virtual, len(given.scorers), own)
+        "affinities": costs.affinity_bytes(samples, targets, given.virtual, len(given.scorers), own, given.column_bytes)
         if given.columns
         else 0,
         "scores": costs.table_bytes(samples, given.files * len(given.scorers)),

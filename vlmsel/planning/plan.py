@@ -41,6 +41,7 @@ class Wanted:
     dtype: str
     reading: Reading
     columns: int
+    column_bytes: int
     batch_tokens: int
     fit: int
 
@@ -70,7 +71,7 @@ def plan_of(wanted: Wanted, card: Card, utilisation: float) -> dict[str, Any]:
         warmup=part_size(int(pool.amount.samples), wanted.warmup, LEAST) if wanted.warmup else 0,
         chosen=max(1, round(wanted.fraction * pool.amount.samples)), fit=min(wanted.fit, int(pool.amount.samples)),
         columns=wanted.columns, questions=wanted.questions, settings=wanted.settings, dtype=wanted.dtype,
-        batch_tokens=wanted.batch_tokens, longest=pool.longest,
+        batch_tokens=wanted.batch_tokens, longest=pool.longest, column_bytes=wanted.column_bytes,
     )  # fmt: skip
     return _found(given, card, utilisation, wanted, [f"pool: {pool.how}", f"targets: {how}"])
 
