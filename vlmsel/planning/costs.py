@@ -146,7 +146,7 @@ def logit_bytes(model: Counts, supervised: float) -> float:
 def affinity_bytes(
     samples: int, targets: int, columns: int, scorers: int = 1, metric: bool = True, width: int = 4
 ) -> int:
-    """Return the bytes of the tensors in `affinity.safetensors`, exactly: uids, and per scorer C [N, r] of `width` bytes
+    """Return the bytes of the tensors in `affinity.safetensors`, exactly: uids, per scorer C [N, r] of `width` bytes
     an entry, U [T, r], both norms and, of a scorer with its own norm, the products of columns [r, r]."""
     own = columns * columns if metric else 0
     rest = targets * columns + samples + targets + own
