@@ -330,7 +330,7 @@ def test_a_run_goes_on_with_the_same_inputs_only(tmp_path):
     trained(tmp_path, inputs={"the data": "a", "the model": "b"})
     trained(tmp_path, inputs={"the data": "a", "the model": "b"}, collator=Interrupting(0))
     trained(tmp_path, collator=Interrupting(0))  # no statement
-    with pytest.raises(ValueError, match="other settings or inputs: the data changed; choose another folder"):
+    with pytest.raises(ValueError, match="other settings or inputs: the data changed; choose another --out"):
         trained(tmp_path, inputs={"the data": "c", "the model": "b"})
 
 
@@ -378,7 +378,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 def test_a_run_with_other_settings_or_data_is_refused(tmp_path):
     trained(tmp_path)
     with pytest.raises(
-        ValueError, match="settings or inputs: learning_rate was 0.01 and is 0.02; choose another folder"
+        ValueError, match="settings or inputs: learning_rate was 0.01 and is 0.02; choose another --out"
     ):
         trained(tmp_path, PhaseSettings(**{**SETTINGS.__dict__, "learning_rate": 0.02}))
     with pytest.raises(ValueError, match="samples was 10 and is 2"):
