@@ -95,16 +95,30 @@ def test_every_study_of_two_scorers(scored, tmp_path, capsys, study, more, train
         assert all(-1 <= one["value"] <= 1 for one in found["rows"].values())
 
 
-def test_classifiers_are_retrained_from_a_run_of_detect(tmp_path, capsys):
+@pytest.mark.parametrize("how", ["sum", "rank"])
+def test_classifiers_are_retrained_from_a_run_of_detect(tmp_path, capsys, how):
     save_encoder(tmp_path / "encoder")
     write_csv(tmp_path / "train.csv", sentences(12))
     write_csv(tmp_path / "held.csv", sentences(6, seed=1))
     files = ["--train", tmp_path / "train.csv", "--validation", tmp_path / "held.csv", "--out", tmp_path / "detect"]
-    words = ["--lora.r", 2, "--training.epochs", 1, "--scorers", "[TracIn,HyperINF]", "--device", "cpu", *files]
+    words = [
+        "--lora.r",
+        2,
+        "--aggregate",
+        how,
+        "--training.epochs",
+        1,
+        "--scorers",
+        "[TracIn,HyperINF]",
+        "--device",
+        "cpu",
+        *files,
+    ]
     assert cli.main(["detect", "--model", str(tmp_path / "encoder"), *map(str, words)]) == 0
     assert validate(tmp_path / "detect", tmp_path / "lds", "lds", "--subsets", 2, "--seeds", 1) == 0
     found = runs.read_json(tmp_path / "lds/validate.json")
     assert list(found["rows"]) == ["TracIn", "HyperINF", "Loss", "Length", "gradient norm"]
+    assert f"aggregate: {how}\n" in (tmp_path / "lds/labelled/score/config.yaml").read_text()  # judged as it was scored
     assert found["count"] == 6 and all(len(losses) == 6 for losses in found["losses"][0].values())
 
 

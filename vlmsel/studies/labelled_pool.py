@@ -72,7 +72,8 @@ def labelled_pool(run: Path, detected: Mapping[str, Any], out: Path, call: Calla
         classifier = open_classifier(detected["model"], data.classes, 0, detected["fresh_head"])
         classifier.adapt(detected["tune"], lora, 0)
         classifier.save(found.model)
-    how = {name: detected[name] for name in ("scorers", "blocks", "batch_tokens", "scale_samples", "check", "device")}
+    names = ("scorers", "blocks", "aggregate", "batch_tokens", "scale_samples", "check", "device")
+    how = {name: detected[name] for name in names if name in detected}  # runs of earlier versions have sums
     model = str(run / "seed0" / "model")
     call("score", found.score, model=model, pool=found.pool, targets=found.targets, **_tuples(how))
     return found

@@ -67,7 +67,7 @@ class Bench:
         targets = {f"target {name} ({Path(file)})": pool_digest(file) for name, file in self.targets.items()}
         return {
             f"the model to tune ({self.model})": subject.digest(),
-            f"the pool ({self.pool})": pool_digest(self.pool),
+            f"the pool ({Path(self.pool)})": pool_digest(self.pool),
             **targets,
         }
 
