@@ -86,7 +86,7 @@ def test_the_quick_demo_takes_the_aligned_model_of_the_package(tmp_path):
 def test_rules_are_chosen_by_scores_at_both_models(tmp_path):
     study, called = Demo(tmp_path, PRESETS["rules"], lambda *given, **options: called.append((given, options))), []
     arms = [arm for arm in study.settings.arms if arm in WAYS]
-    assert arms == list(WAYS) and len(arms) == 15
+    assert arms == list(WAYS) and len(arms) == 17
     study.subset(Seed(7, tmp_path), "round_robin TracIn, warmed up")
     (name, out), options = called.pop()
     assert name == "select" and out.name == "round_robin TracIn, warmed up.json"

@@ -2,6 +2,7 @@
 
 round_robin        turns of single target samples, by unit affinity (`vlmsel select`'s default)
 herding            the choice's mean kept at the targets' mean, by unit affinity
+strata             turns within each source, whose shares are half the turns' and half the pool's
 top                lowest influence on each target file's mean
 Loss               the samples that the model does worst, for no target
 """
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 MODELS = ("aligned", "warmed up")
 BY_MODEL = (
     *(("round_robin", scorer) for scorer in ("TracIn", "HyperINF", "Hidden")),
-    ("herding", "HyperINF"),
+    *((rule, "HyperINF") for rule in ("herding", "strata")),
     *(("top", scorer) for scorer in ("TracIn", "HyperINF")),
     (None, "Loss"),
 )
