@@ -30,12 +30,20 @@ from vlmsel.studies.study import MAJORITY, RANDOM, Seed, Study, draws_of, kind_o
 HERE = Path(__file__).parent
 TOP = ("TracIn", "TracIn.scaled", "DataInf", "LiSSA", "HyperINF")
 EQUAL, DEFAULT = "Random of equal tokens", "round robin, HyperINF"
+SCORED, ALIGNED = "score", "score, not warmed up"  # a seed's score runs: of the model after the warm-up, and before it
+BY_RULE = {  # what is chosen by scores of either model: row -> options of select
+    **{f"round robin, {name}": {"scorer": name} for name in ("TracIn", "Hidden")},
+    DEFAULT: {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
+    "herding, HyperINF": {"scorer": "HyperINF.10", "rule": "herding"},
+    "top, HyperINF": {"scorer": "HyperINF.10", "rule": "top"},
+    "largest loss": {"scorer": "Loss"},
+}
 ROWS: dict[str, dict[str, Any]] = {  # row of the table -> options of select
     RANDOM: {"scorer": RANDOM},
     **{name: {"scorer": name, "rule": "top"} for name in TOP},
-    "round robin, TracIn": {"scorer": "TracIn"},
-    DEFAULT: {"scorer": "HyperINF.10"},  # the default of `vlmsel choose`
-    "herding, HyperINF": {"scorer": "HyperINF.10", "rule": "herding"},
+    "round robin, BM25": {"scorer": "BM25"},
+    **BY_RULE,
+    **{f"{row}, not warmed up": {**how, "scores": ALIGNED} for row, how in BY_RULE.items()},
     EQUAL: {"scorer": RANDOM},  # as many supervised tokens as the default's choice
 }
 DRAWS = 2  # of either kind of random choice, averaged
@@ -85,24 +93,27 @@ class LanguageStudy(Study[Path | None, Path, None]):
             convert(args.task, args.questions, data, args.labels, seed=seed.number, **sizes)
         pool, warm = data / "pool.json", seed.folder / "warmup"
         self._train(seed, f"warmup_{args.method}", warm, pool)
-        options = {"model": warm, "pool": pool, f"targets.{args.task}": data / "target.json", "seed": seed.number}
-        run("score", "score", seed.folder / "score", {**options, "scorers": _scorers(args.rows)})
+        for name, model in ((SCORED, warm), (ALIGNED, args.model)):
+            if rows := [row for row in _with_default(args.rows) if ROWS[row].get("scores", SCORED) == name]:
+                options = {"model": model, "pool": pool, f"targets.{args.task}": data / "target.json"}
+                options |= {"seed": seed.number, "scorers": _scorers(rows)}
+                run("score", "score", seed.folder / name, options)
 
     def subset(self, seed: Seed, arm: str) -> Path | None:
         pool, out = seed.folder / "data/pool.json", seed.folder / "selected" / f"{arm}.json"
         if arm not in self.choices:
             return pool if arm == FULL else None
-        how = dict(self.choices[arm])
+        how = {"scores": SCORED, **self.choices[arm]}
         if kind_of(arm).startswith(EQUAL):
             how["tokens"] = self._tokens(seed, how.pop("fraction"))
-        run("select", None, out, {"scores": seed.folder / "score/scores.parquet", "pool": pool, **how})
+        run("select", None, out, {"pool": pool, **how, "scores": seed.folder / how["scores"]})
         return out
 
     def _tokens(self, seed: Seed, fraction: float) -> int:
         """Return how many tokens the default choice teaches."""
         chosen = self.subset(seed, label(DEFAULT, fraction))
         assert chosen is not None
-        return choice_tokens(seed.folder / "score", chosen)
+        return choice_tokens(seed.folder / SCORED, chosen)
 
     def tune(self, seed: Seed, arm: str, data: Path | None) -> Path:
         if data is None:
@@ -127,11 +138,16 @@ def asked(data: Path) -> tuple[Path, Path | None]:
     return text if text.is_file() else data / "test.jsonl", labels if labels.is_file() else None
 
 
+def _with_default(rows: Sequence[str]) -> list[str]:
+    """Return the rows whose choices are needed: the default's too, where a random choice is to have its tokens."""
+    return list(dict.fromkeys((*rows, *([DEFAULT] if EQUAL in rows else []))))
+
+
 def _scorers(rows: Sequence[str]) -> str:
-    """Return those scorers of `score.yaml` that some rows need, as an option."""
+    """Return those scorers of `score.yaml` that some rows need, as an option; one where they need its table alone."""
     specs = safe_load((HERE / "score.yaml").read_text())["scorers"]
-    wanted = {ROWS[row]["scorer"] for row in (*rows, *([DEFAULT] if EQUAL in rows else []))}
-    return json.dumps([spec for spec in specs if load_scorers((spec,))[0].name in wanted])
+    wanted = {ROWS[row]["scorer"] for row in rows}
+    return json.dumps([spec for spec in specs if load_scorers((spec,))[0].name in wanted] or specs[:1])
 
 
 def log_likelihoods(folder: Path, task: str, names: list[str]) -> Table:
