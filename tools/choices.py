@@ -44,8 +44,7 @@ def measures(scores: Path, scorer: str, pool: Path, within: str | None) -> Measu
         yes = np.array([100.0 * (one["conversations"][-1]["value"] == "yes") for one in read_json(pool)])
         own = {f"yes {within}": yes} | ({} if flawed is None else {f"flawed {within}": flawed})
         found |= {name: np.where(here, values, np.nan) for name, values in own.items()}
-    names, counts = np.unique(table["source"], return_counts=True)
-    return found | {str(names[i]): 100.0 * (table["source"] == names[i]) for i in np.argsort(-counts, kind="stable")}
+    return found | {str(name): 100.0 * (table["source"] == name) for name in np.unique(table["source"])}
 
 
 def choices(seed: Path) -> Mapping[str, list[Path]]:
@@ -62,18 +61,23 @@ def rows(folder: Path, scored: Path, scores: str, scorer: str, within: str | Non
     seeds = sorted(folder.glob("seed*/selected"))
     if not seeds:
         raise SystemExit(f"{folder}: no seed*/selected in it; run the study first")
-    values: dict[str, list[list[float]]] = {}
-    known: Measures = {}
+    values: dict[str, dict[str, list[float]]] = {}  # choice -> measure -> a seed's mean
     for seed in (path.parent for path in seeds):
         own = choices(seed)
         pool = Path(read_json(next(iter(own.values()))[0])["pool"])
         known = measures(scored / seed.name / scores, scorer, pool, within)
         for kind, paths in {WHOLE: [None], **own}.items():
             parts = [slice(None) if path is None else read_json(path)["uids"] for path in paths]
-            means = np.array([[_mean(column[part]) for column in known.values()] for part in parts])
-            values.setdefault(kind, []).append([_mean(column) for column in means.T])
-    shown = [[kind, *(f"{_mean(column):.3g}" for column in np.array(found).T)] for kind, found in values.items()]
-    return [["choice", *known], *shown]
+            for name, column in known.items():
+                of_seeds = values.setdefault(kind, {}).setdefault(name, [])
+                of_seeds.append(_mean(np.array([_mean(column[part]) for part in parts])))
+    names = list(values[WHOLE])
+    return [["choice", *names], *([kind, *(_shown(own[name]) for name in names)] for kind, own in values.items())]
+
+
+def _shown(seeds: list[float]) -> str:
+    mean = _mean(np.array(seeds))
+    return "" if np.isnan(mean) else f"{mean:.3g}"
 
 
 def _mean(values: np.ndarray) -> float:

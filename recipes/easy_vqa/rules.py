@@ -1,16 +1,18 @@
 """easy-VQA: every rule by every scorer at the aligned and the warmed-up model, and random choices beside them.
 
     python recipes/easy_vqa/rules.py easy_vqa.tar.gz --seeds 10 11 12 --out runs/rules [--arms "Random 1" "Random 2"]
+                                     [--trainings 5]
 
 Per seed: other questions, other spoilt answers and another aligned model. The pool is scored at the aligned model and
-after a warm-up on a tenth; the aligned model is tuned on 20 % of the pool, once per choice, and asked 1,000 questions.
+after a warm-up on a tenth; the aligned model is tuned on 20 % of the pool, once per choice or several times in other
+orders (`--trainings`, averaged), and asked 1,000 questions.
 Every step is the ordinary command; a stopped study goes on when it is started again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +42,7 @@ class EasyVQA(Study[Path | None, Path, None]):
     pool: int = 4000
     test: int = 1000
     targets: int = 200
+    trainings: int = 1
 
     def data(self, seed: Seed) -> Path:
         return self.out / f"data{seed.number}"
@@ -61,11 +64,12 @@ class EasyVQA(Study[Path | None, Path, None]):
     def subset(self, seed: Seed, arm: str) -> Path | None:
         if arm == BEFORE:
             return None
-        out, draw = seed.folder / "selected" / f"{arm}.json", arm.rpartition(" ")[2]
-        how = WAYS.get(arm, DEFAULT).options(seed.folder / "rules")
-        if draw.isdigit():
-            how = {"scores": how["scores"], "scorer": RANDOM, "seed": 1000 * seed.number + int(draw)}
-        how |= {"tokens": self._tokens(seed)} if kind_of(arm) == TOKENS else {"fraction": FRACTION}
+        out, kind = seed.folder / "selected" / f"{arm}.json", kind_of(arm)
+        how = WAYS.get(kind, DEFAULT).options(seed.folder / "rules")
+        if kind not in WAYS:
+            draw = 1 + (_number(arm) - 1) // self.trainings
+            how = {"scores": how["scores"], "scorer": RANDOM, "seed": 1000 * seed.number + draw}
+        how |= {"tokens": self._tokens(seed)} if kind == TOKENS else {"fraction": FRACTION}
         call("select", out, pool=str(self.data(seed) / "pool.json"), **how)
         return out
 
@@ -79,7 +83,8 @@ class EasyVQA(Study[Path | None, Path, None]):
         if data is None:
             return seed.folder / "align"
         out, images = seed.folder / "tune" / arm, str(self.data(seed) / "images")
-        settings = replace(phase_preset("tiny-tune"), epochs=2, seed=seed.number)
+        order = 1000 * ((_number(arm) - 1) % self.trainings)  # 0 for the first training, or the only one
+        settings = replace(phase_preset("tiny-tune"), epochs=2, seed=seed.number + order)
         call("tune", out, model=str(seed.folder / "align"), data=str(data), images=images, settings=settings)
         return out
 
@@ -88,6 +93,27 @@ class EasyVQA(Study[Path | None, Path, None]):
         files = {name: str(data / f"{name}.json") for name in ("questions", "annotations")}
         asked = {"task": "vqav2", "protocol": "bare", "images": str(data / "images" / "test"), **files}
         call("evaluate", seed.folder / "evaluate" / arm / TASK, model=str(model), **asked)
+
+
+def _number(arm: str) -> int:
+    """Return which of its kind an arm is, from 1."""
+    last = arm.rpartition(" ")[2]
+    return int(last) if last.isdigit() else 1
+
+
+def trained(arms: Sequence[str], trainings: int) -> list[str]:
+    """Return the arms with one for each training: trainings of one draw stand side by side, then those of the next.
+
+    >>> trained(["not tuned", "Random 2", "round_robin BM25"], 2)
+    ['not tuned', 'Random 3', 'Random 4', 'round_robin BM25 1', 'round_robin BM25 2']
+    """
+    if trainings == 1:
+        return list(arms)
+    found = []
+    for arm in arms:
+        first = 1 + trainings * (_number(arm) - 1)
+        found += [arm] if arm == BEFORE else [f"{kind_of(arm)} {first + k}" for k in range(trainings)]
+    return found
 
 
 def spoilt(study: EasyVQA, seeds: list[int]) -> Mapping[str, list[float]]:
@@ -114,9 +140,10 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=4000, help="questions in the pool")
     parser.add_argument("--test", type=int, default=1000, help="questions asked")
     parser.add_argument("--targets", type=int, default=200, help="questions in the target file")
+    parser.add_argument("--trainings", type=int, default=1, help="trainings per choice, averaged")
     given = parser.parse_args()
-    study = EasyVQA(given.archive, given.out, given.pool, given.test, given.targets)
-    study.run(given.out, given.seeds, given.arms)
+    study = EasyVQA(given.archive, given.out, given.pool, given.test, given.targets, given.trainings)
+    study.run(given.out, given.seeds, trained(given.arms, given.trainings))
     show_results(given.out, "20 % of easy-VQA", [kind_of(arm) for arm in ARMS], {})
     for name, shares in spoilt(study, given.seeds).items():
         print(f"spoilt answers, {name}: {', '.join(f'{share:.1f}' for share in shares)} %")

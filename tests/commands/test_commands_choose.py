@@ -54,6 +54,15 @@ def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
     assert "12 samples; targets: gqa 2, pope 2" in shown and f"next: vlmsel tune --model {aligned}" in shown
 
 
+def test_a_choice_by_the_warm_ups_own_moments(world, aligned, tmp_path):
+    out = tmp_path / "run"
+    scorer = f"TracIn(moments='{out}/warmup/moments.safetensors')"
+    assert choose(world, aligned, out, "--fraction", "0.5", "--scorer", scorer, "--settings.moments", "true") == 0
+    found, moments = Affinities(out / "score/affinity.safetensors"), load_file(out / "warmup/moments.safetensors")
+    assert found.about["norms"]["TracIn"] == "the scorer's own metric"
+    assert set(load_file(out / "score/directions.safetensors")) >= set(moments)  # every block that learnt
+
+
 @pytest.mark.slow
 def test_a_dtype_goes_to_warm_up_and_score(world, aligned, tmp_path):
     half = ["--dtype", "bfloat16", "--settings.precision", "bfloat16"]

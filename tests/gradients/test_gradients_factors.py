@@ -37,7 +37,7 @@ def check(factor: Factor) -> None:
     n, rows, cols = g.shape
     assert (factor.samples, factor.rows, factor.cols) == (n, rows, cols)
     generator = torch.Generator().manual_seed(2)
-    for k in (0, 1, 3):
+    for k in (0, 1, 3, 9):
         targets = torch.randn(k, rows, cols, generator=generator, dtype=torch.float64)
         weights = torch.randn(k, n, generator=generator, dtype=torch.float64)
         torch.testing.assert_close(factor.inner(targets), torch.einsum("krc,nrc->kn", targets, g))

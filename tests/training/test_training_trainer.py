@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import sample_losses, tiny_vlm, wake_lora
 from tiny_phase import Pool, collate, weights
 
@@ -139,6 +140,29 @@ def test_steps_are_those_of_a_plain_loop(tmp_path, accumulation):
     assert result.losses == pytest.approx(losses, rel=1e-5)
     for name, tensor in weights(twin).items():
         torch.testing.assert_close(weights(model)[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_moments_are_those_of_the_steps_gradients(tmp_path):
+    """After two steps v̂ = (β₂ (1 - β₂) g₁² + (1 - β₂) g₂²) / (1 - β₂²), whatever the steps themselves were."""
+    settings = PhaseSettings(learning_rate=1e-2, batch_size=5, warmup_ratio=0.6, max_grad_norm=0, moments=True)
+    trained(tmp_path, settings, order=lambda epoch: range(10))
+    found = load_file(tmp_path / "run/moments.safetensors")
+    twin = tiny_vlm(tmp_path / "backbones")
+    twin.trained("projector+lora")
+    learns = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    gradients = []
+    for start in (0, 5):  # the first of two warm-up steps has a rate of 0, so that both are taken at the same weights
+        loss = twin.token_losses(collate([POOL[i] for i in range(start, start + 5)])).losses.mean()
+        gradients.append(dict(zip(learns, torch.autograd.grad(loss, list(learns.values())), strict=True)))
+    assert set(found) == set(learns)
+    for name in learns:
+        first, second = (one[name].double().square() for one in gradients)
+        expected = (0.999 * 0.001 * first + 0.001 * second) / (1 - 0.999**2)
+        torch.testing.assert_close(found[name].double(), expected, rtol=1e-3, atol=1e-12)
+
+
+def test_settings_without_moments_are_those_of_earlier_runs():
+    assert "moments" not in SETTINGS.identity() and replace(SETTINGS, moments=True).identity()["moments"]
 
 
 def test_two_runs_are_equal_bit_by_bit_and_seeds_differ(tmp_path):

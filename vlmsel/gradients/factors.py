@@ -67,7 +67,7 @@ class Factor(ABC):
 
     def sq_norm(self) -> Float[Tensor, " n"]:
         """Return ‖g_i‖² (Frobenius)."""
-        return _joined([piece.flatten(1).square().sum(1) for piece in self.pieces()], dim=0)
+        return _joined([torch.linalg.vector_norm(piece.flatten(1), dim=1).square() for piece in self.pieces()], dim=0)
 
     def inner(self, targets: Float[Tensor, "k rows cols"]) -> Float[Tensor, "k n"]:
         """Return ⟨targets_k, g_i⟩.
@@ -135,8 +135,7 @@ class Factor(ABC):
         return self.values.new_zeros(shape)
 
     def _inner(self, targets: Tensor) -> Tensor:
-        flat = targets.flatten(1)
-        return _joined([flat @ piece.flatten(1).T for piece in self.pieces()], dim=1)
+        return _joined([_flat_inner(targets.flatten(1), piece.flatten(1)) for piece in self.pieces()], dim=1)
 
     def _gram(self, side: Side) -> Tensor:
         size = self.cols if side == "cols" else self.rows
@@ -236,6 +235,11 @@ class OuterFactor(Factor):
             left, right = (self.left * row, self.right) if self.rows <= self.cols else (self.left, self.right * row)
             sums.append((left.flatten(0, 1).T @ right.flatten(0, 1))[None])
         return torch.cat(sums)
+
+
+def _flat_inner(targets: Tensor, grads: Tensor) -> Tensor:
+    """Return targets @ gradsᵀ with the longer side last, along which libraries vectorise. [k, d], [n, d] -> [k, n]"""
+    return (grads @ targets.T).T if len(targets) >= len(grads) else targets @ grads.T
 
 
 def _token_inner(small: Tensor, large: Tensor, targets: Tensor) -> Tensor:

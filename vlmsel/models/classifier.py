@@ -151,11 +151,6 @@ class Classifier(nn.Module, Subject):
     def supervised(self, batch: TextBatch) -> Tensor:
         return torch.ones_like(batch.labels)
 
-    @torch.no_grad()
-    def predict(self, batch: TextBatch) -> Tensor:
-        """Return the class with the largest logit of each sample. [n]"""
-        return self.logits(batch).argmax(dim=1)
-
     def adapt(self, tune: Tune, lora: LoraSpec, seed: int = 0) -> None:
         """Add adapters drawn from the seed (for `lora`), and leave only these and the head to train.
 

@@ -43,11 +43,13 @@ class BlockTargets:
         targets: v, the mean gradient of each target, float32 or float64; on the device `meta` for planning.
         mean_square: mean over samples and entries of g², where a scorer asked for it.
         basis: the eigenbasis of its token moments (kronecker.Basis), where a scorer asked for it.
+        name: of its parameter.
     """
 
     targets: Float[Tensor, "targets rows cols"]
     mean_square: float | None = None
     basis: Any = None
+    name: str = ""
 
     @property
     def rows(self) -> int:

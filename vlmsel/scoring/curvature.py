@@ -181,7 +181,7 @@ def precondition(
         names += tuple(f"{VIRTUAL}{number}" for number in range(len(virtual.weights)))
     squares, left_out = _mean_squares(fit.damping, scorers)
     bases = _bases(source, scorers, v)
-    blocks = {name: BlockTargets(wide(own), squares.get(name), bases.get(name)) for name, own in v.items()}
+    blocks = {name: BlockTargets(wide(own), squares.get(name), bases.get(name), name) for name, own in v.items()}
     gathered = start_statistics(scorers, blocks)
     if folder is not None:
         _place(source, scorers, gathered, len(names), virtual is not None, folder, place)

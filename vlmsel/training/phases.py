@@ -39,6 +39,7 @@ class PhaseSettings:
         seed: draws the order of the samples and dropout.
         precision: float32, or bfloat16 for autocast with float32 master weights.
         gradient_checkpointing: recompute the language model's activations in the backward pass.
+        moments: leave Adam's second moments in `moments.safetensors`, for `TracIn(moments=FILE)`.
         save_every: steps between the states that an interrupted run goes on from; null for none.
         workers: processes that read samples.
         log_to: where loss and learning rate of every step go as well (`--log_to` for short): tensorboard, in `logs/`
@@ -61,6 +62,7 @@ class PhaseSettings:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    moments: bool = False
     save_every: int | None = 200
     workers: int = 0
     log_to: Literal["tensorboard", "wandb"] | None = None
@@ -83,7 +85,8 @@ class PhaseSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that change the result; a run goes on only with the same ones."""
-        return {name: value for name, value in asdict(self).items() if name not in ("save_every", "workers", "log_to")}
+        apart = ("save_every", "workers", "log_to", *(() if self.moments else ("moments",)))
+        return {name: value for name, value in asdict(self).items() if name not in apart}
 
 
 _PAPERS = PhaseSettings(precision="bfloat16", gradient_checkpointing=True)

@@ -4,6 +4,7 @@ A run folder holds
 
     phase.json      settings, what it began with, steps and losses; `finished` when the phase is done
     model/          the result (`vlmsel.models.open.open_subject` reads it)
+    moments.safetensors   with `moments`: Adam's second moments of what learnt, by parameter
     checkpoints/    states to go on from, the newest only; removed at the end
 
 An interrupted run that goes on ends with the same weights as an uninterrupted one on the same machine; SIGINT and
@@ -32,6 +33,8 @@ from vlmsel.models.language import quiet_transformers
 from vlmsel.models.subject import Groups, Subject
 from vlmsel.runs import bytes_in, read_json, require_room, write_json
 from vlmsel.training.loop import MODEL, Order, PhaseTrainer, arguments
+from vlmsel.training.moments import NAME as MOMENTS
+from vlmsel.training.moments import write_moments
 from vlmsel.training.phases import PhaseSettings, optimizer_groups
 from vlmsel.training.schedule import rate_factor, total_steps, warmup_steps
 from vlmsel.training.shards import require_frozen, shard
@@ -124,7 +127,10 @@ def _require_room(groups: Groups, settings: PhaseSettings, out: Path) -> None:
     learns = 4 * sum(weights.numel() for group in groups.values() for weights in group.values())
     states = 0 if settings.save_every is None else 6 * learns
     mend = "make room, or go without states (--settings.save_every null)" if states else "make room"
-    require_room(out, learns + states - bytes_in(out), f"the model{' with its states' if states else ''}", mend)
+    moments = learns if settings.moments else 0
+    require_room(
+        out, learns + moments + states - bytes_in(out), f"the model{' with its states' if states else ''}", mend
+    )
 
 
 def forget(out: Path) -> None:
@@ -197,6 +203,8 @@ def run(
         try:
             with stop.listening(settings.save_every is not None):
                 trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+            if settings.moments and processes.is_main():
+                write_moments(claim.path.with_name(MOMENTS), groups, optimizer)
         finally:
             progress.close()
             subject.zero_grad(set_to_none=True)
