@@ -44,10 +44,12 @@ def test_samples_of_the_warm_up_are_marked(chosen, capsys):
     assert manifest["warmed_up"] == len(set(warm) & set(manifest["uids"])) > 0
 
 
-def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys):
+def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys, monkeypatch):
+    """Also where it writes the folder's path in another way."""
     before = (chosen / "chosen.json").read_bytes()
     asked = f"{world}/targets/gqa.json"
-    assert choose(world, aligned, chosen, "--fraction", "0.5", "--against", asked) == 0
+    monkeypatch.chdir(chosen.parent)
+    assert choose(world, aligned, chosen.name, "--fraction", "0.5", "--against", asked) == 0
     shown = capsys.readouterr().out
     assert shown.count(f"target gqa: 2 of 2 samples ask what {asked} asks (the first: 0)") == 1  # not by its steps too
     assert (chosen / "chosen.json").read_bytes() == before
