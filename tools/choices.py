@@ -64,6 +64,8 @@ def rows(folder: Path, scored: Path, scores: str, scorer: str, within: str | Non
     values: dict[str, dict[str, list[float]]] = {}  # choice -> measure -> a seed's mean
     for seed in (path.parent for path in seeds):
         own = choices(seed)
+        if not own:
+            raise SystemExit(f"{seed}: nothing was chosen there; run the study to its end")
         pool = Path(read_json(next(iter(own.values()))[0])["pool"])
         known = measures(scored / seed.name / scores, scorer, pool, within)
         for kind, paths in {WHOLE: [None], **own}.items():

@@ -417,20 +417,24 @@ def _difference(path: Path, new: str) -> str:
 def different(was: str, now: str) -> str:
     """Say which settings of two configurations differ; "" when none does.
 
-    The order of settings, comments, settings that are null or `FREE`, and other ways to write a path make no difference.
+    The order of settings, comments, settings that are null or `FREE`, and how a path is written make no difference.
 
-    >>> different("pool: ./pool.json", f"pool: {Path.cwd()}/pool.json"), different("seed: 1", "seed: 2")
+    >>> different("model: .", f"model: {Path.cwd()}"), different("seed: 1", "seed: 2")
     ('', 'there: seed: 1; now: seed: 2')
     """
     old, new = (dict(_settings(yaml.safe_load(text) or {})) for text in (was, now))
-    same = {name for name in old.keys() & new.keys() if _as_path(old[name]) == _as_path(new[name])}
+    same = {name for name in old.keys() & new.keys() if old[name] == new[name] or _one_file(old[name], new[name])}
     gone = "; ".join(f"{name}: {old[name]}" for name in old if name not in same)
     come = "; ".join(f"{name}: {new[name]}" for name in new if name not in same)
     return f"there: {gone or 'nothing'}; now: {come or 'nothing'}" if gone or come else ""
 
 
-def _as_path(value: str) -> str:
-    return os.path.abspath(value) if value else value
+def _one_file(one: str, other: str) -> bool:
+    """Say whether two settings are paths of the same file."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # they are no paths
+        return False
 
 
 def _settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

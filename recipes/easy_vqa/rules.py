@@ -142,6 +142,11 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=200, help="questions in the target file")
     parser.add_argument("--trainings", type=int, default=1, help="trainings per choice, averaged")
     given = parser.parse_args()
+    noted = given.out / "trainings.json"  # arms are numbered by them
+    there = runs.read_json(noted) if noted.is_file() else 1 if given.out.is_dir() else given.trainings
+    if there != given.trainings:
+        parser.error(f"{given.out} holds a study with --trainings {there}; choose another --out")
+    runs.write_json(noted, given.trainings)
     study = EasyVQA(given.archive, given.out, given.pool, given.test, given.targets, given.trainings)
     study.run(given.out, given.seeds, trained(given.arms, given.trainings))
     show_results(given.out, "20 % of easy-VQA", [kind_of(arm) for arm in ARMS], {})

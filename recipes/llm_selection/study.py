@@ -214,9 +214,14 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=300)
     parser.add_argument("--test", type=int, default=700)
     parser.add_argument("--longest", type=int, help="leave out questions of more characters with their longest choice")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="what is chosen; all rows")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="what is chosen; all rows")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2])
     args, more = parser.parse_known_args()
+    early = [row for row in ROWS if ROWS[row].get("scores") == ALIGNED]
+    if args.rows is None:
+        args.rows = [row for row in ROWS if args.method == "dense" or row not in early]
+    if args.method == "lora" and (row := next((row for row in args.rows if row in early), None)):
+        parser.error(f"{row}: before the warm-up there are no adapters to score on; take --method dense")
     if args.table:
         show(args.out, args.fractions)
     else:

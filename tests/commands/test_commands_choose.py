@@ -56,13 +56,32 @@ def test_a_second_call_finds_everything_done(world, aligned, chosen, capsys, mon
     assert "12 samples; targets: gqa 2, pope 2" in shown and f"next: vlmsel tune --model {aligned}" in shown
 
 
-def test_a_choice_by_the_warm_ups_own_moments(world, aligned, tmp_path):
+def test_a_choice_by_the_warm_ups_own_moments(world, aligned, tmp_path, capsys):
     out = tmp_path / "run"
     scorer = f"TracIn(moments='{out}/warmup/moments.safetensors')"
     assert choose(world, aligned, out, "--fraction", "0.5", "--scorer", scorer, "--settings.moments", "true") == 0
     found, moments = Affinities(out / "score/affinity.safetensors"), load_file(out / "warmup/moments.safetensors")
     assert found.about["norms"]["TracIn"] == "the scorer's own metric"
     assert set(load_file(out / "score/directions.safetensors")) >= set(moments)  # every block that learnt
+    save_file({name: 2 * own for name, own in moments.items()}, out / "warmup/moments.safetensors")
+    assert choose(world, aligned, out, "--fraction", "0.5", "--scorer", scorer, "--settings.moments", "true") == 2
+    assert "Adam's moments of TracIn changed since this run began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "message"),
+    [
+        ("run/warmup/moments.safetensors", [], "left there by a warm-up with --settings.moments true; add it"),
+        ("run/warmup/moments.safetensors", ["--settings.moments", "true", "--warmup", "0"], "; add it"),
+        ("nowhere", [], "nowhere: no such file, and a scorer reads Adam's moments from it"),
+    ],
+)
+def test_moments_that_will_not_be_there_are_refused_before_the_warm_up(
+    file, more, message, world, aligned, tmp_path, capsys
+):
+    scorer = f"TracIn(moments='{tmp_path}/{file}')"
+    assert choose(world, aligned, tmp_path / "run", "--fraction", "0.5", "--scorer", scorer, *more) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

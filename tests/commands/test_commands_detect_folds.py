@@ -145,6 +145,7 @@ BAD = {
     "no folds": ({"folds": None}, "no samples with clean labels beside it; give --validation, or --folds 5 to have"),
     "rare": ({"train": SMALL}, "folds: 3 are more than the 2 samples of the class 'bad'; give fewer or leave rare"),
     "name": ({"scorers": "[\"TracIn(name='SelfConfidence.folds')\"]"}, "SelfConfidence.folds stand beside the scorers"),
+    "moments": ({"scorers": "[\"TracIn(moments='m')\"]"}, "TracIn reads Adam's moments, which the models tuned here"),
     "flips": ({"clean": "drop", "flip": 0.2}, "clean takes labels out of your own --train file as it is"),
     "set": (
         {"clean": "drop", "folds": None, "validation": "held.csv"},

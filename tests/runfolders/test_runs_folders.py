@@ -48,6 +48,17 @@ def test_order_comments_and_nulls_make_no_other_configuration(tmp_path):
         runs.open_run(tmp_path, "a: 1\nb: 2\nc: 3\n")
 
 
+def test_two_names_of_one_file_make_no_other_configuration_and_two_files_do(tmp_path, monkeypatch):
+    for name in ("there/pool.json", "elsewhere/pool.json"):
+        runs.write_text(tmp_path / name, "[]")
+    (tmp_path / "elsewhere/inside").mkdir()
+    (tmp_path / "there/link").symlink_to(tmp_path / "elsewhere/inside")
+    monkeypatch.chdir(tmp_path / "there")
+    assert runs.different("pool: pool.json", f"pool: {tmp_path}/there/./pool.json") == ""
+    assert runs.different("pool: pool.json", "pool: link/../pool.json")  # is elsewhere's
+    assert runs.different("blocks: a/../b", "blocks: b") and runs.different("column: x/", "column: x")
+
+
 def test_what_a_killed_process_left_does_not_block_a_folder(tmp_path):
     (tmp_path / f"config.yaml{LEFT}").write_text("a:")
     (tmp_path / ".lock").touch()

@@ -59,8 +59,10 @@ def test_a_block_that_never_moved_scores_nothing(tmp_path):
     [
         (
             {"other": torch.ones(2, 2)},
-            "no moments of w, which was not trained there; train again with --settings.moments",
+            r"no moments of w; score the blocks that were trained \(--blocks\)",
         ),
+        ({"w": torch.tensor([[1.0, math.nan], [1.0, 1.0]])}, "moments of w are not finite"),
+        ({"w": torch.ones(4)}, r"moments of w have shape \[4\]"),
         ({"w": torch.ones(2, 3)}, r"moments of w have shape \[2, 3\]"),
         (None, "no file of moments"),
     ],
@@ -75,6 +77,18 @@ def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "moments.safetensors").write_bytes(b"{}")
     with pytest.raises(ValueError, match="no file of moments"):
         TracIn(moments=str(tmp_path / "moments.safetensors")).statistic(BlockTargets(torch.ones(1, 2, 2), name="w"))
+
+
+def test_they_are_counted_in_memory_once_and_not_read_for_it():
+    block = BlockTargets(torch.empty(1, 30, 20, device="meta"))
+    assert TracIn(moments="nowhere").statistic(block).bytes(7) == 30 * 20 * 4
+    assert TracIn(moments="nowhere").metric_bytes(block) == 0
+
+
+@pytest.mark.parametrize("wrong", [3, True, ["a"]])
+def test_what_is_no_path_is_refused(wrong):
+    with pytest.raises(ValueError, match="moments is a path such as"):
+        TracIn(moments=wrong)
 
 
 @pytest.mark.parametrize("other", ["block_scale", "cosine"])

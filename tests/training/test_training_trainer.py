@@ -161,8 +161,18 @@ def test_moments_are_those_of_the_steps_gradients(tmp_path):
         torch.testing.assert_close(found[name].double(), expected, rtol=1e-3, atol=1e-12)
 
 
-def test_settings_without_moments_are_those_of_earlier_runs():
-    assert "moments" not in SETTINGS.identity() and replace(SETTINGS, moments=True).identity()["moments"]
+def test_settings_without_moments_are_those_of_earlier_runs(tmp_path):
+    """In configurations null is as good as missing, and so it is in a record."""
+    _, result = trained(tmp_path, name="earlier")
+    record = runs.read_json(tmp_path / "earlier/phase.json")
+    assert record["settings"].pop("moments") is None
+    runs.write_json(tmp_path / "earlier/phase.json", record)
+    assert trained(tmp_path, name="earlier")[1].losses == result.losses
+    with pytest.raises(ValueError, match="moments was None and is True"):
+        trained(tmp_path, replace(SETTINGS, moments=True), "earlier")
+    assert not trained(tmp_path, replace(SETTINGS, moments=True), "new")[1].model.with_name("checkpoints").exists()
+    trained(tmp_path, name="new", resume=False)
+    assert not (tmp_path / "new/moments.safetensors").exists()  # they were another model's
 
 
 def test_two_runs_are_equal_bit_by_bit_and_seeds_differ(tmp_path):

@@ -74,7 +74,7 @@ def choose(
         config: the resolved configuration as text.
     """
     (one,), files = load_scorers((scorer,)), dict(check_target_names(targets or {}))
-    check_scorer(one)
+    check_scorer(one, Path(out), settings if warmup else None)
     ask.check()
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup is the share of the pool that the model is warmed up on, in [0, 1]; got {warmup}")

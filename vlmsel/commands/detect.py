@@ -116,6 +116,8 @@ def detect(
         raise ValueError("detect runs as one process; start it without torchrun or accelerate launch")
     source = Source(task, data, train, validation, text_columns, label_column, true_label_column)
     loaded = load_scorers(scorers)
+    if reading := next((one for one in loaded if one.files), None):
+        raise ValueError(f"{reading.name} reads {', '.join(reading.files)}, which the models tuned here do not leave")
     amounts = Amounts.of(source, flip, train_samples, validation_samples)
     check_folds(source, amounts.flip, folds, clean)
     ranked = _rank_by(rank_by, loaded, baselines(source.clean, folds or 0))

@@ -6,7 +6,7 @@ from vlmsel import processes, progress, runs
 from vlmsel.commands.folders import open_together
 from vlmsel.commands.options import FitOptions, PlaceOptions
 from vlmsel.models.devices import pick_device
-from vlmsel.scorers.load import load_scorers
+from vlmsel.scorers.load import digests, load_scorers
 from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.pool_table import write_scores
 from vlmsel.scoring.rescore import StoredPool, rescore_pool
@@ -42,7 +42,7 @@ def rescore(
     pool = StoredPool.open(store, str(pick_device(place.device)), leave_out)
     wanted = pool.targets(targets)
     folder = open_together(out, config)
-    runs.same_inputs(folder, pool.inputs())
+    runs.same_inputs(folder, pool.inputs() | digests(loaded))
     scored = rescore_pool(pool, loaded, wanted, fit.part(), folder, place.curvature_on, aggregate)
     runs.report_left_out(folder / "skipped.json", scored.left_out, len(pool.records), store)
     kept = pool.store.about

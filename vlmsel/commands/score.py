@@ -13,7 +13,7 @@ from vlmsel.data.first_look import tell
 from vlmsel.models.open import open_subject
 from vlmsel.models.pool import Pool, open_pool
 from vlmsel.models.subject import Subject
-from vlmsel.scorers.load import load_scorers
+from vlmsel.scorers.load import digests, load_scorers
 from vlmsel.scoring.affinity import NAME as AFFINITIES
 from vlmsel.scoring.aggregate import Aggregate
 from vlmsel.scoring.checkpoints import Checkpoints
@@ -97,7 +97,7 @@ def score(
     inputs = {"the model": subject.digest(), **found.inputs("the pool")}
     for name, goal in goals.items():
         inputs |= goal.inputs(f"target {name}")
-    runs.same_inputs(folder, inputs | checkpoints.inputs())
+    runs.same_inputs(folder, inputs | checkpoints.inputs() | digests(loaded))
     datasets = {name: goal.samples for name, goal in goals.items()}
     tell(pool, found.samples.samples, {name: own.samples for name, own in datasets.items()}, against)
     passes = Passes.of(

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vlmsel.data.first_look import tell
 from vlmsel.data.formats import read_samples
 from vlmsel.scorers import GradientScorer, Scorer
 from vlmsel.scorers.base import FeatureScorer
+from vlmsel.scorers.load import file_digest
 from vlmsel.selection import Ask
+from vlmsel.training.moments import NAME as MOMENTS
 from vlmsel.training.phases import PhaseSettings
 from vlmsel.training.warmup import LEAST, part_size
 
 
-def check_scorer(scorer: Scorer) -> None:
-    """Refuse a scorer by which single target samples cannot choose.
+def check_scorer(scorer: Scorer, out: Path, warmup: PhaseSettings | None) -> None:
+    """Refuse a scorer by which single target samples cannot choose, or whose files neither are there nor come of the
+    warm-up (None for none) in `out`.
 
     Raises:
-        ValueError: it gives one number per sample.
+        ValueError: says which, and the mend.
     """
+    left = os.path.abspath(out / "warmup" / MOMENTS)
+    for what, path in scorer.files.items():
+        if os.path.abspath(path) != left:
+            file_digest(what, path)
+        elif warmup is None or not warmup.moments:
+            raise ValueError(f"{path}: {what} are left there by a warm-up with --settings.moments true; add it")
     if not isinstance(scorer, GradientScorer | FeatureScorer):
         raise ValueError(
             f"--scorer {scorer.name}: target samples choose by gradients or vectors, and this scorer has neither; "

@@ -32,6 +32,12 @@ class Scorer(ABC):
 
     name: str
 
+    @property
+    def files(self) -> Mapping[str, str]:
+        """What it reads beside samples and gradients: path by what it is. A run that has begun goes on with the same
+        contents only."""
+        return {}
+
 
 class Metric(NamedTuple):
     """A scorer's own squared norm on a block, ⟨P g, g⟩ = ‖A g Bᵀ‖²: A [rows, rows] and B [cols, cols], None for an

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from vlmsel.runs import file_hash
 from vlmsel.scorers import BUILT_IN
 from vlmsel.scorers.base import Scorer
 
@@ -63,6 +65,27 @@ def load_scorer(spec: str) -> Scorer:
     if not isinstance(title, str) or not title or "/" in title:
         raise ValueError(f"scorer {spec!r}: its name must be a text without '/', got {title!r}")
     return scorer
+
+
+def digests(scorers: Sequence[Scorer]) -> dict[str, str]:
+    """Return hashes of the files that scorers read, by scorer and what they are.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    files = ((scorer.name, *file) for scorer in scorers for file in scorer.files.items())
+    return {f"{what} of {name}": file_digest(what, path) for name, what, path in files}
+
+
+def file_digest(what: str, path: str) -> str:
+    """Return the hash of a file that a scorer reads.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file, and a scorer reads {what} from it; give the file itself")
+    return file_hash(path)
 
 
 def _line(problem: Exception) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from vlmsel.gradients import Factor
 from vlmsel.scorers.statistics import BlockTargets, State, Statistic
 
+MEND = "train with --settings.moments true, which leaves moments.safetensors in the run folder"
 FLOOR = 1e-6  # of the block's mean moment: what counts as having it, lest an entry that never moved decide everything
 
 
@@ -20,7 +22,7 @@ class Moments(Statistic):
     """1 / √v̂ of a block, [rows, cols], None where nothing of it has moved; not read for planning.
 
     Raises:
-        ValueError: the file is damaged, or has no moments of this block.
+        ValueError: the file is damaged, or its moments are not those of this block.
     """
 
     noun = "moments"
@@ -35,19 +37,22 @@ class Moments(Statistic):
             self.scale = moments.clamp_min(floor).rsqrt() if floor > 0 else None
 
     def _read(self) -> Tensor:
-        mend = "train again with --settings.moments true, or score the blocks that were trained"
+        name, shape = self.block.name, (self.block.rows, self.block.cols)
         try:
             with safe_open(self.path, "pt") as file:
-                if self.block.name not in file.keys():  # noqa: SIM118
-                    raise ValueError(
-                        f"{self.path}: no moments of {self.block.name}, which was not trained there; {mend}"
-                    )
-                found = file.get_tensor(self.block.name)
-        except (SafetensorError, FileNotFoundError) as problem:
-            raise ValueError(f"{self.path}: no file of moments ({problem}); {mend}") from None
-        if found.numel() != self.block.entries:
-            raise ValueError(f"{self.path}: moments of {self.block.name} have shape {list(found.shape)}; {mend}")
-        return found.reshape(self.block.rows, self.block.cols).to(self.block.targets)
+                found = file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118
+        except (SafetensorError, OSError) as problem:
+            raise ValueError(f"{self.path}: no file of moments, or damaged ({problem}); {MEND}") from None
+        if found is None:
+            raise ValueError(f"{self.path}: no moments of {name}; score the blocks that were trained (--blocks)")
+        if tuple(found.shape) not in (shape, shape[shape[0] == 1 :]):
+            raise ValueError(
+                f"{self.path}: moments of {name} have shape {list(found.shape)}, its gradients {list(shape)}; take "
+                "those of this model, and for stored gradients a store without --store_projection"
+            )
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{self.path}: moments of {name} are not finite; {MEND}")
+        return found.reshape(shape).to(self.block.targets)
 
     @property
     def key(self) -> Hashable:
@@ -61,4 +66,7 @@ class Moments(Statistic):
         """Nothing."""
 
     def tensors(self) -> State:
-        return {}
+        return {}  # nothing to write or to add up
+
+    def bytes(self, samples: int) -> int:
+        return self.block.entries * self.block.dtype.itemsize

@@ -14,6 +14,7 @@ rank-one form of fit samples' moments instead, and needs no file).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -45,10 +46,16 @@ class TracIn(GradientScorer):
 
     def __post_init__(self) -> None:
         check_flag(block_scale=self.block_scale, cosine=self.cosine)
+        if not isinstance(self.moments, str):
+            raise ValueError(f"moments is a path such as RUN/warmup/moments.safetensors, got {self.moments!r}")
         if self.block_scale and self.cosine:
             raise ValueError("cosine divides by norms over all blocks, block_scale by those of each; leave one out")
         if self.moments and (self.block_scale or self.cosine):
             raise ValueError("moments divide by entry, cosine and block_scale by norms; leave one out")
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        return {"Adam's moments": self.moments} if self.moments else {}
 
     @property
     def normalised(self) -> bool:
@@ -68,9 +75,6 @@ class TracIn(GradientScorer):
         if isinstance(statistic, Moments):
             return Metric(scale=0.0) if statistic.scale is None else Metric(weights=statistic.scale)
         return Metric(scale=1 / statistic.mean_square if statistic.mean_square > 0 else 0.0)
-
-    def metric_bytes(self, block: BlockTargets) -> int:
-        return block.entries * block.dtype.itemsize if self.moments else 0
 
     def statistic(self, block: BlockTargets) -> SquareSum | Moments | None:
         if self.moments:

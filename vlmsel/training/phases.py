@@ -62,7 +62,7 @@ class PhaseSettings:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
-    moments: bool = False
+    moments: bool | None = None  # null is what runs before this option had
     save_every: int | None = 200
     workers: int = 0
     log_to: Literal["tensorboard", "wandb"] | None = None
@@ -85,8 +85,7 @@ class PhaseSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that change the result; a run goes on only with the same ones."""
-        apart = ("save_every", "workers", "log_to", *(() if self.moments else ("moments",)))
-        return {name: value for name, value in asdict(self).items() if name not in apart}
+        return {name: value for name, value in asdict(self).items() if name not in ("save_every", "workers", "log_to")}
 
 
 _PAPERS = PhaseSettings(precision="bfloat16", gradient_checkpointing=True)

@@ -94,6 +94,7 @@ def _train(
     record = {"settings": settings.identity(), "samples": count, "inputs": dict(inputs or {})}
     if main and not resume:
         forget(out)
+        (out / MOMENTS).unlink(missing_ok=True)
     groups = subject.trained(settings.train)
     finished = earlier_result(out, record)
     if finished is not None:
