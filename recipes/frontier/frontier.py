@@ -20,14 +20,17 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
@@ -276,19 +279,33 @@ def draw(found: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
     measures = {"rho": "rank correlation with the full score", "choice": "share of the full score's choice"}
     if any(WORTH in own for own in found.values()):
         measures[WORTH] = "points of accuracy above random choices"
+    labels: list[Annotation] = []
     for axis, (name, label) in zip(figure.subplots(1, len(measures)), measures.items(), strict=True):
         for row, own in found.items():
             if "time" not in own or name not in own:
                 continue
             at = (median(own["time"]), float(np.mean(own[name])))
             axis.plot(*at, "o", color="tab:orange" if row in SCORERS else "tab:blue")
-            axis.annotate(row, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+            labels.append(axis.annotate(row, at, xytext=(5, 3), textcoords="offset points", fontsize=7))
         axis.axvline(1 / 3, color="0.5", linestyle=":", linewidth=1)
         axis.axhline(0 if name == WORTH else 0.9, color="0.5", linestyle=":", linewidth=1)
-        axis.set(xlabel="time, as a part of the full score's", ylabel=label, xlim=(0, None))
+        axis.set(xlabel="time, as a part of the full score's", ylabel=label, xlim=(0, 1.3 * axis.get_xlim()[1]))
         axis.grid(alpha=0.3)
     figure.tight_layout()
+    spread(labels, FigureCanvasAgg(figure).get_renderer())
     figure.savefig(path, dpi=120)
+
+
+def spread(labels: Sequence[Annotation], renderer: RendererAgg) -> None:
+    """Put every label beside its point where it lies on no earlier one, as near as there is such a place."""
+    placed: list[Bbox] = []
+    for label in labels:
+        for step in range(40):  # right of the point, ever further above and below it
+            label.set_position((5, 3 + 4 * (step + 1) // 2 * (-1) ** step))
+            box = label.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in placed):
+                break
+        placed.append(box)
 
 
 def main() -> None:
