@@ -182,8 +182,10 @@ def option_problem(command: str, arguments: list[str], text: str) -> str:
         named = {"NoneType": "null"}
         if "\n" not in given[1]:  # else it is about what stands in a mapping
             named["dict"] = f"given by name (--{key[1]}.NAME {given[1]})"
-        kinds = " or ".join(named.get(kind, kind) or literal for kind, literal in expected)
-        text = f"{key[1]} must be {kinds}, got {given[1]}"
+        kinds = " or ".join(named.get(kind, kind) or literal for kind, literal in dict.fromkeys(expected))
+        one = re.search(r"NestedArg\(key='(.*?)', val='(.*?)'\)", given[1])  # of a mapping, given by its name
+        name, value = (f"{key[1]}.{one[1]}", one[2]) if one else (key[1], given[1])
+        text = f"{name} must be {kinds}, got {value}"
     file = _early_value(arguments, "config")
     where = f" (in {file} or on the command line)" if file else ""
     return f"{' '.join(text.split())}{where}; `vlmsel {command} --help` lists the options"

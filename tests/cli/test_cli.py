@@ -147,6 +147,19 @@ def resolved(*words):
     return values
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--weights.gqa", "nan"], "weights.gqa must be float or null, got nan"),
+        (["--quota.a", "x"], "quota.a must be float or null, got x"),
+    ],
+)
+def test_a_value_given_by_name_is_named_alone(words, line, capsys):
+    required = ["--scores", "s.parquet", "--pool", "p.json", "--out", "o"]
+    assert cli.main(["select", *required, *words]) == 2
+    assert capsys.readouterr().err == f"error: {line}; `vlmsel select --help` lists the options\n"
+
+
 def test_the_configuration_holds_every_setting_but_the_folder(tmp_path):
     values = resolved("--out", "a place " * 30, "--quota.text", "0.5")
     text = values["config"]
