@@ -143,8 +143,9 @@ def main() -> None:
     parser.add_argument("--trainings", type=int, default=1, help="trainings per choice, averaged")
     given = parser.parse_args()
     noted = given.out / "trainings.json"  # arms are numbered by them
-    there = runs.read_json(noted) if noted.is_file() else 1 if given.out.is_dir() else given.trainings
-    if there != given.trainings:
+    begun = any(given.out.glob("seed*/selected"))
+    there = runs.read_json(noted) if noted.is_file() else 1
+    if begun and there != given.trainings:
         parser.error(f"{given.out} holds a study with --trainings {there}; choose another --out")
     runs.write_json(noted, given.trainings)
     study = EasyVQA(given.archive, given.out, given.pool, given.test, given.targets, given.trainings)

@@ -37,3 +37,7 @@ def test_every_kind_of_choice_is_tuned_and_asked(trainings, tmp_path, monkeypatc
     )
     assert len(chosen) == 6 and drawn
     assert "spoilt answers, whole pool: " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["rules.py", *map(str, words[:-1]), "7"])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert f"holds a study with --trainings {trainings}; choose another --out" in capsys.readouterr().err

@@ -88,3 +88,6 @@ def test_pools_without_truth_have_no_flaws_and_an_empty_measure_no_number(tmp_pa
 def test_a_folder_of_no_study_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no seed"):
         table(tmp_path)
+    (tmp_path / "seed1/selected").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="seed1: nothing was chosen there"):
+        table(tmp_path)
