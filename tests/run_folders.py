@@ -56,7 +56,7 @@ def make_scored(folder: Path, data: Path, count: int, missing: tuple[int, ...] =
         for target in TARGETS:
             columns[f"{scorer}/{target}"] = np.where(keep, rng.normal(size=count), np.nan)
     about = {"pool": str(data / "pool.json"), "pool_sha256": runs.file_hash(data / "pool.json"), "config": ""}
-    block = {"damping": 0.1, "bound": 20.0, "residuals": [3.0, 0.5, 1e-3], "converged": True}
+    block = {"damping": 0.1, "bound": 20.0, "residuals": [3.0, 0.5, 1e-3], "converged": True, "refinements": 2}
     write_table(folder / "scores.parquet", columns, about | {"details": {"HyperINF": {"layer": block}}})
     uids, targets = np.flatnonzero(keep), [(name, uid) for name in TARGETS for uid in range(3)]
     c, u = rng.normal(size=(len(uids), 4)), rng.normal(size=(6, 4))

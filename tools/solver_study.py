@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from systems import DIRECT, DISTRIBUTIONS, ITERATIVE, System, datainf, taken
+from systems import DIRECT, DISTRIBUTIONS, ITERATIVE, REFINED, System, datainf, taken
 
 GOALS = {torch.float32: 1e-5, torch.float64: 1e-10}
-STARTS = ("Schulz, our start", "Schulz, published start")
+STARTS = ("Schulz, our start", "Schulz, published start", REFINED)
 LONGEST = 60  # steps that Schulz's iteration is watched for
 FIXED = (15, 20, 30)  # steps that published codes take
 GOAL_WORDS = {"steps": "to the goal", "to rounding": "to the goal or twice Cholesky's error"}
@@ -36,6 +36,8 @@ def curves(system: System, steps: int) -> dict[str, list[float]]:
     """Return each way's relative errors after 1 … steps iterations in float64; DataInf's has one value throughout."""
     found = {"DataInf": [system.error(datainf(system))] * steps}
     for name, way in ITERATIVE.items():
+        if name == REFINED:
+            continue
         errors: list[float] = []
         for x in itertools.islice(way(system.m, system.v), steps):
             errors.append(system.error(x))
@@ -47,22 +49,31 @@ def curves(system: System, steps: int) -> dict[str, list[float]]:
 
 def schulz_row(system: System, start: str, dtype: torch.dtype) -> Row:
     """Say when Schulz's iteration reaches the goal, or twice Cholesky's error in this dtype where that is more; its
-    least error, and the errors after the published steps."""
-    m, v = system.to(dtype)
+    least error, and the errors after the published steps: all of the system as the dtype has it, and how far rounding
+    it moves the solution."""
+    (m, v), of = system.to(dtype), system.rounded(dtype)
     errors: list[float] = []
     for x in itertools.islice(ITERATIVE[start](m, v), LONGEST):
-        errors.append(system.error(x))
+        errors.append(system.error(x, of))
         stalled = len(errors) > 2 and errors[-1] < 0.1 and errors[-1] > 0.9 * errors[-2]
         if len(errors) >= max(FIXED) and (errors[-1] <= GOALS[dtype] / 10 or stalled):
             break
         if not math.isfinite(errors[-1]):
             break
-    floor = system.error(taken("Cholesky", m, v, 0))
+    floor = system.error(taken("Cholesky", m, v, 0), of)
     goals = {"steps": GOALS[dtype], "to rounding": max(GOALS[dtype], 2 * floor)}
     reached = {key: next((step for step, e in enumerate(errors, 1) if e <= goal), None) for key, goal in goals.items()}
     fixed = {f"after {step}": errors[step - 1] if step <= len(errors) else math.nan for step in FIXED}
     name = str(dtype).removeprefix("torch.")
-    return {"start": start, "dtype": name, **reached, "least": min(errors), "Cholesky": floor, **fixed}
+    return {
+        "start": start,
+        "dtype": name,
+        **reached,
+        "least": min(errors),
+        "Cholesky": floor,
+        "rounding": system.error(of),
+        **fixed,
+    }
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -98,6 +109,8 @@ def convergence(given: argparse.Namespace) -> None:
                 for name, errors in panels[samples, distribution].items():
                     curve_rows += [{**where, "way": name, "step": i, "error": e} for i, e in enumerate(errors, 1)]
             for start, dtype in itertools.product(STARTS, GOALS):
+                if start == REFINED and dtype == torch.float64:
+                    continue  # its residuals are in float64 already
                 steps_rows.append({**where, **schulz_row(system, start, dtype)})
             print(f"{where} {time.perf_counter() - begun:.1f} s", flush=True)
         if panels:
@@ -113,7 +126,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     found = []
     for dtype, start, d in keys:
         own = [row for row in rows if (row["dtype"], row["start"], row["d"]) == (dtype, start, d)]
-        worst = {key: max(row[key] for row in own) for key in ("least", "Cholesky", *(f"after {s}" for s in FIXED))}
+        worst = {
+            key: max(row[key] for row in own)
+            for key in ("least", "Cholesky", "rounding", *(f"after {s}" for s in FIXED))
+        }
         told = {words: counted([row[key] for row in own]) for key, words in GOAL_WORDS.items()}
         found.append({"dtype": dtype, "start": start, "d": d, **told, **{f"worst {k}": v for k, v in worst.items()}})
     return found

@@ -7,6 +7,7 @@ An iterative way gives its iterates, a direct one a single x. All work in the dt
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -17,6 +18,7 @@ from vlmsel.solvers import cholesky, schulz
 
 DAMPING = 0.01
 PUBLISHED_START = 5e-5
+REFINED = "Schulz, our start, refined"
 NORMAL = {"N(0,1)": (0.0, 1.0), "N(0.5,1)": (0.5, 1.0), "N(0,5)": (0.0, 5.0), "N(0.5,5)": (0.5, 5.0)}
 DISTRIBUTIONS = (*NORMAL, "U(0,1)")
 
@@ -36,9 +38,15 @@ class System:
         """Return M and v rounded."""
         return self.m.to(dtype), self.v.to(dtype)
 
-    def error(self, x: Tensor) -> float:
-        """Return ‖x - M⁻¹v‖ / ‖M⁻¹v‖."""
-        return float((x.double() - self.x).norm() / self.x.norm())
+    def rounded(self, dtype: torch.dtype) -> Tensor:
+        """Return M⁻¹v of M and v as `dtype` has them, in float64."""
+        m, v = self.to(dtype)
+        return cholesky.solve(m.double(), v.double()[:, None])[:, 0]
+
+    def error(self, x: Tensor, of: Tensor | None = None) -> float:
+        """Return ‖x - y‖ / ‖y‖ with y = M⁻¹v, or as given."""
+        y = self.x if of is None else of
+        return float((x.double() - y).norm() / y.norm())
 
 
 def draw(n: int, d: int, distribution: str, generator: torch.Generator) -> Tensor:
@@ -65,6 +73,17 @@ def schulz_from(m: Tensor, v: Tensor, start: float) -> Iterator[Tensor]:
 def schulz_ours(m: Tensor, v: Tensor) -> Iterator[Tensor]:
     """From 2 / (lo + hi), as `vlmsel.solvers.schulz` starts."""
     return schulz_from(m, v, 2 / (DAMPING + schulz.spectrum_bound(m)))
+
+
+def schulz_refined(m: Tensor, v: Tensor) -> Iterator[Tensor]:
+    """From our start until it has converged or stalls, then x ← x + X (v - M x) with the residual in float64, as
+    HyperINF solves in float32."""
+    found = schulz.inverse(m, DAMPING)
+    yield from itertools.islice(schulz_ours(m, v), len(found.residuals) - 1)
+    x = (found.matrix @ v).double()
+    while True:
+        x = x + (found.matrix @ (v.double() - m.double() @ x).to(m.dtype)).double()
+        yield x
 
 
 def schulz_published(m: Tensor, v: Tensor) -> Iterator[Tensor]:
@@ -113,6 +132,7 @@ def gmres(m: Tensor, v: Tensor) -> Iterator[Tensor]:
 
 ITERATIVE: dict[str, Callable[[Tensor, Tensor], Iterator[Tensor]]] = {
     "Schulz, our start": schulz_ours,
+    REFINED: schulz_refined,
     "Schulz, published start": schulz_published,
     "conjugate gradient": conjugate_gradient,
     "GMRES": gmres,

@@ -184,7 +184,7 @@ def test_affinities_are_mean_cosines(made):
 
 def test_curvature_tells_condition_and_residual(made):
     (table,) = [part for part in curvature_section(scored(made)).parts if isinstance(part, Table)]
-    assert table.rows == [["HyperINF, layer", "0.1", "200", "3", "0.001", "yes", ""]]
+    assert table.rows == [["HyperINF, layer", "0.1", "200", "3", "0.001", "yes", "2", ""]]
 
 
 def test_reasons_are_counted_without_what_differs(shown):

@@ -7,7 +7,7 @@ from naive_scorers import draw
 from vlmsel import score_gradients
 from vlmsel.gradients import Factor
 from vlmsel.scorers import BlockTargets, Exact, GradientScorer, HyperINF, LiSSA, Solved
-from vlmsel.solvers import cholesky, spectral
+from vlmsel.solvers import spectral
 
 
 def dominated(d, by, rows=3, seed=0, count=60):
@@ -48,35 +48,30 @@ def ranks(x):
 
 
 @pytest.mark.parametrize("together", [1, 3])
-@pytest.mark.parametrize(("by", "damping"), [(1.0, 1e-1), (1e4, 1e-4), (1e7, 1e-3)])
+@pytest.mark.parametrize(("by", "damping"), [(1.0, 1e-1), (3.0, 1e-3), (1e4, 1e-4), (1e7, 1e-3), (1e7, 1e-4)])
 @pytest.mark.parametrize("solver", ["cholesky", "schulz"])
 def test_hyperinf_in_float32_is_that_of_float64(by, damping, together, solver):
     gradients, targets = dominated(60, by)
     scorer = HyperINF(damping, solver=solver)
     h, details = solve(scorer, gradients, targets, together)
-    assert off(h, by_hand(scorer, gradients, targets)) < 1e-3
-    assert ("float64" in details["solver"]) == (by > 1)
+    assert off(h, by_hand(scorer, gradients, targets)) < 1e-6
+    assert details["solver"] == solver and details["converged"] and details["refinements"] >= 1
 
 
-def test_ranks_are_those_of_float64_with_one_dominating_direction():
+@pytest.mark.parametrize("solver", ["cholesky", "schulz"])
+def test_ranks_are_those_of_float64_with_one_dominating_direction(solver):
     gradients, targets = dominated(1100, 1e3, rows=1, count=40)
-    scorer = HyperINF(1e-4, solver="cholesky")
-    h, details = solve(scorer, gradients, targets)
-    assert off(h, by_hand(scorer, gradients, targets)) < 1e-3
+    scorer = HyperINF(1e-4, solver=solver)
+    h = solve(scorer, gradients, targets).h
+    assert off(h, by_hand(scorer, gradients, targets)) < 1e-5
     both = [(own[0].double() * gradients.double()).sum((1, 2)) for own in (h, by_hand(scorer, gradients, targets))]
-    assert torch.corrcoef(torch.stack([ranks(own) for own in both]))[0, 1] > 0.999 and "float64" in details["solver"]
+    assert torch.corrcoef(torch.stack([ranks(own) for own in both]))[0, 1] > 0.999
 
 
-def test_what_float32_solves_well_is_left_as_it_is():
+def test_the_published_steps_are_not_refined():
     gradients, targets = dominated(50, 0.0)
-    scorer = HyperINF(10.0, solver="cholesky")
-    statistic = gathered(scorer, gradients, targets)
-    a = statistic.gram.clone()
-    shift = 60 * 10.0 * float(a.diagonal().double().sum()) / 60 / 150
-    a.diagonal().add_(shift)
-    expected = cholesky.solve(a, (targets.reshape(-1, 50) * 60).T).T.reshape(targets.shape)
-    h, details = scorer.solve(statistic, targets)
-    assert torch.equal(h, expected) and details["solver"] == "cholesky"
+    details = solve(HyperINF.official_vlm(), gradients, targets).details
+    assert details["solver"] == "schulz" and "refinements" not in details
 
 
 @pytest.mark.parametrize("scorer", [HyperINF(1e-13, solver="cholesky"), HyperINF(1e-13), Exact(1e-16)])

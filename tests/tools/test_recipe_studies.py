@@ -79,6 +79,16 @@ def test_schulz_reaches_the_goal_in_steps_that_the_row_counts(tool):
     assert study.schulz_row(system, "Schulz, published start", torch.float64)["steps"] > row["steps"]
 
 
+@pytest.mark.parametrize("distribution", ["N(0,5)", "U(0,1)"])
+def test_refined_in_float32_reaches_what_float32_alone_does_not(tool, distribution):
+    study = tool("solver_study")
+    system = study.System(96, 60, distribution)
+    own, refined = (study.schulz_row(system, start, torch.float32) for start in ("Schulz, our start", study.REFINED))
+    assert own["least"] > 1e-5 > refined["least"] and own["steps"] is None and refined["steps"] <= 25
+    m = system.m.float().double()
+    assert own["rounding"] == pytest.approx(system.error(torch.linalg.solve(m, system.v.float().double())), rel=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", SMALL)
 def test_recipes_of_studies_run_small(recipe, tmp_path):

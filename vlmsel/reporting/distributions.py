@@ -134,11 +134,12 @@ def curvature_section(scored: Scored) -> Section | None:
         "steps",
         "residual",
         "converged",
+        "refinements",
         "remarks",
     ]
     note = (
-        "The residual is what the last step left of the identity; the condition is the bound on the largest eigenvalue "
-        "of the damped curvature over its damping."
+        "The residual is what the last step left of the identity, before the solution was refined; the condition is "
+        "the bound on the largest eigenvalue of the damped curvature over its damping."
     )
     bad = sum(row[5] == "no" for row in rows)
     told = f"{bad} of {len(rows)} blocks did not converge." if bad else f"{len(rows)} blocks, none failed to converge."
@@ -155,6 +156,7 @@ def _solved(numbers: Mapping[str, Any]) -> list[str]:
         "" if steps is None else str(steps),
         _number(residuals[-1] if residuals else None),
         "" if converged is None else ("yes" if converged else "no"),
+        str(numbers.get("refinements", "")),
         str(numbers.get("instead", "")),
     ]
 

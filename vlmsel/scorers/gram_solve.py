@@ -5,20 +5,21 @@ which is the same, for then only the diagonal of S is touched: S is damped in it
 most three d × d matrices are alive on the targets' device:
 
     Schulz, float32 or float64   S, X and the error, and 512 rows
-    Cholesky                     S and L, and 64 rows of S in float64
+    Cholesky                     S and L
+    refinement                   S and X or L, and 64 rows of S in float64
     Cholesky after float32       S and its copy in float64, overwritten by L: as much as three in float32
 
-A `dtype` below that of the gradients adds a copy of S. A solution in float32 that one step of refinement would move by
-more than `TOLERANCE` is found again in float64; where not even that is positive definite, by eigenvectors.
+A `dtype` below that of the gradients adds a copy of S. A solution in float32 is refined by residuals in float64; where
+that does not help it is found in float64, and where not even that is positive definite, by eigenvectors.
 
-Small matrices of one size are solved as one batch, for one at a time they are bound by the launching of operations: on
-one CPU core 60 matrices of 16² took 1.2 ms together and 21 ms one by one by Schulz's iteration, 0.2 and 1.4 ms by
-Cholesky; of 64² 12 and 33 ms, 1.9 and 3.1 ms. From 128² on there is nothing to gain on a CPU.
+Small matrices of one size are inverted as one batch, for one at a time they are bound by the launching of operations:
+on one CPU core 60 matrices of 16² took 7 ms together and 21 ms one by one by Schulz's iteration, 9 and 14 ms by
+Cholesky; of 64² 22 and 37 ms, 14 and 19 ms. From 128² on there is nothing to gain on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +30,13 @@ from torch import Tensor
 
 from vlmsel.scorers.base import Metric, Solved, no_fit_gradient
 from vlmsel.scorers.statistics import Gram
-from vlmsel.solvers import cholesky, schulz, spectral
+from vlmsel.solvers import cholesky, refinement, schulz, spectral
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 LARGEST, LARGEST_ON_CPU = 512, 64  # d up to which matrices are solved together
 ROWS = 64  # of S in float64 at a time
-TOLERANCE = 5e-4  # of a solution in float32, relative to its norm
+ROUGH = 0.5  # ‖I - A X‖ up to which X is good enough to refine by
+NOT_CONVERGED, TOO_ROUGH = "Schulz's iteration did not converge", "float32 does not reach the tolerance"
 BATCH = 2**22  # entries of a batch: a quarter of one matrix of 4096²
 
 
@@ -74,12 +76,22 @@ class System:
         assert self.gram is not None
         return DTYPES[self.settings.dtype] if self.settings.dtype else self.gram.dtype
 
-    def right(self, dtype: torch.dtype) -> Float[Tensor, "m d"]:
-        """Return n v as the rows of a right-hand side; FIM: [targets, rows·cols]."""
+    def right(self, dtype: torch.dtype) -> Float[Tensor, "targets m d"]:
+        """Return n v as the rows of a right-hand side; FIM: [targets, 1, rows·cols]."""
         assert self.gram is not None
-        return self._turned(self.v).reshape(-1, len(self.gram)).to(dtype) * self.statistic.count
+        rows = self.statistic.block.entries // len(self.gram)
+        return self._turned(self.v).reshape(-1, rows, len(self.gram)).to(dtype) * self.statistic.count
 
-    def solved(self, rows: Float[Tensor, "m d"]) -> Solved:
+    def residual(self, x: Float[Tensor, "targets m d"]) -> Float[Tensor, "targets m d"]:
+        """Return n v - x (S + nλI) in float64."""
+        assert self.gram is not None
+        left = self.right(torch.float64).sub_(x, alpha=self.shift)
+        for start in range(0, len(self.gram), ROWS):
+            panel = slice(start, start + ROWS)
+            left[..., panel] -= x @ self.gram[panel].to(x).T
+        return left
+
+    def solved(self, rows: Float[Tensor, "*m d"]) -> Solved:
         """Return h from the rows of the solution."""
         shape = self._turned(self.v).shape
         return Solved(self._turned(rows.to(self.v.dtype).reshape(shape)), self.details)
@@ -123,31 +135,54 @@ def solve(settings: Any, statistic: Gram, v: Float[Tensor, "targets rows cols"])
         return no_fit_gradient(v, **system.details)
     if settings.solver == "cholesky":
         return _by_cholesky(system)
+    return _by_schulz(system) or _in_float64(system, NOT_CONVERGED)
+
+
+def _by_schulz(system: System) -> Solved | None:
+    """Solve by Schulz's iteration; None where that does not do."""
     with system.damped(system.work) as (a, _):
         system.note_bound(schulz.spectrum_bound(a))
-        found = _inverse(system, a)
-        if found.converged or (settings.start is not None and "instead" not in system.details):
-            return system.solved(system.right(a.dtype) @ found.matrix)
-        del a, found
-    return _in_float64(system, "Schulz's iteration did not converge")
-
-
-def _inverse(system: System, a: Tensor) -> schulz.Inverse:
-    """Invert until it has converged, or by the published number of steps from start/n·I, for `a` is n times the
-    published matrix."""
-    own = system.settings
-    if own.start is None:
+        if system.settings.start is not None:
+            return _published(system, a)
         found = schulz.inverse(a, low=system.shift)
-    else:
-        found = schulz.fixed_steps(a, own.start / system.statistic.count, own.steps)
-        if not bool(torch.isfinite(found.matrix.sum())):
-            system.details["instead"] = (
-                f"by Cholesky, for Schulz's iteration from {own.start:g}·I exploded: it needs eigenvalues below "
-                f"{2 / own.start:g}, those of a block {list(system.v.shape[1:])} may reach "
-                f"{system.details['bound']:g}; use HyperINF with start and steps left out"
-            )
+        del a
+    return _by_inverse(system, found)
+
+
+def _published(system: System, a: Tensor) -> Solved | None:
+    """Take the published number of steps from start/n·I, for `a` is n times the published matrix; None where they
+    explode."""
+    own = system.settings
+    found = schulz.fixed_steps(a, own.start / system.statistic.count, own.steps)
     system.note_inverse(found)
-    return found
+    if bool(torch.isfinite(found.matrix.sum())):
+        return system.solved(system.right(a.dtype) @ found.matrix)
+    system.details["instead"] = (
+        f"by Cholesky, for Schulz's iteration from {own.start:g}·I exploded: it needs eigenvalues below "
+        f"{2 / own.start:g}, those of a block {list(system.v.shape[1:])} may reach {system.details['bound']:g}; use "
+        "HyperINF with start and steps left out"
+    )
+    return None
+
+
+def _by_inverse(system: System, found: schulz.Inverse) -> Solved | None:
+    """Multiply by what the iteration came to, refined where that is float32; None where that does not do."""
+    system.note_inverse(found)
+    enough = found.converged if system.work == torch.float64 else found.residuals[-1] <= ROUGH
+    return _applied(system, lambda rows: rows @ found.matrix) if enough else None
+
+
+def _applied(system: System, approximate: Callable[[Tensor], Tensor]) -> Solved | None:
+    """Return the solution by an inverse, refined where that is in float32; None where refinement does not converge."""
+    x = approximate(system.right(system.work))
+    if system.work == torch.float64:
+        return system.solved(x)
+    found = refinement.refine(x.double(), system.residual, approximate)
+    if found is None:
+        return None
+    x, system.details["refinements"] = found
+    system.details["converged"] = True
+    return system.solved(x)
 
 
 def _by_cholesky(system: System) -> Solved:
@@ -161,26 +196,18 @@ def _by_cholesky(system: System) -> Solved:
         except ValueError:
             lower = None
         del a
-    if lower is not None:
-        x = cholesky.substitute(lower, system.right(system.work).T)
-        if _correction(system, lower, x) <= TOLERANCE:
-            return system.solved(x.T)
-        del lower, x
-    return _in_float64(system, "float32 does not reach the tolerance")
+    solved = None if lower is None else _by_factor(system, lower)
+    del lower
+    return solved or _in_float64(system, TOO_ROUGH)
 
 
-def _correction(system: System, lower: Float[Tensor, "d d"], x: Float[Tensor, "d m"]) -> float:
-    """Return how far a step of refinement, with the residual in float64, would move the solution of a target at most,
-    relative to it: what it is off by."""
-    assert system.gram is not None
-    wide = x.double()
-    left = system.right(torch.float64).T - system.shift * wide
-    for start in range(0, len(wide), ROWS):
-        panel = slice(start, start + ROWS)
-        left[panel] -= system.gram[panel].to(wide) @ wide
-    step = cholesky.substitute(lower, left.to(lower))
-    moved, size = (torch.linalg.vector_norm(own.T.reshape(len(system.v), -1).double(), dim=1) for own in (step, x))
-    return float(torch.where(size > 0, moved / size, moved).nan_to_num(nan=torch.inf).amax()) if len(size) else 0.0
+def _by_factor(system: System, lower: Float[Tensor, "d d"]) -> Solved | None:
+    """Solve by L; None where that does not do."""
+
+    def substitute(rows: Tensor) -> Tensor:
+        return cholesky.substitute(lower, rows.flatten(0, 1).T).T.reshape(rows.shape)
+
+    return _applied(system, substitute)
 
 
 def _in_float64(system: System, why: str = "") -> Solved:
@@ -190,7 +217,7 @@ def _in_float64(system: System, why: str = "") -> Solved:
     with system.damped(torch.float64) as (a, copied):
         if not why:
             system.note_bound(schulz.spectrum_bound(a))
-        right = system.right(a.dtype).T
+        right = system.right(a.dtype).flatten(0, 1).T
         try:
             return system.solved(cholesky.solve(a, right, overwrite=copied).T)
         except ValueError:
@@ -274,26 +301,13 @@ def _batch(systems: list[System]) -> list[Solved]:
         system.note_bound(bound)
     if first.settings.solver == "cholesky":
         return _together(a, systems)
-    return [_inverted(system, found) for system, found in zip(systems, schulz.inverses(a, shifts), strict=True)]
-
-
-def _inverted(system: System, found: schulz.Inverse) -> Solved:
-    system.note_inverse(found)
-    if found.converged:
-        return system.solved(system.right(system.work) @ found.matrix)
-    return _in_float64(system, "Schulz's iteration did not converge")
+    found = zip(systems, schulz.inverses(a, shifts), strict=True)
+    return [_by_inverse(*pair) or _in_float64(pair[0], NOT_CONVERGED) for pair in found]
 
 
 def _together(a: Tensor, systems: list[System]) -> list[Solved]:
-    right = torch.stack([system.right(a.dtype).T for system in systems])
     try:
         lower = cholesky.factor(a, overwrite=True)
     except ValueError:  # one of them is not positive definite
         return [_by_cholesky(system) for system in systems]
-    found = zip(systems, lower, cholesky.substitute(lower, right), strict=True)
-    return [
-        system.solved(x.T)
-        if a.dtype == torch.float64 or _correction(system, own, x) <= TOLERANCE
-        else _in_float64(system, "float32 does not reach the tolerance")
-        for system, own, x in found
-    ]
+    return [_by_factor(*pair) or _in_float64(pair[0], TOO_ROUGH) for pair in zip(systems, lower, strict=True)]

@@ -5,9 +5,9 @@
     FIM:                   G = 1/n Σ_j vec(g_j) vec(g_j)ᵀ                  (small blocks only)
     λ = damping · mean of (g_j)² over samples and entries
 
-Unlike the published code the iteration starts inside its region of fast convergence and runs until it has converged;
-where float32 cannot reach the tolerance, by either solver, the system is solved by Cholesky in float64 and the details
-say so.
+Unlike the published code the iteration starts inside its region of fast convergence and runs until it has converged. In
+float32 the solution, by either solver, is refined by residuals in float64; where that does not converge the system is
+solved by Cholesky in float64, and the details say so.
 `official()` and `official_vlm()` repeat the published iterations, which leave small eigenvalues uninverted.
 """
 
