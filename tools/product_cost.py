@@ -2,8 +2,9 @@
 
     python tools/product_cost.py --out runs/product_cost [--ranks 1 2 4 8 16 32 64] [--size 512] [--samples 128]
 
-One block lora_A [r, size] with random gradients, one target: gathering the statistic and solving are timed together,
-bytes are those that the scorer tells the planner. Writes `product_cost.csv`, `.md` and `.png`. Scorers that refuse a
+One block lora_A [r, size] with gradients of 32 random tokens a sample, one target: gathering the statistic, by EKFAC in
+two passes, and solving are timed together, bytes are those that the scorer tells the planner. KFAC and EKFAC look at
+tokens, the others get formed gradients. Writes `product_cost.csv`, `.md` and `.png`. Scorers that refuse a
 size (the FIM of a large block) have no row there.
 """
 
@@ -11,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from solver_study import Row, markdown, write_csv
 
-from vlmsel.gradients import Factor
-from vlmsel.scorers import BlockTargets, DataInf, Exact, GradientScorer, HyperINF, LiSSA, TwoSided
+from vlmsel.gradients import DenseFactor, OuterFactor
+from vlmsel.scorers import EKFAC, KFAC, BlockTargets, DataInf, Exact, GradientScorer, HyperINF, LiSSA, TwoSided
+from vlmsel.scorers.kronecker import TokenMoments
 
+TOKENS = 32
 MOST = 1024  # entries of a block up to which the FIM is inverted
 SCORERS: dict[str, GradientScorer] = {
     "HyperINF (Schulz)": HyperINF(),
@@ -30,27 +34,35 @@ SCORERS: dict[str, GradientScorer] = {
     "LiSSA (depth 10)": LiSSA(),
     "Exact": Exact(),
     "TwoSided": TwoSided(),
+    "KFAC": KFAC(),
+    "EKFAC": EKFAC(),
 }
 
 
-def cost(scorer: GradientScorer, gradients: torch.Tensor, targets: torch.Tensor, batch: int = 32) -> Row:
+def cost(scorer: GradientScorer, drawn: OuterFactor, targets: torch.Tensor, batch: int = 32) -> Row:
     """Gather and solve; return seconds and bytes."""
-    block = BlockTargets(targets, float(gradients.square().mean()))
-    wait(gradients)
+    whole = drawn if isinstance(scorer, KFAC | EKFAC) else DenseFactor(drawn.dense())
+    parts = [whole.select(slice(at, at + batch)) for at in range(0, whole.samples, batch)]
+    block = BlockTargets(targets, float(drawn.sq_norm().sum()) / (drawn.samples * targets[0].numel()))
+    wait(targets)
     begun = time.perf_counter()
+    if scorer.needs_basis:
+        moments = TokenMoments(block)
+        for part in parts:
+            moments.update(part)
+        block = replace(block, basis=moments.basis())
     statistic = scorer.statistic(block)
-    for part in gradients.split(batch) if statistic is not None else ():
-        statistic.update(Factor.from_dense(part))
-    if statistic is not None:
-        statistic.spendable = True
+    assert statistic is not None
+    for part in parts:
+        statistic.update(part)
+    statistic.spendable = True
     scorer.solve(statistic, targets)
-    wait(gradients)
+    wait(targets)
     seconds = time.perf_counter() - begun
-    held = 0 if statistic is None else statistic.bytes(len(gradients))
     return {
         "seconds": seconds,
-        "gathered MB": held / 1e6,
-        "solving MB": scorer.solve_bytes(block, len(gradients)) / 1e6,
+        "gathered MB": statistic.bytes(drawn.samples) / 1e6,
+        "solving MB": scorer.solve_bytes(block, drawn.samples) / 1e6,
     }
 
 
@@ -64,11 +76,15 @@ def rows_of(given: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     generator = torch.Generator(given.device).manual_seed(0)
     for rank in given.ranks:
-        draw = torch.randn(given.samples + 1, rank, given.size, generator=generator, device=given.device) / 100
+        left, right = (
+            torch.randn(given.samples + 1, TOKENS, side, generator=generator, device=given.device) / 10
+            for side in (rank, given.size)
+        )
+        drawn, target = OuterFactor(left[1:], right[1:]), OuterFactor(left[:1], right[:1]).dense()
         for name, scorer in SCORERS.items():
             if name == "HyperINF (FIM)" and rank * given.size > MOST:
                 continue
-            runs = [cost(scorer, draw[1:], draw[:1]) for _ in range(given.repeats)]
+            runs = [cost(scorer, drawn, target) for _ in range(given.repeats)]
             rows.append({"rank": rank, "scorer": name, **min(runs, key=lambda run: run["seconds"])})
         print(f"rank {rank}", flush=True)
     return rows

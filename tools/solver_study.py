@@ -3,8 +3,9 @@
     python tools/solver_study.py convergence --out runs/convergence [--dims 128 512] [--samples 200 12800]
     python tools/solver_study.py inversion --out runs/inversion [--dims 16 64 256 1024] [--seeds 3]
 
-`convergence` writes the relative error of M⁻¹v after every iteration, in float64 (`curves.csv`, a picture per d), and
-how many steps Schulz's iteration takes to 1e-5 in float32 and 1e-10 in float64 (`schulz.csv`, `schulz.md`).
+`convergence` writes the relative error of M⁻¹v after every iteration, in float64 (`curves.csv`, a picture per d, errors
+after 20 in `curves.md`), and how many steps Schulz's iteration takes to 1e-5 in float32 and 1e-10 in float64
+(`schulz.csv`, `schulz.md`).
 `inversion` writes error and seconds of every way after 20 iterations in float32 (`inversion.csv`, `.md`, `.png`).
 """
 
@@ -117,7 +118,24 @@ def convergence(given: argparse.Namespace) -> None:
             draw_curves(panels, given.samples, given.out / f"curves_{d}.png", d)
             write_csv(given.out / "curves.csv", curve_rows)
         write_csv(given.out / "schulz.csv", steps_rows)  # what is done is kept
+    if curve_rows:
+        (given.out / "curves.md").write_text(markdown(spreads(curve_rows, min(20, given.steps))), encoding="utf-8")
     (given.out / "schulz.md").write_text(markdown(summary(steps_rows)), encoding="utf-8")
+
+
+def spreads(rows: Sequence[Row], step: int) -> list[Row]:
+    """Give, per d and way, the least and the greatest error over distributions after so many iterations, for each N; a
+    curve that ended before has exploded."""
+    found = []
+    for d, way in sorted({(row["d"], row["way"]) for row in rows}):
+        own = [row for row in rows if (row["d"], row["way"]) == (d, way)]
+        cells: Row = {"d": d, "way": way, "after": step}
+        for count in sorted({row["N"] for row in own}):
+            curves = {row["distribution"]: math.inf for row in own if row["N"] == count}
+            curves |= {row["distribution"]: row["error"] for row in own if row["N"] == count and row["step"] == step}
+            cells[f"N = {count}"] = " to ".join(words(end) for end in (min(curves.values()), max(curves.values())))
+        found.append(cells)
+    return found
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:

@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(ROOT.glob("recipes/*/*.sh"))
 SMALL = {
-    "convergence": ("--dims 16 --samples 40 --steps 8", ["schulz.csv", "schulz.md", "curves.csv", "curves_16.png"]),
+    "convergence": ("--dims 16 --samples 40 --steps 8", ["schulz.md", "curves.csv", "curves.md", "curves_16.png"]),
     "inversion": ("--dims 16 32 --samples 100 --seeds 1", ["inversion.csv", "inversion.md", "inversion.png"]),
     "product_cost": ("--ranks 1 2 --size 32 --samples 8", ["product_cost.csv", "product_cost.md", "product_cost.png"]),
     "curvature": ("--samples 8", ["summary.md", "distances.csv", "ranks.csv", "matrices.png", "ranks.png"]),
@@ -87,6 +87,14 @@ def test_refined_in_float32_reaches_what_float32_alone_does_not(tool, distributi
     assert own["least"] > 1e-5 > refined["least"] and own["steps"] is None and refined["steps"] <= 25
     m = system.m.float().double()
     assert own["rounding"] == pytest.approx(system.error(torch.linalg.solve(m, system.v.float().double())), rel=0.1)
+
+
+def test_spreads_are_over_distributions_and_an_exploded_curve_is_infinite(tool):
+    study = tool("solver_study")
+    at = [(30, "a", 2, 0.5), (30, "b", 1, 2e6), (60, "a", 1, 9.0), (60, "a", 2, 0.1), (60, "b", 2, 0.2)]
+    rows = [{"d": 8, "N": n, "distribution": d, "way": "w", "step": step, "error": e} for n, d, step, e in at]
+    (found,) = study.spreads(rows, 2)
+    assert (found["N = 30"], found["N = 60"]) == ("5.0e-01 to inf", "1.0e-01 to 2.0e-01")
 
 
 @pytest.mark.slow
