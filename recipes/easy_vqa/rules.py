@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.convert_easy_vqa import convert
+from tools.recipe_folder import open_folder
 from vlmsel import runs
 from vlmsel.commands.call import call
 from vlmsel.reporting.results import show_results
@@ -142,12 +143,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=200, help="questions in the target file")
     parser.add_argument("--trainings", type=int, default=1, help="trainings per choice, averaged")
     given = parser.parse_args()
-    noted = given.out / "trainings.json"  # arms are numbered by them
-    begun = any(given.out.glob("seed*/selected"))
-    there = runs.read_json(noted) if noted.is_file() else 1
-    if begun and there != given.trainings:
-        parser.error(f"{given.out} holds a study with --trainings {there}; choose another --out")
-    runs.write_json(noted, given.trainings)
+    open_folder(parser, given, ("archive", "seeds", "arms"))  # arms are numbered by their trainings
     study = EasyVQA(given.archive, given.out, given.pool, given.test, given.targets, given.trainings)
     study.run(given.out, given.seeds, trained(given.arms, given.trainings))
     show_results(given.out, "20 % of easy-VQA", [kind_of(arm) for arm in ARMS], {})

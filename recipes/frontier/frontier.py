@@ -34,6 +34,7 @@ from matplotlib.transforms import Bbox
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
+from tools.recipe_folder import open_folder
 from vlmsel import runs
 from vlmsel.commands.call import call
 from vlmsel.data.world.files import TASKS, WorldSizes, benchmark_files, write_world
@@ -124,6 +125,7 @@ class Frontier:
     def score(self, row: str, options: Mapping[str, Any], out: Path) -> float:
         """Score the pool in one way; return the seconds it took, or had taken."""
         if not (out / "seconds.json").is_file():
+            shutil.rmtree(out, ignore_errors=True)  # begun and stopped: what is left of it takes no way's time
             now = CLOCKS[self.clock]
             begin = now()
             if row == STORED:
@@ -322,6 +324,7 @@ def main() -> None:
     given = parser.parse_args()
     if STORED in given.ways and KEPT not in given.ways:
         parser.error(f"--ways {STORED!r} needs {KEPT!r}, which writes the store")
+    open_folder(parser, given, ("seeds", "rounds", "ways"))
     how = (given.pool, given.target, given.fraction, given.clock, tuple(given.ways), given.questions)
     found = gathered([Frontier(given.out / f"seed{seed}", seed, *how).run(given.rounds) for seed in given.seeds])
     runs.write_json(given.out / "frontier.json", {"settings": vars(given) | {"out": str(given.out)}, "ways": found})

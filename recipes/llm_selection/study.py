@@ -19,6 +19,7 @@ from typing import Any
 from yaml import safe_load
 
 from tools.convert_choices import convert
+from tools.recipe_folder import open_folder
 from vlmsel import cli, runs
 from vlmsel.data.multiple_choice import TASKS, read_choices
 from vlmsel.reporting.results import result_rows
@@ -225,6 +226,8 @@ def main() -> None:
     if args.table:
         show(args.out, args.fractions)
     else:
+        grows = ("questions", "labels", "seed", "table", "rows", "fractions")
+        open_folder(parser, argparse.Namespace(**vars(args), more=more), grows, f"seed{args.seed}")
         choices = arms(args.fractions, args.seed, args.rows)
         LanguageStudy(args, choices, more).run(args.out, [args.seed], [*choices, FULL, BEFORE])
 

@@ -24,6 +24,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from tools.identification_table import study as identified
 from tools.identification_table import summary
+from tools.recipe_folder import open_folder
 from vlmsel import runs
 from vlmsel.commands.call import call
 from vlmsel.data.formats import write_records
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=30, help="samples that are targets")
     parser.add_argument("--epochs", type=float, default=3)
     given = parser.parse_args()
+    open_folder(parser, given, ("seeds", "tasks"))
     answers = Identification(given.train, given.test, given.epochs).run(given.out, given.seeds, given.tasks)
     for task in given.tasks:
         rows, classes = table([seed[task] for seed in answers]), SUBJECTS if task == SUBJECT else len(STYLES)

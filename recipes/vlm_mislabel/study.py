@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tools.recipe_folder import open_folder
 from vlmsel import runs
 from vlmsel.commands.call import call
 from vlmsel.data.dataset import Reading
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--flip", type=float, default=0.2, help="share of the pool with a wrong answer")
     parser.add_argument("--epochs", type=float, default=3)
     given = parser.parse_args()
+    open_folder(parser, given, ("seeds",))
     study = MislabelledAnswers(given.base, given.pool, given.validation, given.flip, given.epochs)
     seeds = [one[ARM] for one in study.run(given.out, given.seeds, [ARM])]
     title = f"{100 * given.flip:g} % of {given.pool} answers wrong, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"

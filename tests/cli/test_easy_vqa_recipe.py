@@ -40,4 +40,5 @@ def test_every_kind_of_choice_is_tuned_and_asked(trainings, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["rules.py", *map(str, words[:-1]), "7"])
     with pytest.raises(SystemExit):
         module.main()
-    assert f"holds a study with --trainings {trainings}; choose another --out" in capsys.readouterr().err
+    problem = f"another configuration (there: trainings: {trainings}; now: trainings: 7); choose another --out"
+    assert problem in capsys.readouterr().err

@@ -47,6 +47,15 @@ def test_a_score_turned_round_is_the_opposite_of_the_full_one(frontier, tmp_path
     assert world.fidelity(tmp_path / "full", frontier.LOSS, tmp_path / "full")["rho"] == pytest.approx(1)
 
 
+def test_a_score_that_was_stopped_is_timed_from_its_beginning(frontier, tmp_path, monkeypatch):
+    out, called = tmp_path / "full", []
+    out.mkdir()
+    (out / "half.bin").write_text("left by a run that was stopped")
+    monkeypatch.setattr(frontier, "call", lambda *words, **how: called.append(out.exists()) or out.mkdir())
+    world = frontier.Frontier(tmp_path, 0, 20, 2, 0.2, "wall", ())
+    assert world.score("full", {}, out) == world.score("full", {}, out) and called == [False]
+
+
 @pytest.mark.slow
 def test_it_runs_small(frontier, tmp_path, monkeypatch):
     ways = ["fit 10 %", "last layer", frontier.KEPT, frontier.STORED, frontier.PROXY, "BM25"]

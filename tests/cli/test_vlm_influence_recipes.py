@@ -31,6 +31,20 @@ def recipe(monkeypatch):
     return load
 
 
+@pytest.mark.parametrize("name, option", [("vlm_mislabel", "--flip"), ("vlm_identification", "--epochs")])
+def test_other_settings_do_not_go_on_from_a_study(recipe, name, option, tmp_path, monkeypatch, capsys):
+    study, ran = recipe(name), []
+    kind = study.MislabelledAnswers if name == "vlm_mislabel" else study.Identification
+    monkeypatch.setattr(kind, "run", lambda *words: ran.append(words) or sys.exit())
+    for words in ([option, "0.5"], [option, "0.5", "--seeds", "7"], [option, "0.25"]):
+        monkeypatch.setattr(sys, "argv", ["study.py", "--out", str(tmp_path / "out"), *words])
+        with pytest.raises(SystemExit):
+            study.main()
+        (tmp_path / "out/seed0").mkdir(exist_ok=True)
+        (tmp_path / "out/seed0/metrics.json").write_text("{}")
+    assert len(ran) == 2 and f"(there: {option[2:]}: 0.5; now: {option[2:]}: 0.25)" in capsys.readouterr().err
+
+
 def said(path, turn=1):
     return [record["conversations"][turn]["value"] for record in runs.read_json(path)]
 

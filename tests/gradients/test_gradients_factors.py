@@ -153,3 +153,20 @@ def test_merging_adds_up():
 def test_wrong_shapes_are_named(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call(outer(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("common", [0, 30, 1e4])
+def test_norms_hold_where_tokens_cancel(common):
+    """As in key projections without rotary positions: Σ_t δ_t = 0, and inputs have a part in common."""
+    generator = torch.Generator().manual_seed(0)
+    left, noise, part = (torch.randn(*s, 64, generator=generator).double() for s in ((40, 12), (40, 12), (1, 1)))
+    factor = OuterFactor((left - left.mean(1, keepdim=True)).float(), (noise + common * part).float())
+    assert norm_route(12, 64, 64) == "tokens"
+    expected = (factor.left.double().mT @ factor.right.double()).square().sum((1, 2))
+    torch.testing.assert_close(factor.sq_norm().double(), expected, rtol=2e-5 if common < 1e3 else 2e-3, atol=0)
+
+
+def test_samples_without_a_gradient_are_not_formed_for_their_norm(monkeypatch):
+    factor = OuterFactor(torch.zeros(3, 2, 16), torch.ones(3, 2, 16))
+    monkeypatch.setattr(OuterFactor, "dense", lambda self: pytest.fail("formed"))
+    assert norm_route(2, 16, 16) == "tokens" and factor.sq_norm().tolist() == [0, 0, 0]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -185,6 +186,16 @@ def test_affinities_are_mean_cosines(made):
 def test_curvature_tells_condition_and_residual(made):
     (table,) = [part for part in curvature_section(scored(made)).parts if isinstance(part, Table)]
     assert table.rows == [["HyperINF, layer", "0.1", "200", "3", "0.001", "yes", "2", ""]]
+
+
+@pytest.mark.parametrize(("solver", "word", "tone"), [("schulz", "no", "bad"), ("cholesky in float64: why", "in float64", "plain")])
+    "solver, word, tone", [("schulz", "no", "bad"), ("cholesky in float64: …", "in float64", "plain")]
+)
+def test_a_block_that_was_solved_in_float64_instead_is_no_failure(made, solver, word, tone):
+    one = scored(made)
+    block = {"damping": 0.1, "bound": 1.0, "residuals": [2.0, 1.5], "converged": False, "solver": solver}
+    told, table = curvature_section(replace(one, about={"details": {"HyperINF": {"layer": block}}})).parts
+    assert table.rows[0][5] == word and told.tone == tone
 
 
 def test_reasons_are_counted_without_what_differs(shown):

@@ -88,10 +88,14 @@ def test_eigenvectors_solve_as_cholesky_does():
     torch.testing.assert_close(spectral.solve(a, b, 0.1), torch.linalg.solve(a, b))
 
 
-def test_a_matrix_that_is_not_finite_is_one_clear_line():
-    scorer, targets = HyperINF(solver="cholesky"), torch.ones(1, 1, 3)
-    statistic = gathered(scorer, torch.full((2, 1, 3), 3e19), targets)
-    message = r"HyperINF on a block \[1, 3\]: the matrix \[3, 3\] is not finite; use HyperINF with dtype='float64'"
+@pytest.mark.parametrize("entry", [3e19, float("nan")])
+@pytest.mark.parametrize("scorer", [HyperINF(solver="cholesky"), HyperINF(), HyperINF.official()])
+def test_a_matrix_that_is_not_finite_is_one_clear_line(scorer, entry):
+    targets = torch.ones(1, 1, 3)
+    statistic = gathered(scorer, torch.full((2, 1, 3), entry), targets)
+    message = (
+        rf"{scorer.name} on a block \[1, 3\]: the matrix \[3, 3\] is not finite; use HyperINF with dtype='float64'"
+    )
     with pytest.raises(ValueError, match=message):
         scorer.solve(statistic, targets)
 

@@ -148,3 +148,18 @@ def test_one_row_blocks_take_formed_gradients_as_one_token():
 def test_the_basis_must_be_found_before_the_pass():
     with pytest.raises(ValueError, match="EKFAC needs the block's eigenbasis"):
         EKFAC().statistic(BlockTargets(torch.zeros(1, 2, 2)))
+
+
+@pytest.mark.parametrize("scorer", [KFAC(1e-3), TwoSided(1e-3)], ids=repr)
+def test_thousands_of_batches_are_summed_as_one(scorer):
+    """Inputs with a large part in common: a float32 sum would round the small directions off, batch by batch."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 1, 24, generator=generator) + 30
+    factor = OuterFactor(torch.randn(4000, 1, 24, generator=generator), x)
+    v = factor.dense()[:2]
+    batches, whole = scorer.statistic(BlockTargets(v)), scorer.statistic(BlockTargets(v.double()))
+    for start in range(0, 4000, 2):
+        batches.update(factor.select(slice(start, start + 2)))
+    whole.update(OuterFactor(factor.left.double(), factor.right.double()))
+    found, expected = scorer.solve(batches, v).h.double(), scorer.solve(whole, v.double()).h
+    assert (found - expected).norm() < 1e-4 * expected.norm()

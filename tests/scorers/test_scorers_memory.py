@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmsel.gradients import Factor, LookupFactor, OuterFactor, SumFactor, factors
-from vlmsel.scorers import BlockTargets, DataInf, Exact, HyperINF, LiSSA, TracIn, gram_solve
+from vlmsel.scorers import KFAC, BlockTargets, DataInf, Exact, HyperINF, LiSSA, TracIn, TwoSided, gram_solve
 from vlmsel.scoring.memory import zeros_at
 from vlmsel.solvers import refinement, schulz
 
@@ -191,6 +191,28 @@ def test_solving_takes_no_more_than_is_counted(scorer, n, dtype):
     for statistic.spendable in (False, True):
         peak, _ = peak_bytes(lambda: solve(scorer, statistic))
         assert peak <= scorer.solve_bytes(statistic.block, n) + 128  # a few numbers
+
+
+@pytest.mark.parametrize("scorer", [HyperINF(), HyperINF(solver="cholesky"), HyperINF(side="short")], ids=repr)
+def test_many_targets_and_steps_of_refinement_are_counted(scorer):
+    statistic = start(scorer, (8, 200), targets=64)
+    statistic.update(Factor.from_dense(narrow(300, 200).repeat(1, 4, 1)))
+    statistic.state()
+    peak, solved = peak_bytes(lambda: solve(scorer, statistic))
+    assert solved.details["refinements"] >= (1 if scorer.side == "short" else 2)
+    assert peak <= scorer.solve_bytes(statistic.block, 300) + 128
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scorer", [HyperINF(), HyperINF(solver="cholesky"), KFAC(), TwoSided()], ids=repr)
+def test_making_the_norm_takes_no_more_than_is_counted(scorer, dtype):
+    statistic = start(scorer, (1, 400), dtype, targets=1)
+    statistic.update(Factor.from_dense(draw(30, 1, 400, dtype=dtype)))
+    statistic.state()
+    peak, _ = peak_bytes(lambda: scorer.metric(statistic))
+    assert peak <= scorer.solve_bytes(statistic.block, 30) + scorer.metric_bytes(statistic.block)
+    peak, _ = peak_bytes(lambda: solve(scorer, statistic))
+    assert peak <= scorer.solve_bytes(statistic.block, 30) + 128
 
 
 @pytest.mark.parametrize(

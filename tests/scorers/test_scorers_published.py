@@ -70,6 +70,10 @@ def test_official_hyperinf_converges_on_eigenvalues_of_a_mislabel_study_and_the_
     assert not solve(HyperINF.official_vlm(), gradients, targets)[1]["converged"]
 
 
+def test_published_steps_give_plain_norms_for_they_are_no_inverse():
+    assert HyperINF().own_norm and not HyperINF.official().own_norm and not HyperINF.official_vlm().own_norm
+
+
 def test_official_vlm_ranks_small_gradients_as_tracin_does():
     """15 steps from 5e-5·I multiply directions of small eigenvalues by 1.64 and invert nothing."""
     gradients, targets = problem(scale=1e-3)

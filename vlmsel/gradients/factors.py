@@ -23,6 +23,7 @@ from vlmsel.gradients.routes import gram_route, inner_route, norm_route, sum_rou
 
 Side = Literal["cols", "rows"]
 LIMIT = 2**26  # elements an intermediate tensor may have, unless a single sample needs more
+CANCELLED = 1e-5  # of a squared norm that rounding may be before the gradient is formed instead
 
 
 def wide(x: Num[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -204,7 +205,12 @@ class OuterFactor(Factor):
         norms = [self._new(0)]
         for span in spans(self.samples, 2 * self.tokens**2):
             left, right = self.left[span], self.right[span]
-            norms.append(((left @ left.mT) * (right @ right.mT)).sum((1, 2)).clamp_min(0))  # rounding may go below 0
+            lefts, rights = left @ left.mT, right @ right.mT
+            own = (lefts * rights).sum((1, 2))
+            lost = ~(_rounding(lefts, rights) <= CANCELLED * own)  # also where it is below 0, or not a number
+            if bool(lost.any()):
+                own[lost] = OuterFactor(left[lost], right[lost]).dense().square().sum((1, 2))
+            norms.append(own)
         return torch.cat(norms)
 
     def _inner(self, targets: Tensor) -> Tensor:
@@ -235,6 +241,15 @@ class OuterFactor(Factor):
             left, right = (self.left * row, self.right) if self.rows <= self.cols else (self.left, self.right * row)
             sums.append((left.flatten(0, 1).T @ right.flatten(0, 1))[None])
         return torch.cat(sums)
+
+
+def _rounding(lefts: Float[Tensor, "n t t"], rights: Float[Tensor, "n t t"]) -> Float[Tensor, " n"]:
+    """Return what Σ_ts ⟨δ_t, δ_s⟩⟨x_t, x_s⟩ may be off by, for a product of vectors is off by that of their lengths."""
+    each = []
+    for one, other in ((lefts, rights), (rights, lefts)):
+        lengths = one.diagonal(dim1=1, dim2=2)
+        each.append(((other.square() @ lengths[..., None])[..., 0] * lengths).sum(1).clamp_min(0).sqrt())
+    return torch.finfo(lefts.dtype).eps * (each[0] + each[1])
 
 
 def _flat_inner(targets: Tensor, grads: Tensor) -> Tensor:

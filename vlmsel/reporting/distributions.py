@@ -149,13 +149,13 @@ def curvature_section(scored: Scored) -> Section | None:
 def _solved(numbers: Mapping[str, Any]) -> list[str]:
     damping, bound, residuals = (numbers.get(name) for name in ("damping", "bound", "residuals"))
     steps = len(residuals) if residuals else numbers.get("steps", numbers.get("depth"))
-    converged = numbers.get("converged")
+    converged, solver = numbers.get("converged"), numbers.get("solver", "")
     return [
         _number(damping),
         _number(bound / damping if bound and damping else None),
         "" if steps is None else str(steps),
         _number(residuals[-1] if residuals else None),
-        "" if converged is None else ("yes" if converged else "no"),
+        "" if converged is None else "yes" if converged else "in float64" if "float64" in solver else "no",
         str(numbers.get("refinements", "")),
         str(numbers.get("instead", "")),
     ]

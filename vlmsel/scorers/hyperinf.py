@@ -25,7 +25,7 @@ from vlmsel.scorers import gram_solve
 from vlmsel.scorers.base import GradientScorer, Metric, Solved
 from vlmsel.scorers.gram_solve import DTYPES
 from vlmsel.scorers.statistics import BlockTargets, Gram
-from vlmsel.solvers import schulz
+from vlmsel.solvers import cholesky, schulz
 
 FIM_ENTRIES = 16384  # the FIM of a block with so many entries takes 1 GiB in float32
 
@@ -102,19 +102,21 @@ class HyperINF(GradientScorer):
         iterates = work * d * (2 * d + min(d, schulz.PANEL))
         if self.solver == "cholesky":
             iterates = work * d * d + 8 * d * min(d, gram_solve.ROWS)
-        again = 8 * d * d if held < 8 else 0  # float64, where float32 does not do
+        again = 8 * d * d  # in float64, where float32 does not do, and for the norm
+        if self.own_norm:
+            again += 3 * 8 * d * min(d, cholesky.COLUMNS)
         batch = held * d * d  # the sum over a batch before it is added
         return max(copied + iterates, again, batch) + 4 * 8 * block.targets.numel()
 
     @property
     def own_norm(self) -> bool:
-        return self.curvature == "gfim"
+        return self.curvature == "gfim" and self.start is None  # published steps may end far from an inverse
 
     def metric(self, statistic: Gram) -> Metric:
         return gram_solve.metric(self, statistic)
 
     def metric_bytes(self, block: BlockTargets) -> int:
-        return self.statistic(block).size ** 2 * 4 if self.own_norm else 0
+        return self.statistic(block).size ** 2 * max(4, block.dtype.itemsize) if self.own_norm else 0
 
     def lighter(self) -> Mapping[str, GradientScorer]:
         gfim, short = replace(self, curvature="gfim"), replace(self, side="short")

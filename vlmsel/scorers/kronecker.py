@@ -8,6 +8,9 @@ and entries, as for HyperINF, is added to the eigenvalues of the product, not to
     TokenMoments     Σ δ δᵀ and Σ x xᵀ over the tokens that have a gradient, and Σ_j ‖g_j‖² over samples
     SidedGrams       Σ_j g_j g_jᵀ and Σ_j g_jᵀ g_j
     RotatedSquares   Σ_j (Uᵀ g_j V)² by entry
+
+Sums are in float64, their terms are not: what rounds in the products of a batch averages out over many, what a float32
+sum rounds off at every batch does not (K-FAC's h: 2e-5 for 3e-3 after 20,000 samples with a large common input).
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ class KroneckerScorer(GradientScorer):
         return self.diagonal(statistic).solve(v, samples=statistic.count)
 
     def solve_bytes(self, block: BlockTargets, samples: int) -> int:
-        moments = 4 * 8 * (block.rows**2 + block.cols**2)  # both, their eigenvectors, and what finding them takes
+        moments = 5 * 8 * (block.rows**2 + block.cols**2)  # means, their eigenvectors, and what finding them takes
         return block.targets.nbytes + moments + 4 * 8 * block.entries
 
     @property
@@ -115,7 +118,7 @@ class TokenMoments(Statistic):
     def __init__(self, block: BlockTargets) -> None:
         super().__init__(block)
         like = block.targets
-        self.rows, self.cols = (like.new_zeros(size, size) for size in (block.rows, block.cols))
+        self.rows, self.cols = (like.new_zeros(size, size, dtype=torch.float64) for size in (block.rows, block.cols))
         self.seen, self.squares = like.new_zeros(2, dtype=torch.float64).split(1)
 
     @property
@@ -128,8 +131,8 @@ class TokenMoments(Statistic):
         left, right = left * real, right * real
         rows, cols, seen = left.T @ left, right.T @ right, real.sum(dtype=torch.float64)
         squares = factor.sq_norm().sum(dtype=torch.float64)
-        self.rows += rows.to(self.rows)
-        self.cols += cols.to(self.cols)
+        self.rows += rows.to(self.rows.device)
+        self.cols += cols.to(self.cols.device)
         self.seen += seen
         self.squares += squares
 
@@ -177,7 +180,8 @@ class SidedGrams(Statistic):
 
     def __init__(self, block: BlockTargets) -> None:
         super().__init__(block)
-        self.rows, self.cols = (block.targets.new_zeros(size, size) for size in (block.rows, block.cols))
+        like = block.targets
+        self.rows, self.cols = (like.new_zeros(size, size, dtype=torch.float64) for size in (block.rows, block.cols))
 
     @property
     def key(self) -> Hashable:
@@ -185,7 +189,8 @@ class SidedGrams(Statistic):
 
     def gather(self, factor: Factor) -> None:
         factor = factor.compact()
-        rows, cols = (factor.gram(side).to(self.rows) for side in ("rows", "cols"))  # type: ignore[arg-type]
+        device = self.rows.device
+        rows, cols = (factor.gram(side).to(device) for side in ("rows", "cols"))  # type: ignore[arg-type]
         self.rows += rows
         self.cols += cols
 

@@ -161,7 +161,8 @@ class Gram(Statistic):
         block: the block.
         side: which of the first two; where `flat`, "cols", for a block of one row.
         flat: the FIM instead of the GFIM.
-        dtype: of the sum; float64 forms every gradient, for a float64 sum of float32 products is float32.
+        dtype: of the sum; float64 forms every gradient, so that no product is rounded before it is summed. A sum of
+            thousands of batches in float32 is off by some 1e-6 of its largest entries, more of λ far below them.
     """
 
     movable = True

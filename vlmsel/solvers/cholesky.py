@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+COLUMNS = 64  # of an inverse found at a time
 
 
 def solve(
@@ -41,6 +43,22 @@ def factor(a: Float[Tensor, "*batch d d"], overwrite: bool = False) -> Float[Ten
             "raise the damping"
         )
     return lower
+
+
+def inverse_factor(lower: Float[Tensor, "d d"], dtype: torch.dtype) -> Shaped[Tensor, "d d"]:
+    """Return L⁻¹ in another dtype, a few columns at a time.
+
+    >>> inverse_factor(torch.tensor([[2.0, 0.0], [1.0, 4.0]], dtype=torch.float64), torch.float32).tolist()
+    [[0.5, 0.0], [-0.125, 0.25]]
+    """
+    d = len(lower)
+    found = lower.new_empty(d, d, dtype=dtype)
+    for start in range(0, d, COLUMNS):
+        some = found[:, start : start + COLUMNS]
+        identity = lower.new_zeros(some.shape)
+        identity.diagonal(-start).fill_(1)
+        some.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))  # all of L: a part would be copied
+    return found
 
 
 def substitute(lower: Float[Tensor, "*batch d d"], b: Float[Tensor, "*batch d k"]) -> Float[Tensor, "*batch d k"]:

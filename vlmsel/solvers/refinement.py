@@ -42,6 +42,7 @@ def refine(
         if not largest <= before / 2:
             return None
         x += step
+        del step  # before the next one is made
         if largest <= TOLERANCE:
             return x, count
         before = largest
