@@ -188,8 +188,8 @@ def test_curvature_tells_condition_and_residual(made):
     assert table.rows == [["HyperINF, layer", "0.1", "200", "3", "0.001", "yes", "2", ""]]
 
 
-@pytest.mark.parametrize(("solver", "word", "tone"), [("schulz", "no", "bad"), ("cholesky in float64: why", "in float64", "plain")])
-    "solver, word, tone", [("schulz", "no", "bad"), ("cholesky in float64: …", "in float64", "plain")]
+@pytest.mark.parametrize(
+    ("solver", "word", "tone"), [("schulz", "no", "bad"), ("cholesky in float64: why", "in float64", "plain")]
 )
 def test_a_block_that_was_solved_in_float64_instead_is_no_failure(made, solver, word, tone):
     one = scored(made)

@@ -250,73 +250,19 @@ def test_where_schulz_does_not_converge_no_fourth_matrix_is_made():
     assert peak <= scorer.solve_bytes(statistic.block, 700) and peak / (4 * d * d) < 3
 
 
-# Together
-
-BATCHED = [HyperINF(), HyperINF(solver="cholesky"), HyperINF(side="short"), HyperINF(dtype="float64")]
-
-
-def solve_many(scorer, statistics):
-    return scorer.solve_many(statistics, [each.block.targets for each in statistics])
-
-
-def various(scorer, dtype=torch.float32):
-    """Statistics of blocks of several sizes, with one where there is no gradient among them."""
-    found = []
-    for number, shape in enumerate([(6, 9), (9, 6), (6, 9), (4, 9), (6, 9), (40, 30)]):
-        statistic = start(scorer, shape, dtype, targets=2)
-        gradients = draw(5 + number, *shape, dtype=dtype) * 10.0**-number
-        statistic.update(Factor.from_dense(torch.zeros_like(gradients) if number == 2 else gradients))
-        found.append(statistic)
-    return found
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("scorer", BATCHED, ids=repr)
-def test_solved_together_is_solved_one_by_one(scorer, dtype, tolerance):
-    statistics = various(scorer, dtype)
-    alone = [solve(scorer, statistic) for statistic in statistics]
-    for found, one in zip(solve_many(scorer, statistics), alone, strict=True):
-        assert found.h.shape == one.h.shape and found.h.dtype == one.h.dtype
-        assert (found.h - one.h).norm() <= tolerance * one.h.norm()
-        assert found.details.keys() == one.details.keys()
-        for key, value in one.details.items():
-            assert found.details[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-6))
-    assert len({len(one.details["residuals"]) for one in alone if "residuals" in one.details}) != 1  # not all at once
-
-
-def test_blocks_of_equal_size_are_one_batch(monkeypatch):
-    sizes, own = [], schulz.inverses
-    monkeypatch.setattr(schulz, "inverses", lambda a, *rest: sizes.append(len(a)) or own(a, *rest))
-
-    def batched(*shapes):
-        sizes.clear()
-        solve_many(HyperINF(), [gathered(HyperINF(), shape) for shape in shapes])
-        return sizes
-
-    assert sorted(batched((6, 9), (9, 6), (6, 9), (5, 5), (5, 5), (6, 8))) == [1, 2, 3]
-    monkeypatch.setattr(gram_solve, "BATCH", 2 * 81)
-    assert batched(*[(6, 9)] * 5) == [2, 2, 1]
-    assert batched(*[(6, gram_solve.LARGEST_ON_CPU + 1)] * 2) == [1, 1]
-
-
 @pytest.mark.parametrize("solver, steps", [("schulz", refinement.STEPS), ("cholesky", 1)])  # the second needs five
-def test_one_that_float32_does_not_solve_falls_back_by_itself(solver, steps, monkeypatch):
+def test_what_float32_does_not_solve_is_solved_in_float64(solver, steps, monkeypatch):
     monkeypatch.setattr(refinement, "STEPS", steps)
-    scorer, statistics = HyperINF(damping=3e-6, solver=solver), []
-    for gradients in (draw(60, 2, 20), narrow(60, 20), draw(61, 2, 20)):
-        statistics.append(start(scorer, (2, 20), targets=1))
-        statistics[-1].update(Factor.from_dense(gradients))
-    alone, together = [solve(scorer, one) for one in statistics], solve_many(scorer, statistics)
-    for found, one in zip(together, alone, strict=True):
-        assert (found.h - one.h).norm() <= 1e-6 * one.h.norm()
-    assert ["refinements" in one.details for one in together] == [True, False, True]
-    assert [one.details["solver"] for one in together] == [one.details["solver"] for one in alone]
-    assert together[1].details["solver"].startswith("cholesky in float64")
+    scorer = HyperINF(damping=3e-6, solver=solver)
+    statistic = start(scorer, (2, 20), targets=1)
+    statistic.update(Factor.from_dense(narrow(60, 20)))
+    details = solve(scorer, statistic).details
+    assert "refinements" not in details and details["solver"].startswith("cholesky in float64")
 
 
-def test_one_that_is_not_positive_definite_is_solved_by_eigenvectors_and_said():
+def test_what_is_not_positive_definite_is_solved_by_eigenvectors_and_said():
     scorer = HyperINF(1e-13, solver="cholesky", name="mine")
-    statistics = [gathered(scorer, (2, 60), n=80), start(scorer, (2, 60))]
-    statistics[1].update(Factor.from_dense(draw(1, 2, 60) * 1e3))
-    one, other = solve_many(scorer, statistics)
-    assert "instead" not in one.details and other.details["instead"].startswith("by eigenvectors, ")
+    statistic = start(scorer, (2, 60))
+    statistic.update(Factor.from_dense(draw(1, 2, 60) * 1e3))
+    assert solve(scorer, statistic).details["instead"].startswith("by eigenvectors, ")
+    assert "instead" not in solve(scorer, gathered(scorer, (2, 60), n=80)).details

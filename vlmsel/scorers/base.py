@@ -138,10 +138,6 @@ class GradientScorer(Scorer):
             v: mean gradient of each target: those that the statistic was started with.
         """
 
-    def solve_many(self, statistics: Sequence[Any], v: Sequence[Float[Tensor, "targets _rows _cols"]]) -> list[Solved]:
-        """Solve several blocks; one after the other unless a scorer knows better."""
-        return [self.solve(statistic, own) for statistic, own in zip(statistics, v, strict=True)]
-
     def solve_bytes(self, block: BlockTargets, samples: int) -> int:
         """Bound the bytes that solving a block takes on its device beside the statistic, h included: as much as v
         unless a scorer knows better."""

@@ -1,4 +1,4 @@
-"""HyperINF's h = v (G + λI)⁻¹ from the sum S = n G of one block, or of several small blocks at once.
+"""HyperINF's h = v (G + λI)⁻¹ from the sum S = n G of a block.
 
 S may lie in other memory than the targets; it is brought to their device for its solution. Solved is v n (S + nλI)⁻¹,
 which is the same, for then only the diagonal of S is touched: S is damped in its place, and given its diagonal back. At
@@ -11,16 +11,12 @@ most three d × d matrices are alive on the targets' device:
 
 A `dtype` below that of the gradients adds a copy of S. A solution in float32 is refined by residuals in float64; where
 that does not help it is found in float64, and where not even that is positive definite, by eigenvectors.
-
-Small matrices of one size are inverted as one batch, for one at a time they are bound by the launching of operations:
-on one CPU core 60 matrices of 16² took 7 ms together and 21 ms one by one by Schulz's iteration, 9 and 14 ms by
-Cholesky; of 64² 22 and 37 ms, 14 and 19 ms. From 128² on there is nothing to gain on a CPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,11 +30,8 @@ from vlmsel.scorers.statistics import Gram
 from vlmsel.solvers import cholesky, refinement, schulz, spectral
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-LARGEST, LARGEST_ON_CPU = 512, 64  # d up to which matrices are solved together
 ROWS = 64  # of S in float64 at a time
 ROUGH = 0.5  # ‖I - A X‖ up to which X is good enough to refine by
-NOT_CONVERGED, TOO_ROUGH = "Schulz's iteration did not converge", "float32 does not reach the tolerance"
-BATCH = 2**22  # entries of a batch: a quarter of one matrix of 4096²
 
 
 @dataclass(frozen=True)
@@ -145,7 +138,7 @@ def solve(settings: Any, statistic: Gram, v: Float[Tensor, "targets rows cols"])
         return no_fit_gradient(v, **system.details)
     if settings.solver == "cholesky":
         return _by_cholesky(system)
-    return _by_schulz(system) or _in_float64(system, NOT_CONVERGED)
+    return _by_schulz(system) or _in_float64(system, "Schulz's iteration did not converge")
 
 
 def _by_schulz(system: System) -> Solved | None:
@@ -206,7 +199,7 @@ def _by_cholesky(system: System) -> Solved:
         del a
     solved = None if lower is None else _by_factor(system, lower)
     del lower
-    return solved or _in_float64(system, TOO_ROUGH)
+    return solved or _in_float64(system, "float32 does not reach the tolerance")
 
 
 def _by_factor(system: System, lower: Float[Tensor, "d d"]) -> Solved | None:
@@ -256,64 +249,3 @@ def metric(settings: Any, statistic: Gram) -> Metric:
 
 def _on(statistic: Gram, root: Tensor) -> dict[str, Any]:
     return {statistic.side: root}
-
-
-# Several small blocks at once
-
-
-def solve_many(
-    settings: Any, statistics: Sequence[Gram], v: Sequence[Float[Tensor, "targets _rows _cols"]]
-) -> list[Solved]:
-    """Return each block's h: that of `solve` but for rounding.
-
-    Raises:
-        ValueError: as `solve` does.
-    """
-    groups: dict[Any, list[int]] = {}
-    for number, (statistic, own) in enumerate(zip(statistics, v, strict=True)):
-        groups.setdefault(_alike(settings, statistic, own) or number, []).append(number)
-    solved: dict[int, Solved] = {}
-    for group in groups.values():
-        step = max(1, BATCH // statistics[group[0]].size ** 2)
-        for start in range(0, len(group), step):
-            part = group[start : start + step]
-            solved.update(zip(part, _solve_part(settings, [(statistics[i], v[i]) for i in part]), strict=True))
-    return [solved[number] for number in range(len(statistics))]
-
-
-def _alike(settings: Any, statistic: Gram, v: Tensor) -> Any:
-    """Return what blocks of one batch have in common; None for one to be solved by itself."""
-    largest = LARGEST_ON_CPU if v.device.type == "cpu" else LARGEST
-    if settings.start is not None or statistic.size > largest:
-        return None
-    return statistic.size, statistic.dtype, v.device, v.numel()
-
-
-def _solve_part(settings: Any, pairs: Sequence[tuple[Gram, Tensor]]) -> list[Solved]:
-    if len(pairs) == 1:
-        return [solve(settings, *pairs[0])]
-    systems = [System.of(settings, *pair) for pair in pairs]
-    full = [system for system in systems if system.gram is not None]
-    solved = iter(_batch(full) if full else [])
-    return [no_fit_gradient(one.v, **one.details) if one.gram is None else next(solved) for one in systems]
-
-
-def _batch(systems: list[System]) -> list[Solved]:
-    first = systems[0]
-    shifts = [system.shift for system in systems]
-    a = torch.stack([system.gram.to(first.v.device, first.work) for system in systems if system.gram is not None])
-    a.diagonal(dim1=1, dim2=2).add_(a.new_tensor(shifts)[:, None])
-    for system, bound in zip(systems, schulz.spectrum_bounds(a), strict=True):
-        system.note_bound(bound)
-    if first.settings.solver == "cholesky":
-        return _together(a, systems)
-    found = zip(systems, schulz.inverses(a, shifts), strict=True)
-    return [_by_inverse(*pair) or _in_float64(pair[0], NOT_CONVERGED) for pair in found]
-
-
-def _together(a: Tensor, systems: list[System]) -> list[Solved]:
-    try:
-        lower = cholesky.factor(a, overwrite=True)
-    except ValueError:  # one of them is not positive definite
-        return [_by_cholesky(system) for system in systems]
-    return [_by_factor(*pair) or _in_float64(pair[0], TOO_ROUGH) for pair in zip(systems, lower, strict=True)]

@@ -13,7 +13,7 @@ solved by Cholesky in float64, and the details say so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -89,9 +89,6 @@ class HyperINF(GradientScorer):
 
     def solve(self, statistic: Gram, v: Float[Tensor, "targets rows cols"]) -> Solved:
         return gram_solve.solve(self, statistic, v)
-
-    def solve_many(self, statistics: Sequence[Gram], v: Sequence[Float[Tensor, "targets _rows _cols"]]) -> list[Solved]:
-        return gram_solve.solve_many(self, statistics, v)
 
     def solve_bytes(self, block: BlockTargets, samples: int) -> int:
         """Return the bytes of the matrices beside G and of the right-hand sides on their way."""

@@ -56,16 +56,16 @@ def solve_all(
     """
     left = Counter(gathered.uses[scorer.name, name] for scorer in scorers for name in v)
     for scorer in scorers:
-        own = [gathered.uses[scorer.name, name] for name in v]
-        found = [None if key is None else gathered.statistics[key] for key in own]
-        norms = [scorer.metric(one) if metrics and scorer.own_norm else None for one in found]
-        for key, statistic in zip(own, found, strict=True):
+        for name, targets in v.items():
+            key = gathered.uses[scorer.name, name]
+            statistic = None if key is None else gathered.statistics[key]
+            norm = scorer.metric(statistic) if metrics and scorer.own_norm else None
             left[key] -= 1
             if statistic is not None and key is not None and left[key] == 0:
                 statistic.spendable = True
                 del gathered.statistics[key]
-        del statistic
-        for name, solved, norm in zip(v, scorer.solve_many(found, list(v.values())), norms, strict=True):
+            solved = scorer.solve(statistic, targets)
+            del statistic
             yield scorer.name, name, solved, norm
 
 

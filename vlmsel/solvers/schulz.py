@@ -13,7 +13,6 @@ overwritten a few rows at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,13 +38,8 @@ def spectrum_bound(a: Float[Tensor, "d d"]) -> float:
     >>> spectrum_bound(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
     3.0
     """
-    return spectrum_bounds(a[None])[0]
-
-
-def spectrum_bounds(a: Float[Tensor, "batch d d"]) -> list[float]:
-    """Bound the greatest eigenvalue of each of a batch of matrices, as `spectrum_bound` does."""
-    rows = torch.linalg.vector_norm(a, ord=1, dim=2).amax(1)
-    return torch.minimum(rows, a.diagonal(dim1=1, dim2=2).sum(1)).tolist()
+    rows = torch.linalg.vector_norm(a, ord=1, dim=1).amax()
+    return float(torch.minimum(rows, a.diagonal().sum()))
 
 
 def inverse(
@@ -67,60 +61,31 @@ def inverse(
     >>> [round(x, 9) for x in found.matrix.diagonal().tolist()], found.converged
     ([0.5, 0.25], True)
     """
-    return inverses(a[None], [low], tolerance, max_steps)[0]
-
-
-def inverses(
-    a: Float[Tensor, "batch d d"],
-    low: Sequence[float],
-    tolerance: float | None = None,
-    max_steps: int | None = None,
-) -> list[Inverse]:
-    """Invert a batch of matrices, each as `inverse` does; one that is done leaves the batch.
-
-    >>> found = inverses(torch.tensor([[[2.0]], [[8.0]]], dtype=torch.float64), low=[2.0, 1.0])
-    >>> [round(each.matrix.item(), 9) for each in found]
-    [0.5, 0.125]
-    """
-    if not all(each > 0 for each in low):
-        raise ValueError(f"Schulz's iteration needs a positive lower bound of the spectrum, got {min(low)}")
+    if not low > 0:
+        raise ValueError(f"Schulz's iteration needs a positive lower bound of the spectrum, got {low}")
     tolerance = TOLERANCE[a.dtype] if tolerance is None else tolerance
-    high = spectrum_bounds(a)
-    allowed = [_steps(*ends) if max_steps is None else max_steps for ends in zip(low, high, strict=True)]
-    x = _scaled_eyes(a, [2 / (lo + hi) for lo, hi in zip(low, high, strict=True)])
-    residuals: list[list[float]] = [[] for _ in low]
-    found: dict[int, Inverse] = {}
-    active = list(range(len(a)))
-    while active:
+    high = spectrum_bound(a)
+    allowed = _steps(low, high) if max_steps is None else max_steps
+    x, residuals = _scaled_eye(a, 2 / (low + high)), list[float]()
+    while True:
         error = _error(a, x)
-        going = []
-        for place, (which, norm) in enumerate(zip(active, _norms(error), strict=True)):
-            own = residuals[which]
-            own.append(norm)
-            if norm <= tolerance or len(own) > allowed[which] or _stalled(own):
-                found[which] = Inverse(x[place], own, norm <= tolerance)
-            else:
-                going.append(place)
-        if going and len(going) < len(active):
-            a, x, error = a[going], x[going], error[going]
-        active = [active[place] for place in going]
-        if going:
-            _step(x, error)
+        residuals.append(_norm(error))
+        if residuals[-1] <= tolerance or len(residuals) > allowed or _stalled(residuals):
+            return Inverse(x, residuals, residuals[-1] <= tolerance)
+        _step(x, error)
         del error  # before the next one is made
-    return [found[which] for which in range(len(residuals))]
 
 
 def fixed_steps(a: Float[Tensor, "d d"], start: float, steps: int) -> Inverse:
     """Take `steps` steps from `start`·I, converged or not, as the published code does."""
-    a, x = a[None], _scaled_eyes(a[None], [start])
-    residuals: list[float] = []
+    x, residuals = _scaled_eye(a, start), list[float]()
     for _ in range(steps):
         error = _error(a, x)
-        residuals += _norms(error)
+        residuals.append(_norm(error))
         _step(x, error)
         del error
-    residuals += _norms(_error(a, x))
-    return Inverse(x[0], residuals, residuals[-1] <= TOLERANCE[a.dtype])
+    residuals.append(_norm(_error(a, x)))
+    return Inverse(x, residuals, residuals[-1] <= TOLERANCE[a.dtype])
 
 
 def _steps(low: float, high: float) -> int:
@@ -128,28 +93,26 @@ def _steps(low: float, high: float) -> int:
     return SPARE_STEPS + (math.ceil(math.log2(max(1.0, ratio))) if math.isfinite(ratio) else 0)
 
 
-def _scaled_eyes(a: Tensor, scales: list[float]) -> Tensor:
-    """Return s·I for each scale. [b, d, d]"""
+def _scaled_eye(a: Tensor, scale: float) -> Tensor:
     x = torch.zeros_like(a)
-    x.diagonal(dim1=1, dim2=2).copy_(a.new_tensor(scales)[:, None].expand(a.shape[:2]))
+    x.fill_diagonal_(scale)
     return x
 
 
 def _error(a: Tensor, x: Tensor) -> Tensor:
     """Return A X - I; subtracted before the norm is taken, for a small norm of two large ones would be rounding."""
     error = a @ x
-    error.diagonal(dim1=1, dim2=2).sub_(1)
+    error.diagonal().sub_(1)
     return error
 
 
-def _norms(error: Tensor) -> list[float]:
-    return torch.linalg.vector_norm(error, dim=(1, 2)).tolist()
+def _norm(error: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(error))
 
 
 def _step(x: Tensor, error: Tensor) -> None:
     """Overwrite X by X - X (A X - I)."""
-    for start in range(0, x.shape[1], PANEL):
-        panel = x[:, start : start + PANEL]
+    for panel in x.split(PANEL):
         panel -= panel @ error
 
 
