@@ -42,6 +42,7 @@ from vlmsel.models.config import resolve
 from vlmsel.reporting.tables import as_markdown, as_text, shown
 from vlmsel.scoring.affinity import NAME as AFFINITIES
 from vlmsel.scoring.table import read_table
+from vlmsel.studies.intervals import interval
 from vlmsel.studies.study import RANDOM, draws_of
 from vlmsel.training.phases import phase_preset
 
@@ -287,7 +288,9 @@ def draw(found: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
             if "time" not in own or name not in own:
                 continue
             at = (median(own["time"]), float(np.mean(own[name])))
-            axis.plot(*at, "o", color="tab:orange" if row in SCORERS else "tab:blue")
+            color = "tab:orange" if row in SCORERS else "tab:blue"
+            half = interval(own[name])[1] if name == WORTH else None
+            axis.errorbar(*at, yerr=half, fmt="o", color=color, elinewidth=0.6)
             labels.append(axis.annotate(row, at, xytext=(5, 3), textcoords="offset points", fontsize=7))
         axis.axvline(1 / 3, color="0.5", linestyle=":", linewidth=1)
         axis.axhline(0 if name == WORTH else 0.9, color="0.5", linestyle=":", linewidth=1)

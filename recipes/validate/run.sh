@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# bash recipes/validate/run.sh MODEL GLUE runs/validate [pool] [target samples per file] [train] [subsets] [seeds]
-# How much is a score worth? LDS of sixteen scorers, deciles, groups and duel of six, and of three baselines, on SST-2 and on
-# the embedded world.
+# bash recipes/validate/run.sh MODEL GLUE runs/validate [pool] [target samples per file] [train] [subsets] [trainings] [seeds]
+# How much is a score worth? LDS of sixteen scorers, each half trained on so often; deciles, groups and duel of eight and of
+# four baselines over seeds; on SST-2 and on the embedded world.
 set -euo pipefail
-model=$1 glue=$2 out=$3 pool=${4:-200} target=${5:-8} train=${6:-160} subsets=${7:-24} seeds=${8:-2}
+model=$1 glue=$2 out=$3 pool=${4:-200} target=${5:-8} train=${6:-160} subsets=${7:-24} trainings=${8:-2} seeds=${9:-5}
 here=$(cd "$(dirname "$0")" && pwd)
-some="[TracIn,DataInf,LiSSA,HyperINF,EKFAC,Hidden,Loss,Length,gradient norm]"
+some="[TracIn,DataInf,LiSSA,HyperINF,HyperINF.10,KFAC,EKFAC,Hidden,Random,Loss,Length,gradient norm]"
 
 study() { # a run folder, its name and options: the four studies, of which LDS is shared by all scorers
-  local how=(--run "$1" --seeds "$seeds" "${@:3}")
-  vlmsel validate "${how[@]}" --study lds --subsets "$subsets" --out "$out/$2-lds"
-  vlmsel validate "${how[@]}" --study duel --scorers "$some" --fraction 0.2 --draws 1 --out "$out/$2-duel"
-  vlmsel validate "${how[@]}" --study deciles --scorers "$some" --fraction 0.1 --out "$out/$2-deciles"
-  vlmsel validate "${how[@]}" --study groups --scorers "$some" --out "$out/$2-groups"
+  local how=(--run "$1" "${@:3}")
+  vlmsel validate "${how[@]}" --seeds "$trainings" --study lds --subsets "$subsets" --out "$out/$2-lds"
+  vlmsel validate "${how[@]}" --seeds "$seeds" --study duel --scorers "$some" --fraction 0.2 --draws 1 --out "$out/$2-duel"
+  vlmsel validate "${how[@]}" --seeds "$seeds" --study deciles --scorers "$some" --fraction 0.1 --out "$out/$2-deciles"
+  vlmsel validate "${how[@]}" --seeds "$seeds" --study groups --scorers "$some" --out "$out/$2-groups"
 }
 
 vlmsel detect --config "$here/detect.yaml" --data "$glue" --model "$model" --train_samples "$train" --out "$out/sst2"

@@ -145,7 +145,7 @@ def test_llava(script, tmp_path):
 def test_validate(script, tmp_path):
     write_glue(tmp_path / "glue")
     save_classifier(tmp_path / "bert")
-    script("validate/run.sh", "bert", "glue/SST-2", "out", 12, 4, 12, 2, 1, detect="--validation_samples 8")
+    script("validate/run.sh", "bert", "glue/SST-2", "out", 12, 4, 12, 2, 1, 1, detect="--validation_samples 8")
     for run in ("sst2", "vlm"):
         for study in ("lds", "duel", "deciles", "groups"):
             assert (tmp_path / f"out/{run}-{study}").is_dir(), (run, study)
