@@ -63,6 +63,8 @@ def write_glue(folder):
         write_table(folder / f"CoLA/{part}.tsv", None, [("x", n % 2, "*", f"saw {n}") for n in rows])
         names = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
         write_table(folder / f"MRPC/{part}.tsv", names, [(n % 2, n, n, f"one {n}", f"two {n}") for n in rows])
+        names, labels = ["index", "sentence1", "sentence2", "label"], ("entailment", "not_entailment")
+        write_table(folder / f"RTE/{part}.tsv", names, [(n, f"one {n}", f"two {n}", labels[n % 2]) for n in rows])
 
 
 def write_llava(folder, names):
@@ -82,9 +84,10 @@ def test_glue_mislabel(script, tmp_path):
     save_classifier(tmp_path / "bert")
     more = "--train_samples 16 --validation_samples 8 --training.epochs 1 --rank_by TracIn --scorers [Random,TracIn]"
     script("glue_mislabel/run.sh", "glue", "bert", "out", 1, detect=more)
-    others = ("r16_cola", "r64_mrpc", "head_sst2", "folds_mrpc", "folds_sst2_clean")
-    for name in ("sst2", "cola", "mrpc", *(f"rank{r}" for r in (1, 2, 4, 8)), *others):
+    others = ("r16_cola", "r64_mrpc", "head_sst2", "folds_mrpc", "folds_sst2_clean", "rank4_sst2")
+    for name in ("sst2", "cola", "mrpc", "rte", *(f"rank{r}_cola" for r in (1, 2, 4, 8)), *others):
         assert (tmp_path / f"out/{name}/seed0/scores.parquet").is_file(), name
+    assert not (tmp_path / "out/qnli").exists()  # its files are not there
 
 
 @pytest.mark.parametrize("recipe", ["run", "maths"])
