@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -24,8 +24,19 @@ from matplotlib.figure import Figure
 from solver_study import Row, markdown, write_csv
 from torch.profiler import ProfilerActivity, profile
 
-from vlmsel.gradients import DenseFactor, OuterFactor
-from vlmsel.scorers import EKFAC, KFAC, BlockTargets, DataInf, Exact, GradientScorer, HyperINF, LiSSA, TwoSided
+from vlmsel.gradients import DenseFactor, Factor, OuterFactor
+from vlmsel.scorers import (
+    EKFAC,
+    KFAC,
+    BlockTargets,
+    DataInf,
+    Exact,
+    GradientScorer,
+    HyperINF,
+    LiSSA,
+    Statistic,
+    TwoSided,
+)
 from vlmsel.scorers.kronecker import TokenMoments
 
 TOKENS = 32
@@ -44,13 +55,8 @@ SCORERS: dict[str, GradientScorer] = {
 }
 
 
-def cost(scorer: GradientScorer, drawn: OuterFactor, targets: torch.Tensor, batch: int = 32) -> Row:
-    """Gather and solve; return seconds and bytes that are told."""
-    whole = drawn if isinstance(scorer, KFAC | EKFAC) else DenseFactor(drawn.dense())
-    parts = [whole.select(slice(at, at + batch)) for at in range(0, whole.samples, batch)]
-    block = BlockTargets(targets, float(drawn.sq_norm().sum()) / (drawn.samples * targets[0].numel()))
-    wait(targets)
-    begun = now(targets)
+def solved(scorer: GradientScorer, parts: Sequence[Factor], block: BlockTargets) -> Statistic:
+    """Gather and solve; return what was gathered."""
     if scorer.needs_basis:
         moments = TokenMoments(block)
         for part in parts:
@@ -61,13 +67,27 @@ def cost(scorer: GradientScorer, drawn: OuterFactor, targets: torch.Tensor, batc
     for part in parts:
         statistic.update(part)
     statistic.spendable = True
-    scorer.solve(statistic, targets)
-    wait(targets)
-    seconds = now(targets) - begun
+    scorer.solve(statistic, block.targets)
+    return statistic
+
+
+def cost(scorer: GradientScorer, drawn: OuterFactor, targets: torch.Tensor, repeats: int, batch: int = 32) -> Row:
+    """Gather and solve; return the least seconds of some repetitions, and bytes."""
+    whole = drawn if isinstance(scorer, KFAC | EKFAC) else DenseFactor(drawn.dense())
+    parts = [whole.select(slice(at, at + batch)) for at in range(0, drawn.samples, batch)]
+    block = BlockTargets(targets, float(drawn.sq_norm().sum()) / (drawn.samples * targets[0].numel()))
+    seconds = []
+    for _ in range(repeats):
+        wait(targets)
+        begun = now(targets)
+        statistic = solved(scorer, parts, block)
+        wait(targets)
+        seconds.append(now(targets) - begun)
     return {
-        "seconds": seconds,
+        "seconds": min(seconds),
         "gathered MB": statistic.bytes(drawn.samples) / 1e6,
         "solving MB": scorer.solve_bytes(block, drawn.samples) / 1e6,
+        "measured MB": peak(partial(solved, scorer, parts, block), targets) / 1e6,
     }
 
 
@@ -94,7 +114,7 @@ def wait(on: torch.Tensor) -> None:
 
 
 def rows_of(given: argparse.Namespace) -> list[Row]:
-    """Run every scorer at every rank; the least of the repetitions counts."""
+    """Run every scorer at every rank."""
     rows: list[Row] = []
     generator = torch.Generator(given.device).manual_seed(0)
     for rank in given.ranks:
@@ -106,13 +126,7 @@ def rows_of(given: argparse.Namespace) -> list[Row]:
         for name, scorer in SCORERS.items():
             if name == "HyperINF (FIM)" and rank * given.size > MOST:
                 continue
-            runs = [cost(scorer, drawn, target) for _ in range(given.repeats)]
-            fastest = min(runs, key=lambda run: run["seconds"])
-            held = drawn.samples * target.nbytes  # the formed gradients
-            most = peak(partial(cost, scorer, drawn, target), target) - (
-                0 if isinstance(scorer, KFAC | EKFAC) else held
-            )
-            rows.append({"rank": rank, "scorer": name, **fastest, "measured MB": most / 1e6})
+            rows.append({"rank": rank, "scorer": name, **cost(scorer, drawn, target, given.repeats)})
         print(f"rank {rank}", flush=True)
     return rows
 

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -211,10 +212,11 @@ def timed(name: str, system: System, m: torch.Tensor, v: torch.Tensor, steps: in
 
 
 def mean_rows(rows: Sequence[Row]) -> Iterable[Row]:
-    """Average over seeds."""
+    """Give the mean error and the median seconds over seeds, of which one may meet another process."""
     for d, way in dict.fromkeys((row["d"], row["way"]) for row in rows):
         own = [row for row in rows if (row["d"], row["way"]) == (d, way)]
-        yield {"d": d, "way": way, **{key: sum(row[key] for row in own) / len(own) for key in ("error", "seconds")}}
+        error, seconds = ([row[key] for row in own] for key in ("error", "seconds"))
+        yield {"d": d, "way": way, "error": sum(error) / len(own), "seconds": median(seconds)}
 
 
 def draw_inversion(rows: Sequence[Row], path: Path) -> None:
