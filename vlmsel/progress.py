@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal, TextIO
@@ -32,6 +33,33 @@ def bar(what: str | None, total: int | None, unit: str, done: int = 0, values: I
     return tqdm(
         values, total=total, initial=done, desc=staged(what or ""), unit=unit, delay=2, dynamic_ncols=True, disable=off
     )
+
+
+class Pace:
+    """Says after each of a loop's long steps how long it will go on; what was done before takes no time."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.worked, self.seconds = total, 0, 0, 0.0
+
+    @contextmanager
+    def step(self, worked: bool) -> Iterator[None]:
+        """Take a step, or pass one over."""
+        begun = time.perf_counter()
+        yield
+        self.done += 1
+        if worked:
+            self.worked, self.seconds = self.worked + 1, self.seconds + time.perf_counter() - begun
+            each, left = self.seconds / self.worked, self.total - self.done
+            if left and each >= 0.5:
+                print(f"== {self.done} of {self.total}, {each:.1f} s each; about {_span(each * left)} left", flush=True)
+
+
+def _span(seconds: float) -> str:
+    """
+    >>> _span(20), _span(3000), _span(20000)
+    ('1 min', '50 min', '5.6 h')
+    """
+    return f"{max(1, round(seconds / 60))} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def begin(stages: Sequence[str]) -> None:

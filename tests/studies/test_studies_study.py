@@ -48,6 +48,17 @@ def test_answers_that_are_kept_need_no_step(tmp_path):
     assert [step[1:] for step in study.steps if step[0] == "ask"] == [(0, "A"), (1, "B")]
 
 
+def test_it_says_how_long_it_goes_on_by_what_it_worked_on_itself(tmp_path, monkeypatch, capsys):
+    clock = iter(range(0, 10**6, 90))  # every look at it is a minute and a half later
+    monkeypatch.setattr("vlmsel.progress.time.perf_counter", lambda: float(next(clock)))
+    Noting({(0, "A"): {}}).run(tmp_path, range(3), ["A", "B"])
+    said = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert (
+        said[0] == "== 2 of 6, 90.0 s each; about 6 min left" and said[-1] == "== 5 of 6, 90.0 s each; about 2 min left"
+    )
+    assert len(said) == 4  # nothing of what was kept, nor after the last
+
+
 def test_a_study_that_was_stopped_goes_on_behind_what_is_kept(tmp_path):
     class Stopping(Noting):
         def ask(self, seed, arm, model):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, final
 
 from vlmsel import runs
+from vlmsel.progress import Pace
 
 Data = TypeVar("Data")
 Model = TypeVar("Model")
@@ -83,13 +84,16 @@ class Study(ABC, Generic[Data, Model, Answer]):
     def run(self, folder: Path, seeds: Iterable[int], arms: Sequence[str]) -> list[dict[str, Answer]]:
         """Run every arm of every seed in `folder/seed<k>`, or what is left of it; return each seed's answers by arm."""
         answers: list[dict[str, Answer]] = []
-        for seed in (Seed(number, folder / f"seed{number}") for number in seeds):
+        every = [Seed(number, folder / f"seed{number}") for number in seeds]
+        pace = Pace(len(every) * len(arms))
+        for seed in every:
             self.prepare(seed)
             answers.append({})
             for arm in arms:
                 found = self.kept(seed, arm)
-                if found is None:
-                    found = self.ask(seed, arm, self.tune(seed, arm, self.subset(seed, arm)))
+                with pace.step(worked=found is None):
+                    if found is None:
+                        found = self.ask(seed, arm, self.tune(seed, arm, self.subset(seed, arm)))
                 answers[-1][arm] = found
             self.conclude(seed)
         return answers
