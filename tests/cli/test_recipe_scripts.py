@@ -151,15 +151,26 @@ def test_validate(script, tmp_path):
     script("validate/run.sh", "bert", "glue/SST-2", "out", 12, 4, 12, 2, 1, 1, detect="--validation_samples 8")
     for run in ("sst2", "vlm"):
         for study in ("lds", "duel", "deciles", "groups"):
-            assert (tmp_path / f"out/{run}-{study}").is_dir(), (run, study)
+            found = (tmp_path / f"out/{run}-{study}/table.md").read_text()
+            assert "| HyperINF.10 |" in found and "| Random |" in found, (run, study)
+
+
+def choices(count):
+    named = {"activity_label": "Sums", "endings": list("abcd"), "label": 1}
+    return [{"ind": n, "ctx": f"{n} and", **named} for n in range(count)]
+
+
+def test_validate_text(script, tmp_path):
+    save_language(tmp_path / "llama")
+    write_lines(tmp_path / "questions.jsonl", choices(24))
+    small = {"warmup": f"{ONE} --least 4"}
+    script("validate/text.sh", "questions.jsonl", "llama", "out", 16, 4, 2, 1, **small)
+    assert "| HyperINF.10 |" in (tmp_path / "out/text-lds/table.md").read_text()
 
 
 def test_llm_selection(script, tmp_path):
     save_language(tmp_path / "llama")
-    rows = [
-        {"ind": n, "activity_label": "Sums", "ctx": f"{n} and", "endings": list("abcd"), "label": 1} for n in range(24)
-    ]
-    write_lines(tmp_path / "questions.jsonl", rows)
+    write_lines(tmp_path / "questions.jsonl", choices(24))
     sizes = ["--pool", 12, "--target", 4, "--test", 8, "--fractions", 0.25, ONE.split()[0], 1]
     script("llm_selection/run.sh", "questions.jsonl", "llama", "out", "dense", *sizes)
     assert "Random of equal tokens" in (tmp_path / "out/table.md").read_text()
