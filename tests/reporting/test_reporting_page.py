@@ -188,6 +188,11 @@ def test_curvature_tells_condition_and_residual(made):
     assert table.rows == [["HyperINF, layer", "0.1", "200", "3", "0.001", "yes", "2", ""]]
 
 
+def test_blocks_of_which_nothing_is_told_take_no_rows(made):
+    one, known = scored(made), {"samples": 7, "scale": 2.0}  # as of a scorer that solves nothing
+    assert curvature_section(replace(one, about={"details": {"TracIn.scaled": {"layer": known}}})) is None
+
+
 @pytest.mark.parametrize(
     ("solver", "word", "tone"), [("schulz", "no", "bad"), ("cholesky in float64: why", "in float64", "plain")]
 )

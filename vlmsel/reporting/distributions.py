@@ -123,8 +123,8 @@ def curvature_section(scored: Scored) -> Section | None:
     rows: list[list[str]] = []
     for scorer, blocks in scored.about.get("details", {}).items():
         for block, numbers in blocks.items():
-            if isinstance(numbers, Mapping) and numbers:
-                rows.append([f"{scorer}, {block}", *_solved(numbers)])
+            if isinstance(numbers, Mapping) and any(cells := _solved(numbers)):
+                rows.append([f"{scorer}, {block}", *cells])
     if not rows:
         return None
     head = [
