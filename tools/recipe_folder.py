@@ -18,17 +18,17 @@ from vlmsel import runs
 def open_folder(
     parser: argparse.ArgumentParser, given: argparse.Namespace, grows: Collection[str], worker: str = ""
 ) -> None:
-    """Make or reopen the folder `given.out`, or end as the parser does at wrong words.
+    """Make or reopen the folder `given.out`, or end as the parser does at wrong words. A file is known by its content.
 
     Args:
         parser: what read the options.
         given: the options.
-        grows: those that may be others in a later call; where the study's input lies among them.
+        grows: those that may be others in a later call.
         worker: tells apart calls that work in the folder at the same time.
     """
     settings = {name: value for name, value in vars(given).items() if name not in {"out", *grows}}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     try:
+        plain = {name: runs.file_hash(one) if isinstance(one, Path) else one for name, one in settings.items()}
         runs.open_run(given.out, yaml.safe_dump(plain), worker)
-    except ValueError as problem:
+    except (ValueError, OSError) as problem:
         parser.error(str(problem))

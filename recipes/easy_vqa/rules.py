@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=200, help="questions in the target file")
     parser.add_argument("--trainings", type=int, default=1, help="trainings per choice, averaged")
     given = parser.parse_args()
-    open_folder(parser, given, ("archive", "seeds", "arms"))  # arms are numbered by their trainings
+    open_folder(parser, given, ("seeds", "arms"))  # arms are numbered by their trainings
     study = EasyVQA(given.archive, given.out, given.pool, given.test, given.targets, given.trainings)
     study.run(given.out, given.seeds, trained(given.arms, given.trainings))
     show_results(given.out, "20 % of easy-VQA", [kind_of(arm) for arm in ARMS], {})

@@ -226,7 +226,7 @@ def main() -> None:
     if args.table:
         show(args.out, args.fractions)
     else:
-        grows = ("questions", "labels", "seed", "table", "rows", "fractions")
+        grows = ("seed", "table", "rows", "fractions")
         open_folder(parser, argparse.Namespace(**vars(args), more=more), grows, f"seed{args.seed}")
         choices = arms(args.fractions, args.seed, args.rows)
         LanguageStudy(args, choices, more).run(args.out, [args.seed], [*choices, FULL, BEFORE])
